@@ -1,0 +1,44 @@
+# Two commands on a fresh machine with Python 3.11: `make demo` and `make test`. Both set up .venv themselves.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+.PHONY: demo test lint format lock samples clean
+
+demo: $(VENV)/.inference  ## segment the sample scans; masks and pictures go to demo-output/
+	$(BIN)/hemseg segment test/cases demo-output --overlay
+
+test: $(VENV)/.development  ## the test suite (about five minutes on two cores)
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.development  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.development
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+samples: $(VENV)/.development  ## make test/cases, test/truth and test/expected anew, with the present weights
+	$(BIN)/python -m training samples
+
+lock: $(VENV)/.inference  ## requirements.in -> requirements.txt
+	$(BIN)/pip-compile -q --upgrade --strip-extras --no-header --allow-unsafe --no-emit-index-url --no-emit-find-links \
+		--no-emit-trusted-host requirements.in -o requirements.txt
+
+$(VENV)/.python:
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) and f"hemseg needs Python 3.11, {sys.executable} is {v[0]}.{v[1]}; run make PYTHON=/path/to/python3.11")'
+	"$(PYTHON)" -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.inference: $(VENV)/.python requirements.txt pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(VENV)/.development: $(VENV)/.inference
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable '.[training,test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo-output build dist *.egg-info

@@ -1,0 +1,166 @@
+"""Weights on disk: ``manifest.json`` + ONNX, and the ONNX Runtime session that runs them.
+
+All that inference must know about a model is in its manifest and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hemseg.errors import HemsegError
+from hemseg.preprocessing import Settings
+
+FORMAT = 1  # of the manifest; raised when an older hemseg could misread a newer one
+MANIFEST = "manifest.json"
+PLATFORM_MODEL = Path("/opt/ml/model")  # where Grand Challenge unpacks a model tarball
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What inference must know.
+
+    Attributes:
+        name, version: of the weights.
+        file: the ONNX file beside the manifest. Input ``image`` float32 (n, channel, z, y, x), output
+            ``probability`` of hemorrhage, float32 (n, 1, z, y, x): the sigmoid is inside the graph.
+        sha256: of that file.
+        patch: (z, y, x) voxels of the working grid that the network takes at once.
+        preprocessing: see `hemseg.preprocessing.Settings`.
+        threshold: probability from which a voxel is hemorrhage.
+        min_lesion_ml: smaller connected components are dropped.
+        provenance: how the weights came about (data, recipe, seed, commit, metrics); not read by inference.
+    """
+
+    name: str
+    version: str
+    file: str
+    sha256: str
+    patch: tuple[int, int, int]
+    preprocessing: Settings
+    threshold: float = 0.5
+    min_lesion_ml: float = 0.1
+    provenance: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def write(self, folder: Path) -> None:
+        """Write ``manifest.json`` into a folder."""
+        (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Raises HemsegError: missing, not JSON, made for a newer hemseg, or with fields missing or wrong."""
+        path = folder / MANIFEST
+        try:
+            values = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise HemsegError(f"{path}: there is no such file; give --weights a folder with a {MANIFEST}.") from None
+        except (OSError, ValueError) as error:
+            raise HemsegError(f"{path}: cannot be read as a manifest ({error}).") from None
+        if not isinstance(values, dict) or not isinstance(values.get("format"), int):
+            raise HemsegError(f"{path}: is not a hemseg manifest.")
+        if values["format"] > FORMAT:
+            raise HemsegError(
+                f"{path}: has format {values['format']}, this hemseg reads up to {FORMAT}; update hemseg."
+            )
+        try:
+            settings = Settings(**{k: _as_tuple(v) for k, v in values.pop("preprocessing").items()})
+            return cls(preprocessing=settings, **{k: _as_tuple(v) for k, v in values.items()})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise HemsegError(f"{path}: is not a valid manifest ({error}).") from None
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def default_weights() -> Path:
+    """The weights used when none are named: the platform's model tarball, else those that came with hemseg."""
+    packaged = Path(__file__).parent / "weights"  # in a wheel
+    checkout = Path(__file__).parent.parent / "weights"  # in a clone and in the container
+    for folder in (PLATFORM_MODEL, packaged, checkout):
+        if (folder / MANIFEST).is_file():
+            return folder
+    raise HemsegError(f"no weights found in {PLATFORM_MODEL}, {packaged} or {checkout}; give --weights FOLDER.")
+
+
+class Model:
+    """A loaded network: ``model(patches)`` gives probabilities."""
+
+    def __init__(self, manifest: Manifest, session: Any, folder: Path) -> None:
+        self.manifest = manifest
+        self.folder = folder
+        self._session = session
+
+    @property
+    def provider(self) -> str:
+        """The ONNX Runtime provider that really runs, e.g. ``CPUExecutionProvider``."""
+        return str(self._session.get_providers()[0])
+
+    def __call__(self, patches: np.ndarray) -> np.ndarray:
+        """Probabilities (n, 1, z, y, x) of patches (n, channel, z, y, x), both float32."""
+        return self._session.run(None, {"image": np.ascontiguousarray(patches, dtype=np.float32)})[0]
+
+
+def load(weights: str | Path | None = None, device: str = "auto") -> Model:
+    """Load weights.
+
+    Args:
+        weights: folder with a manifest; `default_weights` when None.
+        device: ``auto`` (CUDA where it works, else CPU), ``cpu``, or ``cuda`` (CUDA or an error).
+
+    Raises:
+        HemsegError: weights missing, damaged or of a newer format; CUDA asked for but not to be had.
+    """
+    folder = Path(weights) if weights is not None else default_weights()
+    manifest = Manifest.read(folder)
+    path = folder / manifest.file
+    _check_file(path, manifest)
+    return Model(manifest, _session(path, device), folder)
+
+
+def _check_file(path: Path, manifest: Manifest) -> None:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        raise HemsegError(f"{path}: the manifest names it, but it cannot be read.") from None
+    if content.startswith(b"version https://git-lfs"):
+        raise HemsegError(f"{path}: is a Git LFS pointer, not the weights; run `git lfs pull`.")
+    if hashlib.sha256(content).hexdigest() != manifest.sha256:
+        raise HemsegError(f"{path}: does not match the manifest's sha256; it is damaged or of another version.")
+
+
+def _session(path: Path, device: str) -> Any:
+    import onnxruntime as ort
+
+    if device not in DEVICES:
+        raise HemsegError(f"device {device!r} is not known; give one of {', '.join(DEVICES)}.")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # its warnings about missing GPUs are said below in one sentence
+    options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    cpu: list[Any] = ["CPUExecutionProvider"]
+    wanted = device != "cpu" and "CUDAExecutionProvider" in ort.get_available_providers()
+    if device == "cuda" and not wanted:
+        raise HemsegError("device cuda was asked for, but this ONNX Runtime has no CUDA; see requirements-cuda.txt.")
+    providers = cpu
+    if wanted:
+        ort.set_default_logger_severity(4)
+        ort.preload_dlls()
+        providers = [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}), *cpu]
+    try:
+        session = ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # ONNX Runtime raises many types of its own
+        if not wanted or device == "cuda":
+            raise HemsegError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]}).") from None
+        session = ort.InferenceSession(str(path), options, providers=cpu)
+    if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
+        raise HemsegError("device cuda was asked for, but CUDA does not work here; use --device cpu or auto.")
+    return session

@@ -1,0 +1,267 @@
+"""From a scan to what the network sees: window, working grid, skull strip, histogram equalisation.
+
+The paper's test-time steps (section 2, "CAM-guided weakly supervised segmentation"): smooth with a bilateral
+filter, call everything at or above the 95th percentile of intensity skull, discard the skull and all that lies
+outside its convex hull, equalise the histogram. `Settings` holds every number; it is part of the weights'
+manifest, and training calls these very functions, so that training and inference cannot drift apart.
+
+Everything happens on the working grid (see `WorkingGrid`): a skull needs no 0.4 mm pixels, and a 512x512
+slice costs five times as much as the same slice at 1 mm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from scipy import ndimage
+
+from hemseg.volume import Volume
+
+CHANNELS = ("hu", "equalized")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `working_image` and `network_input` need to know. HU and mm."""
+
+    hu_range: tuple[float, float] = (-20.0, 100.0)  # all that the training data hold; clipped to it first
+    in_plane_mm: float = 1.0  # working grid, x and y
+    slice_mm: float = 5.0  # working grid, z: thinner slices are averaged to about this
+    bilateral_diameter: int = 5  # working-grid pixels
+    bilateral_sigma_hu: float = 15.0
+    bilateral_sigma_mm: float = 2.0
+    skull_percentile: float = 95.0  # the paper's, over the head's voxels of the whole volume ...
+    bone_floor_hu: float = 92.0  # ... but never below this: clotted blood reaches 90 HU
+    head_floor_hu: float = -15.0  # tissue, against air and fat
+    channels: tuple[str, ...] = CHANNELS
+
+    def __post_init__(self) -> None:
+        low, high = self.hu_range
+        if not (low < self.head_floor_hu < self.bone_floor_hu < high):
+            raise ValueError("needs hu_range[0] < head_floor_hu < bone_floor_hu < hu_range[1]")
+        if unknown := set(self.channels) - set(CHANNELS):
+            raise ValueError(f"unknown channels {sorted(unknown)}; known: {', '.join(CHANNELS)}")
+
+
+@dataclass(frozen=True, eq=False)
+class WorkingGrid:
+    """The grid that the network works on: the scan's own axes, ``in_plane_mm`` pixels, averaged slices.
+
+    In plane, pixels are area averages (or linear interpolation where the scan is the coarser one). Along z, a
+    whole number of neighbouring slices is averaged to come closest to ``slice_mm``; slices are never
+    interpolated or dropped, and thicker ones are kept as they are.
+
+    Attributes:
+        scan_shape: (z, y, x) of the scan in LPS order.
+        scan_spacing: (z, y, x) mm.
+        spacing: (z, y, x) mm of the working grid.
+        slab: slices of the scan per slice of the working grid.
+    """
+
+    scan_shape: tuple[int, int, int]
+    scan_spacing: tuple[float, float, float]
+    spacing: tuple[float, float, float]
+    slab: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], spacing: tuple[float, ...], settings: Settings) -> WorkingGrid:
+        """The working grid of a scan of ``shape`` and ``spacing`` (z, y, x; mm)."""
+        slab = min(max(1, round(settings.slice_mm / spacing[0])), shape[0])
+        working = (slab * spacing[0], settings.in_plane_mm, settings.in_plane_mm)
+        return cls(tuple(shape), tuple(spacing), working, slab)  # type: ignore[arg-type]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(z, y, x) of the working grid: it covers the scan."""
+        z = -(-self.scan_shape[0] // self.slab)
+        y, x = (
+            max(1, round(n * old / new))
+            for n, old, new in zip(self.scan_shape[1:], self.scan_spacing[1:], self.spacing[1:], strict=True)
+        )
+        return z, y, x
+
+    def from_scan(self, hu: np.ndarray) -> np.ndarray:
+        """Average an array (z, y, x) of the scan onto the working grid; float32."""
+        _, y, x = self.shape
+        starts = np.arange(0, self.scan_shape[0], self.slab)
+        if self.slab > 1:
+            hu = np.add.reduceat(hu, starts, axis=0, dtype=np.float32)
+            hu /= np.diff(np.append(starts, self.scan_shape[0])).astype(np.float32)[:, None, None]
+        rows = _resampling(self.scan_shape[1], self.scan_spacing[1], y, self.spacing[1])
+        columns = _resampling(self.scan_shape[2], self.scan_spacing[2], x, self.spacing[2])
+        return rows @ np.asarray(hu, dtype=np.float32) @ columns.T
+
+    def to_scan(self, working: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+        """Interpolate an array of the working grid linearly to part of the scan: all slices, some rows, columns.
+
+        Args:
+            working: (z, y, x) on the working grid.
+            rows, columns: the part of the scan's y and x that is wanted.
+        """
+        y = _resampling(working.shape[1], self.spacing[1], self.scan_shape[1], self.scan_spacing[1])[rows]
+        x = _resampling(working.shape[2], self.spacing[2], self.scan_shape[2], self.scan_spacing[2])[columns]
+        array = y @ np.asarray(working, dtype=np.float32) @ x.T
+        if self.slab == 1:
+            return array
+        z = _resampling(working.shape[0], self.spacing[0], self.scan_shape[0], self.scan_spacing[0], centered=False)
+        return np.tensordot(z, array, axes=1)
+
+
+def _resampling(n_in: int, mm_in: float, n_out: int, mm_out: float, centered: bool = True) -> np.ndarray:
+    """Weights (n_out, n_in) that resample one axis with a tent as wide as the coarser of the two pixels.
+
+    Coarser output: an antialiased average. Finer output: linear interpolation, constant beyond the edges.
+    Both grids share their centre, or, with ``centered`` off, the edge of their first voxel.
+    """
+    at_in = (np.arange(n_in) + 0.5) * mm_in
+    at_out = (np.arange(n_out) + 0.5) * mm_out
+    if centered:
+        at_out += (n_in * mm_in - n_out * mm_out) / 2
+    at_out = np.clip(at_out, at_in[0], at_in[-1])
+    weights = np.maximum(0.0, 1.0 - np.abs(at_out[:, None] - at_in) / max(mm_in, mm_out))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class WorkingImage:
+    """A scan on the working grid, in LPS order.
+
+    Attributes:
+        hu: float32 (z, y, x), clipped to ``hu_range``, not stripped.
+        intracranial: bool (z, y, x), what skull stripping leaves.
+        grid: how to get back.
+    """
+
+    hu: np.ndarray
+    intracranial: np.ndarray
+    grid: WorkingGrid
+
+
+def working_image(volume: Volume, settings: Settings) -> WorkingImage:
+    """Clip to ``hu_range``, go to the working grid, strip the skull.
+
+    The clipping comes first, at the scan's own resolution: so a scan in full HU and the same scan stored
+    in a window give the same numbers.
+    """
+    hu, spacing = volume.in_lps()
+    grid = WorkingGrid.of(hu.shape, spacing, settings)
+    hu = grid.from_scan(np.clip(hu, *settings.hu_range))
+    return WorkingImage(hu, intracranial_mask(hu, settings), grid)
+
+
+def smoothed(hu: np.ndarray, settings: Settings) -> np.ndarray:
+    """Bilateral filter (Tomasi & Manduchi 1998) slice by slice; (z, y, x), HU."""
+    sigma_px = settings.bilateral_sigma_mm / settings.in_plane_mm
+    return np.stack(
+        [
+            cv2.bilateralFilter(
+                np.ascontiguousarray(s), settings.bilateral_diameter, settings.bilateral_sigma_hu, sigma_px
+            )
+            for s in np.asarray(hu, dtype=np.float32)
+        ]
+    )
+
+
+def skull_threshold(smooth: np.ndarray, head: np.ndarray, settings: Settings) -> float:
+    """The percentile of the head's voxels in HU, held between the bone floor and just below the clip value.
+
+    The paper's bare percentile fails both ways on windowed data: it is the clip value itself in most slices,
+    which nothing exceeds, and falls into brain and blood where there is little bone.
+    """
+    floor, ceiling = settings.bone_floor_hu, settings.hu_range[1] - 1.0
+    if not head.any():
+        return ceiling
+    return float(np.clip(np.percentile(smooth[head], settings.skull_percentile), floor, ceiling))
+
+
+def intracranial_mask(hu: np.ndarray, settings: Settings) -> np.ndarray:
+    """Strip the skull: inside the convex hull of the bone of each slice, not bone, joined to the brain.
+
+    It survives what is met in practice: a headrest (only the largest piece of tissue is the head), bone away
+    from the skull such as calcifications (they stay inside), craniectomy (the hull bridges it), slices
+    without skull (nothing is kept), a scan without any skull (already stripped: the head is kept).
+
+    Args:
+        hu: (z, y, x) on the working grid, clipped to ``hu_range``.
+
+    Returns:
+        bool (z, y, x).
+    """
+    head = _largest_piece(hu > settings.head_floor_hu, settings, opening_mm=2.0)
+    smooth = smoothed(hu, settings)
+    # not every clipped voxel is skull: a few percent of bone in a voxel clip it, and thin blood lies there
+    skull = _skull(head & (smooth >= skull_threshold(smooth, head, settings)))
+    if skull.sum() < 0.01 * max(1, head.sum()):
+        return np.stack([ndimage.binary_fill_holes(s) for s in head]) if head.any() else head
+    inside = _hull(skull) & ~skull
+    tissue = inside & (hu > settings.hu_range[0])
+    brain = _largest_piece(tissue, settings, opening_mm=3.0)
+    # give back what the opening took: thin blood along the skull belongs to the inside
+    reach = round(5.0 / settings.in_plane_mm)
+    grown = ndimage.binary_dilation(brain, _in_plane_cross(), iterations=reach, mask=tissue)
+    return np.stack([ndimage.binary_fill_holes(s) for s in grown]) & inside
+
+
+def _skull(bone: np.ndarray) -> np.ndarray:
+    """The pieces of bone at least a twentieth as large as the largest: vault, flap, face; not calcifications."""
+    labels, n = ndimage.label(bone, np.ones((3, 3, 3)))
+    if n == 0:
+        return bone
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return (sizes >= 0.05 * sizes.max())[labels]
+
+
+def _hull(skull: np.ndarray) -> np.ndarray:
+    """Filled convex hull of each slice's skull; a slice with fewer than three points has none."""
+    filled = np.zeros(skull.shape, np.uint8)
+    for plane, slice_ in zip(filled, skull, strict=True):
+        points = np.argwhere(slice_)[:, ::-1].astype(np.int32)
+        if len(points) > 2:
+            cv2.fillConvexPoly(plane, cv2.convexHull(points), 1)
+    return filled.astype(bool)
+
+
+def _largest_piece(mask: np.ndarray, settings: Settings, opening_mm: float) -> np.ndarray:
+    """The largest connected piece after an in-plane opening that cuts thin bridges."""
+    side = 2 * round(opening_mm / settings.in_plane_mm) + 1
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+    opened = np.stack([cv2.morphologyEx(s, cv2.MORPH_OPEN, disc) for s in mask.astype(np.uint8)])
+    labels, n = ndimage.label(opened)
+    if n == 0:
+        return np.zeros(mask.shape, bool)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return labels == sizes.argmax()
+
+
+def _in_plane_cross() -> np.ndarray:
+    cross = np.zeros((3, 3, 3), bool)
+    cross[1] = ndimage.generate_binary_structure(2, 1)
+    return cross
+
+
+def equalized(hu: np.ndarray, mask: np.ndarray, settings: Settings) -> np.ndarray:
+    """Histogram equalisation (OpenCV) of the voxels inside the mask, over the whole volume; 0..1, 0 outside."""
+    low, high = settings.hu_range
+    result = np.zeros(hu.shape, np.float32)
+    if mask.any():
+        gray = np.round((hu[mask] - low) * (255.0 / (high - low))).astype(np.uint8)
+        result[mask] = cv2.equalizeHist(gray[:, None])[:, 0] / np.float32(255)
+    return result
+
+
+def network_input(hu: np.ndarray, intracranial: np.ndarray, settings: Settings) -> np.ndarray:
+    """The network's channels, float32 (channel, z, y, x) in 0..1, 0 outside the skull's inside.
+
+    ``hu`` is the window ``hu_range`` (absolute: blood is 50-90 HU in every scan), ``equalized`` the paper's
+    contrast enhancement (relative: what is bright in this scan).
+    """
+    low, high = settings.hu_range
+    made = {
+        "hu": lambda: np.where(intracranial, ((hu - low) / (high - low)).clip(0, 1), 0).astype(np.float32),
+        "equalized": lambda: equalized(hu, intracranial, settings),
+    }
+    return np.stack([made[name]() for name in settings.channels])

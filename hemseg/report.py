@@ -1,0 +1,89 @@
+"""Pictures of a result: slices with the hemorrhage outlined."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from hemseg.errors import HemsegError
+from hemseg.segmentation import Segmentation
+
+WINDOW = (0.0, 80.0)  # HU, the brain window
+COLUMNS, ROWS, TILE = 4, 3, 300  # px
+RED, WHITE, GRAY = (60, 60, 255), (255, 255, 255), (170, 170, 170)
+
+
+def overlay(result: Segmentation, title: str = "") -> np.ndarray:
+    """Twelve slices in the brain window, hemorrhage outlined in red, patient's right on the left.
+
+    The slices are spread over the hemorrhage and a slice beyond at either end, or over the whole scan if
+    nothing was found.
+
+    Returns:
+        uint8 (y, x, 3), BGR.
+    """
+    volume = result.volume
+    hu, (_, mm_y, mm_x) = volume.in_lps()
+    mask, _ = type(volume)(result.mask, volume.spacing, volume.origin, volume.direction).in_lps()
+    tiles = [_tile(hu[z], mask[z], mm_y, mm_x, z) for z in _shown(mask)]
+    tiles += [np.zeros((TILE, TILE, 3), np.uint8)] * (-len(tiles) % COLUMNS)
+    rows = [np.hstack(tiles[i : i + COLUMNS]) for i in range(0, len(tiles), COLUMNS)]
+    header = np.zeros((64, COLUMNS * TILE, 3), np.uint8)
+    found = f"{result.volume_ml:.1f} mL in {len(result.lesions)} lesion{'s' * (len(result.lesions) != 1)}"
+    _write(header, f"{title}  {found if result.lesions else 'no hemorrhage found'}".strip(), (12, 28), WHITE, 0.7)
+    _write(header, "hemseg - research only, not a medical device", (12, 52), GRAY, 0.45)
+    return np.vstack([header, *rows])
+
+
+def _shown(mask: np.ndarray) -> list[int]:
+    hit = np.flatnonzero(mask.any(axis=(1, 2)))
+    first, last = (max(0, hit[0] - 1), min(len(mask) - 1, hit[-1] + 1)) if len(hit) else (0, len(mask) - 1)
+    if last - first + 1 < COLUMNS * ROWS:  # show its neighbours rather than nothing
+        first = max(0, min((first + last) // 2 - COLUMNS * ROWS // 2, len(mask) - COLUMNS * ROWS))
+        last = min(len(mask) - 1, first + COLUMNS * ROWS - 1)
+    return [int(z) for z in np.unique(np.linspace(first, last, COLUMNS * ROWS).round())]
+
+
+def _tile(hu: np.ndarray, mask: np.ndarray, mm_y: float, mm_x: float, z: int) -> np.ndarray:
+    low, high = WINDOW
+    gray = (np.clip((hu - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    scale = TILE / max(hu.shape[0] * mm_y, hu.shape[1] * mm_x)
+    size = (max(1, round(hu.shape[1] * mm_x * scale)), max(1, round(hu.shape[0] * mm_y * scale)))
+    picture = cv2.cvtColor(cv2.resize(gray, size, interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
+    blood = cv2.resize(np.ascontiguousarray(mask), size, interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(blood, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(picture, contours, -1, RED, 1, cv2.LINE_AA)
+    tile = np.zeros((TILE, TILE, 3), np.uint8)
+    y, x = (TILE - size[1]) // 2, (TILE - size[0]) // 2
+    tile[y : y + size[1], x : x + size[0]] = picture
+    _write(tile, str(z + 1), (6, 18), WHITE, 0.5)
+    _write(tile, "R", (6, TILE - 8), GRAY, 0.45)
+    return tile
+
+
+def _write(picture: np.ndarray, text: str, at: tuple[int, int], color: tuple[int, int, int], size: float) -> None:
+    shown = text.encode("ascii", "replace").decode()  # OpenCV's fonts hold nothing else
+    cv2.putText(picture, shown, at, cv2.FONT_HERSHEY_SIMPLEX, size, color, 1, cv2.LINE_AA)
+
+
+def write_overlay(result: Segmentation, path: Path, title: str = "") -> None:
+    """Write `overlay` as PNG, all or nothing.
+
+    Raises:
+        HemsegError: it cannot be written.
+    """
+    partial = path.with_name(f".{uuid.uuid4().hex}.part.png")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(cv2.imencode(".png", overlay(result, title))[1].tobytes())
+        os.replace(partial, path)
+    except OSError as error:
+        raise HemsegError(f"{path}: the picture could not be written ({error.strerror}).") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,171 @@
+"""A scan in, a mask out: working grid, U-Net, threshold, back to the scan's grid (the paper's testing phase)."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from hemseg.model import Model
+from hemseg.preprocessing import WorkingImage, network_input, working_image
+from hemseg.volume import Volume, write_mask
+
+_TOUCHING = np.ones((3, 3, 3), bool)  # lesions are 26-connected
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One connected piece of hemorrhage. ``centroid``: (x, y, z) in mm, LPS. ``slices``: first and last, 0-based."""
+
+    volume_ml: float
+    centroid: tuple[float, float, float]
+    slices: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The result for one scan.
+
+    Attributes:
+        mask: uint8 (z, y, x) of 0 and 1 on the scan's own grid.
+        volume_ml: hemorrhage in mL (what the voxel spacing in the header makes of it).
+        lesions: the connected pieces, largest first.
+        seconds: wall time.
+        peak_probability: the network's largest probability inside the skull, before the threshold.
+    """
+
+    volume: Volume
+    mask: np.ndarray
+    volume_ml: float
+    lesions: tuple[Lesion, ...]
+    seconds: float
+    peak_probability: float
+
+    def save(self, path: str | Path) -> Path:
+        """Write the mask with the scan's geometry."""
+        return write_mask(self.mask, self.volume, path)
+
+
+def segment(volume: Volume, model: Model) -> Segmentation:
+    """Segment one scan. A mask is never invented: an empty one is a valid answer."""
+    start = time.perf_counter()
+    working = working_image(volume, model.manifest.preprocessing)
+    probability = working_probability(working, model)
+    mask = volume.from_lps(restored(probability, working, model.manifest.threshold))
+    mask, lesions = _lesions(mask, volume, model.manifest.min_lesion_ml)
+    return Segmentation(
+        volume=volume,
+        mask=mask,
+        volume_ml=int(mask.sum()) * volume.voxel_ml,
+        lesions=lesions,
+        seconds=time.perf_counter() - start,
+        peak_probability=float(probability.max(initial=0.0)),
+    )
+
+
+def working_probability(working: WorkingImage, model: Model) -> np.ndarray:
+    """Probability of hemorrhage on the working grid, float32 (z, y, x); 0 outside the skull's inside."""
+    probability = np.zeros(working.hu.shape, np.float32)
+    box = _bounding_box(working.intracranial)
+    if box is None:
+        return probability
+    settings = model.manifest.preprocessing
+    image = network_input(working.hu[box], working.intracranial[box], settings)
+    probability[box] = tiled(image, model, model.manifest.patch)
+    probability[~working.intracranial] = 0
+    return probability
+
+
+def tiled(image: np.ndarray, model: Model, patch: tuple[int, int, int]) -> np.ndarray:
+    """Run the network on as few patches of fixed shape as cover the image, and blend where they overlap.
+
+    Args:
+        image: (channel, z, y, x); where it is smaller than a patch it is centred in zeros.
+        patch: (z, y, x).
+
+    Returns:
+        Probability (z, y, x).
+    """
+    shape = image.shape[1:]
+    padding = [(0, 0), *(((p - n) // 2, p - n - (p - n) // 2) if n < p else (0, 0) for n, p in zip(shape, patch))]
+    padded = np.pad(image, padding)
+    total = np.zeros(padded.shape[1:], np.float32)
+    weight = np.zeros(padded.shape[1:], np.float32)
+    tent = _tent(patch)
+    for corner in itertools.product(*(_starts(n, p) for n, p in zip(padded.shape[1:], patch))):
+        tile = tuple(slice(c, c + p) for c, p in zip(corner, patch))
+        total[tile] += tent * model(padded[(None, slice(None), *tile)])[0, 0]
+        weight[tile] += tent
+    inner = tuple(slice(before, before + n) for (before, _), n in zip(padding[1:], shape))
+    return (total / weight)[inner]
+
+
+def _starts(size: int, patch: int) -> list[int]:
+    """Evenly spread starts of the fewest patches that cover ``size`` with at least a quarter of overlap."""
+    if size <= patch:
+        return [0]
+    count = 1 + -(-(size - patch) // (patch * 3 // 4))
+    return [round(i * (size - patch) / (count - 1)) for i in range(count)]
+
+
+def _tent(patch: tuple[int, int, int]) -> np.ndarray:
+    """Blending weights of a patch: largest in the middle, positive everywhere."""
+    z, y, x = (1.0 - np.abs(np.arange(n) - (n - 1) / 2) / ((n + 1) / 2) for n in patch)
+    return (z[:, None, None] * y[:, None] * x).astype(np.float32)
+
+
+def restored(probability: np.ndarray, working: WorkingImage, threshold: float) -> np.ndarray:
+    """Bring the probability back to the scan's grid (LPS order) and threshold it there; uint8 (z, y, x)."""
+    grid = working.grid
+    mask = np.zeros(grid.scan_shape, np.uint8)
+    box = _bounding_box(probability >= threshold)
+    if box is None:
+        return mask
+    rows, columns = (_scan_slice(box[a], a, grid.scan_spacing, grid.spacing, grid.scan_shape) for a in (1, 2))
+    mask[:, rows, columns] = grid.to_scan(probability, rows, columns) >= threshold
+    return mask
+
+
+def _scan_slice(
+    part: slice, axis: int, scan: tuple[float, ...], working: tuple[float, ...], shape: tuple[int, ...]
+) -> slice:
+    """The scan's indices that a part of the working grid reaches, with two pixels to spare."""
+    ratio = working[axis] / scan[axis]
+    return slice(max(0, int((part.start - 2) * ratio)), min(shape[axis], int((part.stop + 2) * ratio) + 1))
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
+    found = ndimage.find_objects(mask.astype(np.uint8))
+    return found[0] if found else None
+
+
+def _lesions(mask: np.ndarray, volume: Volume, min_ml: float) -> tuple[np.ndarray, tuple[Lesion, ...]]:
+    """Split a mask into connected pieces and drop those below ``min_ml``."""
+    mask = np.ascontiguousarray(mask)
+    box = _bounding_box(mask)
+    if box is None:
+        return mask, ()
+    labels, n = ndimage.label(mask[box], _TOUCHING)
+    sizes = np.bincount(labels.ravel(), minlength=n + 1)[1:] * volume.voxel_ml
+    keep = np.concatenate([[False], sizes >= min_ml])
+    mask[box] = keep[labels]
+    direction = np.array(volume.direction).reshape(3, 3)
+    lesions = []
+    for i, where in enumerate(ndimage.find_objects(labels), start=1):
+        if not keep[i]:
+            continue
+        center = np.mean(np.argwhere(labels[where] == i), axis=0) + [w.start + b.start for w, b in zip(where, box)]
+        at = np.array(volume.origin) + direction @ (center[::-1] * volume.spacing)
+        first = where[0].start + box[0].start
+        lesions.append(
+            Lesion(
+                float(sizes[i - 1]),
+                (float(at[0]), float(at[1]), float(at[2])),
+                (first, where[0].stop + box[0].start - 1),
+            )
+        )
+    return mask, tuple(sorted(lesions, key=lambda lesion: -lesion.volume_ml))

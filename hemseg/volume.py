@@ -1,0 +1,283 @@
+"""Volume = voxels in HU + geometry. The only module that knows about files, axis order and orientation.
+
+Arrays are (z, y, x); ``spacing``, ``origin`` and ``direction`` are (x, y, z) as in ITK, in mm and LPS.
+Masks are written with the geometry of their scan, to the last bit: MetaImage by SimpleITK's
+``CopyInformation``; NIfTI and NRRD with the scan's own header, because ITK recomputes the qform and sform of the
+one (they change by up to 6e-8) and the space directions of the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import itertools
+import os
+import uuid
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from hemseg.errors import HemsegError
+from hemseg.integrity import stored_bytes
+
+sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's own chatter; real errors arrive as exceptions
+
+FORMATS = {".nii.gz": "NIfTI", ".nii": "NIfTI", ".mha": "MetaImage", ".mhd": "MetaImage", ".nrrd": "NRRD"}
+SUFFIXES = tuple(FORMATS)
+_VOXEL_BYTES = {
+    **dict.fromkeys((sitk.sitkInt8, sitk.sitkUInt8), 1),
+    **dict.fromkeys((sitk.sitkInt16, sitk.sitkUInt16), 2),
+    **dict.fromkeys((sitk.sitkInt32, sitk.sitkUInt32, sitk.sitkFloat32), 4),
+    **dict.fromkeys((sitk.sitkInt64, sitk.sitkUInt64, sitk.sitkFloat64), 8),
+}
+MAX_VOXELS = 2**31  # a declared size beyond this is a broken header, not a head CT
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A scan.
+
+    Attributes:
+        hu: float32 array (z, y, x) in HU.
+        spacing: voxel size (x, y, z) in mm.
+        origin: position of voxel 0 (x, y, z) in mm, LPS.
+        direction: row-major 3x3 direction cosines, LPS.
+        path: the file that it was read from, if any.
+    """
+
+    hu: np.ndarray
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    path: Path | None = field(default=None, repr=False)
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel in mL."""
+        return float(np.prod(self.spacing)) / 1000.0
+
+    def _to_lps(self) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+        """Which array axis runs along patient z, y, x, and which of those axes (afterwards) must be flipped."""
+        cosines = np.asarray(self.direction, dtype=float).reshape(3, 3)  # [patient axis, image axis], (x, y, z)
+        image_axis = [-1, -1, -1]
+        left = np.abs(cosines)
+        for _ in range(3):  # greedy assignment: the best-aligned pair first, each axis once
+            patient, image = np.unravel_index(int(np.argmax(left)), left.shape)
+            image_axis[patient] = int(image)
+            left[patient, :] = -1
+            left[:, image] = -1
+        axes = (2 - image_axis[2], 2 - image_axis[1], 2 - image_axis[0])
+        flips = tuple(i for i, p in enumerate((2, 1, 0)) if cosines[p, image_axis[p]] < 0)
+        return axes, flips
+
+    def in_lps(self) -> tuple[np.ndarray, tuple[float, float, float]]:
+        """The voxels with axes permuted and flipped (never interpolated) so that z runs to superior, y to
+        posterior, x to the patient's left, as nearly as the scan's own axes allow.
+
+        Returns:
+            A view (z, y, x) of ``hu`` and its spacing (z, y, x) in mm.
+        """
+        axes, flips = self._to_lps()
+        spacing = self.spacing[::-1]
+        return np.flip(self.hu.transpose(axes), flips), tuple(spacing[a] for a in axes)  # type: ignore[return-value]
+
+    def from_lps(self, array: np.ndarray) -> np.ndarray:
+        """Undo `in_lps` for an array of the same shape: back to the scan's own axes (a view)."""
+        axes, flips = self._to_lps()
+        return np.flip(array, flips).transpose(np.argsort(axes))
+
+
+def suffix(path: Path) -> str:
+    """The image suffix of a path in lower case (``.nii.gz`` counts as one), or '' if it has none that we read."""
+    name = path.name.lower()
+    return next((s for s in SUFFIXES if name.endswith(s) and len(name) > len(s)), "")
+
+
+def stem(path: Path) -> str:
+    """File name without its image suffix."""
+    return path.name[: len(path.name) - len(suffix(path))]
+
+
+def mask_name(path: Path) -> str:
+    """File name of a scan's mask: the scan's own, except that ``.mhd`` (two files) becomes ``.mha`` (one)."""
+    return f"{stem(path)}.mha" if suffix(path) == ".mhd" else path.name
+
+
+def read(path: str | Path) -> Volume:
+    """Read a NIfTI, MetaImage or NRRD file.
+
+    Raises:
+        HemsegError: the file is missing, unreadable, damaged, or not one 3D volume of numbers.
+    """
+    path = Path(path)
+    image = _read_image(path)
+    volume = from_itk(image, path)
+    if not np.isfinite(volume.hu).all():
+        raise HemsegError(f"{path}: has voxels that are NaN or infinite; replace them (with -1024, say) and try again.")
+    return volume
+
+
+def from_itk(image: sitk.Image, path: Path | None = None) -> Volume:
+    """A 3D SimpleITK image of HU as a `Volume`."""
+    hu = np.asarray(sitk.GetArrayViewFromImage(image)).astype(np.float32)
+    return Volume(hu, image.GetSpacing(), image.GetOrigin(), image.GetDirection(), path)
+
+
+def mask_to_itk(mask: np.ndarray, volume: Volume) -> sitk.Image:
+    """A mask (z, y, x) as a SimpleITK image of uint8 with its scan's geometry."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(mask, dtype=np.uint8))
+    image.SetSpacing(volume.spacing)
+    image.SetOrigin(volume.origin)
+    image.SetDirection(volume.direction)
+    return image
+
+
+def _read_image(path: Path) -> sitk.Image:
+    if not path.exists():
+        raise HemsegError(f"{path}: there is no such file.")
+    if not path.is_file():
+        raise HemsegError(f"{path}: is not a file.")
+    kind = suffix(path)
+    if not kind:
+        raise HemsegError(f"{path}: is not an image that hemseg reads; give one of {', '.join(SUFFIXES)}.")
+    if not os.access(path, os.R_OK):
+        raise HemsegError(f"{path}: may not be read; check its permissions.")
+    if path.stat().st_size == 0:
+        raise HemsegError(f"{path}: is empty (0 bytes); copy or export it again.")
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        held = stored_bytes(path, kind)
+        reader.ReadImageInformation()
+        _check_header(path, reader)
+        need = int(np.prod(reader.GetSize())) * _bytes_a_voxel(reader)
+        if held is not None and held < need:
+            raise EOFError(f"it holds {max(held, 0)} of {need} bytes")
+        image = reader.Execute()
+    except (RuntimeError, EOFError, OSError, ValueError, zlib.error) as error:
+        raise HemsegError(
+            f"{path}: cannot be read as {kind}; it is damaged, cut short or of another format ({_reason(error)})."
+        ) from None
+    return image
+
+
+def _check_header(path: Path, reader: sitk.ImageFileReader) -> None:
+    dimension, size = reader.GetDimension(), reader.GetSize()
+    if dimension != 3:
+        raise HemsegError(f"{path}: is a {dimension}D image ({'x'.join(map(str, size))}); give one 3D volume a file.")
+    if reader.GetNumberOfComponents() != 1:
+        raise HemsegError(f"{path}: has {reader.GetNumberOfComponents()} values a voxel; give a scan in HU, one value.")
+    if reader.GetPixelID() not in _VOXEL_BYTES:
+        kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+        raise HemsegError(f"{path}: has voxels of type {kind}; give a scan in HU, one number a voxel.")
+    if int(np.prod(size, dtype=object)) > MAX_VOXELS:
+        raise HemsegError(f"{path}: its header declares {'x'.join(map(str, size))} voxels, too many for a head CT.")
+    spacing = np.array(reader.GetSpacing())
+    if not np.isfinite(spacing).all() or (spacing <= 0).any():
+        raise HemsegError(f"{path}: its voxel spacing {tuple(spacing)} mm is not positive; mend the header.")
+
+
+def _bytes_a_voxel(reader: sitk.ImageFileReader) -> int:
+    """As stored: ITK gives the type of a NIfTI after its slope and intercept, so its header's bitpix counts."""
+    if reader.HasMetaDataKey("bitpix"):
+        return int(reader.GetMetaData("bitpix")) // 8
+    return _VOXEL_BYTES[reader.GetPixelID()]
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else type(error).__name__
+    return last.split("): ", 1)[-1].rstrip(".")[:160]
+
+
+def write_mask(mask: np.ndarray, volume: Volume, path: str | Path) -> Path:
+    """Write a mask with its scan's geometry: under a temporary name, read back and checked, then renamed.
+
+    Args:
+        mask: array (z, y, x) of 0 and 1, shaped like ``volume.hu``.
+        volume: the scan.
+        path: the file to write, of the scan's own format (`mask_name`). It is replaced if it exists; missing
+            folders are made.
+
+    Raises:
+        HemsegError: the file cannot be written, what was written is not what was meant, or ``path`` has
+            another format than the scan, which could not hold its geometry to the last bit.
+    """
+    path = Path(path)
+    if suffix(path) in ("", ".mhd"):
+        raise HemsegError(f"{path}: a mask's name must end in one of {', '.join(s for s in SUFFIXES if s != '.mhd')}.")
+    if volume.path is not None and FORMATS[suffix(path)] != (own := FORMATS[suffix(volume.path)]):
+        raise HemsegError(
+            f"{path}: the mask of {volume.path.name} is written as {own} too, since other formats round its geometry."
+        )
+    if mask.shape != volume.hu.shape:
+        raise ValueError(f"mask {mask.shape} and scan {volume.hu.shape} differ in shape")
+    mask = np.ascontiguousarray(mask, dtype=np.uint8)
+    partial = path.with_name(f".{uuid.uuid4().hex}.part{suffix(path)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if volume.path is not None and FORMATS[suffix(path)] == "NIfTI":
+            _write_nifti(mask, volume.path, partial)
+        elif volume.path is not None and FORMATS[suffix(path)] == "NRRD":
+            _write_nrrd(mask, volume.path, partial)
+        else:
+            sitk.WriteImage(mask_to_itk(mask, volume), str(partial), useCompression=True)
+        _check_written(partial, mask, volume)
+        os.replace(partial, path)
+    except (RuntimeError, OSError) as error:
+        raise HemsegError(f"{path}: the mask could not be written ({_reason(error)}).") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return path
+
+
+def _write_nifti(mask: np.ndarray, scan: Path, path: Path) -> None:
+    """The scan's header with another data type: pixdim, qform, sform and units stay bit for bit."""
+    import nibabel  # imported here because it takes a while and only NIfTI needs it
+
+    header: Any = nibabel.load(scan).header.copy()  # type: ignore[attr-defined]
+    header.set_data_dtype(np.uint8)
+    header["cal_min"], header["cal_max"] = 0, 1
+    header.extensions.clear()  # notes about the scan's voxels do not hold for a mask
+    kind: Any = nibabel.Nifti2Image if header["sizeof_hdr"] == 540 else nibabel.Nifti1Image
+    shape = header.get_data_shape()  # may carry trailing axes of length 1
+    image = kind(mask.transpose(2, 1, 0).reshape(shape), None, header)
+    image.header.set_slope_inter(1, 0)
+    nibabel.save(image, path)
+
+
+def _write_nrrd(mask: np.ndarray, scan: Path, path: Path) -> None:
+    """The scan's geometry fields word for word, with another type and encoding."""
+    geometry = (
+        "dimension",
+        "sizes",
+        "space",
+        "space dimension",
+        "space directions",
+        "space origin",
+        "spacings",
+        "kinds",
+    )
+    with scan.open("rb") as file:
+        magic = file.readline().decode().strip()
+        lines = [line.decode().strip() for line in itertools.takewhile(bytes.strip, file)]
+    kept = [line for line in lines if line.split(":", 1)[0] in geometry]
+    header = "\n".join([magic, "type: uint8", *kept, "encoding: gzip", "", ""])
+    path.write_bytes(header.encode() + gzip.compress(mask.tobytes()))
+
+
+def _check_written(path: Path, mask: np.ndarray, volume: Volume) -> None:
+    image = sitk.ReadImage(str(path))
+    same = (
+        image.GetSpacing() == volume.spacing
+        and image.GetOrigin() == volume.origin
+        and image.GetDirection() == volume.direction
+        and np.array_equal(sitk.GetArrayViewFromImage(image), mask)
+    )
+    if not same:
+        raise RuntimeError("read back, it differs from what was written")
