@@ -1,0 +1,105 @@
+"""Train hemseg: slice labels in, ONNX weights out.
+
+    python -m training all --config smoke --run runs/smoke
+    python -m training all --config phe_sich --data ../data/phe-sich --run runs/phe_sich
+    python -m training evaluate --config phe_sich --data ../data/phe-sich --run runs/phe_sich
+    python -m training phantoms FOLDER --cases 20
+
+A stage that is done is skipped; one that was interrupted goes on where it was; one whose configuration or inputs
+changed starts over. Naming a stage runs what it needs first.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hemseg.errors import HemsegError
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+STAGES = ("prepare", "classify", "sequence", "cam", "pseudolabel", "segment", "export", "evaluate")
+ConfigOption = Annotated[
+    str, typer.Option("--config", help="A YAML file, or the bare name of one in training/configs.")
+]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="The data set; without it, phantoms are made in the run.")
+]
+RunOption = Annotated[Path, typer.Option("--run", help="Folder of the run.")]
+
+
+def _run(last: str, config_name: str, data: Path | None, run: Path) -> None:
+    from training.config import load_config
+    from training.datasets import load_dataset
+    from training.pipeline import build_stages
+    from training.stages import console, run_stage
+
+    config = load_config(config_name)
+    folder = data or _phantoms(config, run)
+    dataset = load_dataset(folder, config.seed)
+    stages = build_stages(config, dataset, run)
+    if last != "all":
+        run_stage(stages[last], run, stages)
+        return
+    run_stage(stages["export"], run, stages)
+    if any(case.reference for case in dataset.part("test")):
+        run_stage(stages["evaluate"], run, stages)
+    else:
+        console.print("evaluate: the data set has no reference masks on its test split, left out")
+
+
+def _phantoms(config, run: Path) -> Path:  # type: ignore[no-untyped-def]
+    """The data set of phantoms that a configuration makes for itself."""
+    from training.phantom import Grid, write_dataset
+    from training.stages import console, fingerprint
+
+    if not config.phantoms.cases:
+        raise HemsegError(f"configuration {config.name} is meant for real data: give --data FOLDER.")
+    folder = run / f"phantoms-{fingerprint(config.phantoms, config.seed)}"
+    if not (folder / "split.csv").exists():  # written last
+        console.print(f"making {config.phantoms.cases} phantoms in {folder}")
+        write_dataset(folder, config.phantoms.cases, config.seed, Grid(config.phantoms.shape, config.phantoms.spacing))
+    return folder
+
+
+def _stage_command(name: str) -> None:
+    def command(config: ConfigOption, run: RunOption, data: DataOption = None) -> None:
+        _run(name, config, data, run)
+
+    text = "Run all stages." if name == "all" else f"Run the stage {name}, and what it needs before it."
+    app.command(name, help=text)(command)
+
+
+for _name in ("all", *STAGES):
+    _stage_command(_name)
+
+
+@app.command()
+def phantoms(folder: Path, cases: int = 20, seed: int = 0, size: int = 256, slices: int = 28) -> None:
+    """Make a data set of phantoms: scans, masks, slice labels with subtypes, and a split."""
+    from training.phantom import Grid, write_dataset
+
+    write_dataset(folder, cases, seed, Grid((slices, size, size), (230 / size, 230 / size, 140 / slices)))
+
+
+@app.command()
+def samples(root: Path = Path("test")) -> None:
+    """Make the sample scans of test/cases, their truth, and the masks that the present weights give."""
+    from training.samples import write_samples
+
+    write_samples(root)
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user ends in one sentence."""
+    try:
+        app(standalone_mode=True)
+    except HemsegError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

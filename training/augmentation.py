@@ -1,0 +1,68 @@
+"""Random changes of training images. Every one is a function of the generator that it is given."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(n, generator=generator)
+
+
+def in_plane_affine(
+    n: int, generator: torch.Generator, degrees: float = 15.0, scale: float = 0.1, shift: float = 0.06
+) -> Tensor:
+    """Random left-right flips, rotations, scalings, shifts: float (n, 2, 3) for `torch.nn.functional.affine_grid`."""
+    angle = torch.deg2rad(_uniform(n, -degrees, degrees, generator))
+    size = 1 + _uniform(n, -scale, scale, generator)
+    flip = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
+    cos, sin = torch.cos(angle) * size, torch.sin(angle) * size
+    move = _uniform(2 * n, -shift, shift, generator).view(2, n)
+    return torch.stack([torch.stack([flip * cos, -sin, move[0]], 1), torch.stack([flip * sin, cos, move[1]], 1)], 1)
+
+
+def augmented_slices(
+    hu: Tensor, generator: torch.Generator, background: float, lengths: Tensor | None = None
+) -> Tensor:
+    """Move, shift and roughen slices (n, y, x) in HU.
+
+    Args:
+        background: HU that comes in from outside.
+        lengths: slices per volume: the slices of a volume are changed alike. One by one when None.
+    """
+    n = len(hu) if lengths is None else len(lengths)
+    each = torch.ones(n, dtype=torch.long) if lengths is None else lengths.cpu()
+    matrix = in_plane_affine(n, generator).repeat_interleave(each, 0)
+    grid = F.affine_grid(matrix, [len(hu), 1, *hu.shape[1:]], align_corners=False)
+    moved = F.grid_sample((hu - background)[:, None].cpu(), grid, align_corners=False)[:, 0]
+    offset = _uniform(n, -4, 4, generator).repeat_interleave(each)[:, None, None]
+    gain = (1 + _uniform(n, -0.05, 0.05, generator)).repeat_interleave(each)[:, None, None]
+    noise = (
+        torch.randn(hu.shape, generator=generator) * _uniform(n, 0, 4, generator).repeat_interleave(each)[:, None, None]
+    )
+    changed = moved * gain + torch.where(moved > 0, offset + noise, 0.0)
+    return (changed + background).to(hu)
+
+
+def augmented_patches(image: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Move patches (n, channel, z, y, x) and their targets alike, in plane; then change the image's contrast.
+
+    The image is 0 outside the skull's inside, and stays so.
+    """
+    n, channels = image.shape[:2]
+    matrix = in_plane_affine(n, generator)
+    both = torch.cat([image, target], 1).cpu()
+    flat = both.reshape(n, -1, *both.shape[3:])
+    grid = F.affine_grid(matrix, list(flat.shape), align_corners=False)
+    moved = F.grid_sample(flat, grid, align_corners=False).reshape(both.shape)
+    if torch.rand(1, generator=generator) < 0.5:
+        moved = moved.flip(2)  # upside down in z: a lesion stays a lesion
+    changed, target = moved[:, :channels], moved[:, channels:]
+    inside = changed > 0
+    gain = 1 + _uniform(n, -0.06, 0.06, generator).view(n, 1, 1, 1, 1)
+    offset = _uniform(n, -0.03, 0.03, generator).view(n, 1, 1, 1, 1)
+    noise = torch.randn(changed.shape, generator=generator) * _uniform(n, 0, 0.03, generator).view(n, 1, 1, 1, 1)
+    changed = torch.where(inside, changed * gain + offset + noise, 0.0)
+    return changed.to(image), target.to(image)

@@ -1,0 +1,53 @@
+"""Class activation maps: where the classifier saw the hemorrhage (method.md 3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hemseg.errors import HemsegError
+from training.classifier import SliceNetwork
+from training.config import Cam
+
+METHODS = ("cam", "layercam")
+
+
+def activation_maps(network: SliceNetwork, hu: Tensor, settings: Cam) -> Tensor:
+    """Maps of slices.
+
+    Args:
+        hu: float (n, y, x) as the classifier sees them.
+
+    Returns:
+        float (n, y, x), sampled to the slices' size, min-max normalised per slice to 0..1.
+    """
+    maps = raw_maps(network, hu, settings)
+    if settings.flips:
+        maps = maps + raw_maps(network, hu.flip(2), settings).flip(2)
+    maps = F.interpolate(maps[:, None], hu.shape[1:], mode="bilinear", align_corners=False)[:, 0]
+    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+    return (maps - low) / (high - low).clamp_min(1e-8)
+
+
+def raw_maps(network: SliceNetwork, hu: Tensor, settings: Cam) -> Tensor:
+    """Maps (n, y', x') at the resolution of the stage, not normalised."""
+    network.eval()
+    if settings.method == "cam":
+        if settings.stage != 4:
+            raise HemsegError("cam.stage: `cam` is defined for stage 4 alone; use `layercam` for earlier ones.")
+        with torch.no_grad():
+            return torch.einsum("nchw,c->nhw", network.stages(hu)[-1], network.fc.weight[0])
+    if settings.method == "layercam":
+        return _layercam(network, hu, settings.stage)
+    raise HemsegError(f"cam.method {settings.method!r} is not known; known: {', '.join(METHODS)}.")
+
+
+def _layercam(network: SliceNetwork, hu: Tensor, stage: int) -> Tensor:
+    """LayerCAM (Jiang et al. 2021): every activation weighted by its own positive gradient."""
+    with torch.enable_grad():
+        maps = network.stages(hu.requires_grad_(False))
+        activation = maps[stage - 1]
+        logits = network.fc(maps[-1].mean(dim=(2, 3)))[:, 0]
+        (gradient,) = torch.autograd.grad(logits.sum(), activation)
+    return (gradient.relu() * activation.detach()).sum(dim=1).relu()

@@ -1,0 +1,172 @@
+"""Configuration: dataclasses with defaults in code, YAML on top. An unknown key is an error that names its like."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hemseg.errors import HemsegError
+from hemseg.preprocessing import Settings
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How a network is trained. ``patience``: epochs without a better validation loss before it stops."""
+
+    optimizer: str = "sgd"  # sgd | adam | adamw
+    lr: float = 1e-4
+    schedule: str = "constant"  # constant | onecycle
+    momentum: float = 0.9  # of sgd
+    weight_decay: float = 0.0
+    batch: int = 32
+    epochs: int = 100
+    patience: int = 25
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Slice classifier (method.md 1). Sizes in pixels of the network's input, windows in HU."""
+
+    backbone: str = "resnet101"
+    widths: tuple[int, int, int, int] = (64, 128, 256, 512)
+    output_stride: int = 32  # 16 or 8: the last stages keep their resolution, and the CAM its detail
+    image_size: tuple[int, int] = (512, 512)  # (y, x), what `field_mm` is sampled to
+    field_mm: tuple[float, float] = (230.0, 230.0)  # (y, x), centred on the head's inside
+    stripped: bool = False  # look at the inside of the skull only
+    windows: tuple[tuple[float, float], ...] = ((0, 80), (-20, 180), (-800, 2000))
+    pretrained: str = ""  # a torchvision state dict on disk; '' from scratch
+    positive_weight: float = 1.0
+    augment: bool = False
+    optimization: Optimization = field(default_factory=Optimization)
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """ResNet-LSTM (method.md 2). A batch is a number of volumes; ``enabled: false`` leaves the step out."""
+
+    enabled: bool = True
+    hidden: int = 256
+    optimization: Optimization = field(default_factory=lambda: Optimization(lr=1e-3, batch=1))
+
+
+@dataclass(frozen=True)
+class Cam:
+    """Class activation maps (method.md 3)."""
+
+    method: str = "cam"  # cam (Zhou et al. 2016) | layercam (Jiang et al. 2021)
+    stage: int = 4  # of the backbone; `cam` knows only the last, 4
+    flips: bool = False  # average with the map of the mirrored slice
+
+
+@dataclass(frozen=True)
+class Pseudolabels:
+    """From a map to a mask (method.md 3)."""
+
+    threshold: float = 0.7
+    clusters: int = 4  # K of K-means; 0: the thresholded map itself, without K-means
+    replace: str = "lowest"  # what a removed cluster becomes: lowest | mean (of the brain around it)
+    intracranial: bool = False  # cluster only inside the skull
+    smooth: bool = False  # cluster the bilateral-filtered intensities
+    min_pixels: int = 0  # drop in-plane specks below this area (working-grid pixels)
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """3D U-Net (method.md 5). Strides and patches are (z, y, x)."""
+
+    channels: tuple[int, ...] = (16, 32, 64, 128, 256)
+    strides: tuple[tuple[int, int, int], ...] = ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2))
+    residual_units: int = 2
+    train_patch: tuple[int, int, int] = (16, 128, 128)
+    patch: tuple[int, int, int] = (32, 192, 160)  # at inference, goes into the manifest
+    patches_per_case: int = 1  # an epoch
+    augment: bool = False
+    optimization: Optimization = field(default_factory=lambda: Optimization("adam", lr=1e-3, batch=4))
+    threshold: float = 0.5
+    min_lesion_ml: float = 0.0
+
+
+@dataclass(frozen=True)
+class Phantoms:
+    """The data set that is made when none is given. Shape (z, y, x), spacing (x, y, z) mm."""
+
+    cases: int = 0
+    shape: tuple[int, int, int] = (28, 128, 128)
+    spacing: tuple[float, float, float] = (1.8, 1.8, 5.0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run depends on, beside its data."""
+
+    name: str
+    seed: int = 0
+    preprocessing: Settings = field(default_factory=Settings)
+    classifier: Classifier = field(default_factory=Classifier)
+    sequence: Sequence = field(default_factory=Sequence)
+    cam: Cam = field(default_factory=Cam)
+    pseudolabels: Pseudolabels = field(default_factory=Pseudolabels)
+    segmenter: Segmenter = field(default_factory=Segmenter)
+    phantoms: Phantoms = field(default_factory=Phantoms)
+
+
+def load_config(path: str | Path) -> Config:
+    """Read a configuration from a path, or by the bare name of a file in ``training/configs``.
+
+    Raises:
+        HemsegError: no such file, not YAML, an unknown key, or a value of the wrong type.
+    """
+    path = Path(path)
+    if not path.suffix and not path.exists():
+        path = CONFIGS / f"{path}.yaml"
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
+        raise HemsegError(f"{path}: there is no such configuration; there are {known}.") from None
+    except (OSError, yaml.YAMLError) as error:
+        raise HemsegError(f"{path}: cannot be read as YAML ({error}).") from None
+    return _build(Config, {"name": path.stem} | (values or {}), str(path))
+
+
+def _build(kind: Any, values: Any, where: str) -> Any:
+    """A value of type ``kind`` from plain YAML; HemsegError says where it does not fit."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(values, dict):
+            raise HemsegError(f"{where}: expects a mapping, not {values!r}.")
+        hints = typing.get_type_hints(kind)
+        for key in values:
+            if key not in hints:
+                near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
+                raise HemsegError(f"{where}: unknown key {key!r}; did you mean {near[0]!r}?")
+        try:
+            return kind(**{k: _build(hints[k], v, f"{where}: {k}") for k, v in values.items()})  # type: ignore[operator]
+        except (TypeError, ValueError) as error:
+            raise HemsegError(f"{where}: {error}.") from None
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)
+        if not isinstance(values, (list, tuple)):
+            raise HemsegError(f"{where}: expects a list, not {values!r}.")
+        if inner[-1] is Ellipsis:
+            inner = (inner[0],) * len(values)
+        if len(inner) != len(values):
+            raise HemsegError(f"{where}: expects {len(inner)} values, not {len(values)}.")
+        return tuple(_build(k, v, where) for k, v in zip(inner, values, strict=True))
+    if kind is float and isinstance(values, int) and not isinstance(values, bool):
+        return float(values)
+    if (
+        isinstance(kind, types.UnionType)
+        or not isinstance(values, kind)
+        or (isinstance(values, bool) and kind is not bool)
+    ):
+        raise HemsegError(f"{where}: expects {getattr(kind, '__name__', kind)}, not {values!r}.")
+    return values

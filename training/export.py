@@ -1,0 +1,98 @@
+"""From torch weights to ``hemseg.onnx`` and its manifest: all that inference needs."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import subprocess
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+
+import hemseg
+from hemseg.errors import HemsegError
+from hemseg.model import Manifest
+from training.config import Config
+
+OPSET = 18
+TOLERANCE = 1e-4
+
+
+class WithSigmoid(nn.Module):
+    """The exported graph gives probabilities: the sigmoid is inside."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.network(image).sigmoid()
+
+
+def export_model(network: nn.Module, config: Config, folder: Path, provenance: dict[str, Any]) -> dict[str, Any]:
+    """Write ``hemseg.onnx`` and ``manifest.json``; check the one against torch.
+
+    Raises:
+        HemsegError: ONNX Runtime and torch differ by more than 1e-4.
+    """
+    model = WithSigmoid(network).eval()
+    settings = config.segmenter
+    image = torch.rand(2, len(config.preprocessing.channels), *settings.patch)
+    path = folder / "hemseg.onnx"
+    _export(model, image, path)
+    onnx.checker.check_model(str(path), full_check=True)
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        expected = model(image).numpy()
+    difference = float(np.abs(session.run(None, {"image": image.numpy()})[0] - expected).max())
+    if difference > TOLERANCE:
+        raise HemsegError(f"{path}: ONNX Runtime differs from torch by {difference:.2g}, more than {TOLERANCE}.")
+    Manifest(
+        name=config.name,
+        version=hemseg.__version__,
+        file=path.name,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        patch=settings.patch,
+        preprocessing=config.preprocessing,
+        threshold=settings.threshold,
+        min_lesion_ml=settings.min_lesion_ml,
+        provenance=provenance | {"seed": config.seed, "commit": _commit()},
+    ).write(folder)
+    return {"megabytes": round(path.stat().st_size / 1e6, 1), "difference_to_torch": difference}
+
+
+def _export(model: nn.Module, image: Tensor, path: Path) -> None:
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model,
+            (image,),
+            str(path),
+            input_names=["image"],
+            output_names=["probability"],
+            dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1, max=64)}},
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def _commit() -> str:
+    """The commit of the checkout that trained, with ``+`` if it had changes; '' outside one."""
+    try:
+        where = Path(__file__).parent
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=where, capture_output=True, text=True, check=True
+        )
+        state = subprocess.run(["git", "status", "--porcelain"], cwd=where, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return commit.stdout.strip() + ("+" if state.stdout.strip() else "")

@@ -1,0 +1,54 @@
+"""Agreement of a mask with a reference mask (the paper's section 3.1, "Performance evaluation metrics")."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+_TOUCHING = np.ones((3, 3, 3), bool)
+
+
+def overlap(mask: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """Dice, relative volume difference and voxel-wise true positive rate of two masks (z, y, x).
+
+    Both empty: Dice 1. Reference empty: RVD and TPR are NaN, they are not defined.
+    """
+    a, b = mask.astype(bool), reference.astype(bool)
+    both, size_a, size_b = int((a & b).sum()), int(a.sum()), int(b.sum())
+    return {
+        "dice": 2 * both / (size_a + size_b) if size_a + size_b else 1.0,
+        "rvd": abs(size_a - size_b) / size_b if size_b else float("nan"),
+        "tpr": both / size_b if size_b else float("nan"),
+    }
+
+
+def lesion_counts(mask: np.ndarray, reference: np.ndarray, voxel_ml: float, min_ml: float = 0.1) -> dict[str, int]:
+    """Lesions (26-connected, at least ``min_ml``): in the reference, of these found, and false ones in the mask."""
+    found = [bool(piece) for piece in _touched(reference, mask, voxel_ml, min_ml)]
+    true = [bool(piece) for piece in _touched(mask, reference, voxel_ml, min_ml)]
+    return {"lesions": len(found), "lesions_found": sum(found), "lesions_false": len(true) - sum(true)}
+
+
+def _touched(mask: np.ndarray, other: np.ndarray, voxel_ml: float, min_ml: float) -> list[int]:
+    labels, n = ndimage.label(mask, _TOUCHING)
+    sizes = np.bincount(labels.ravel(), minlength=n + 1)[1:] * voxel_ml
+    touched = np.bincount(labels.ravel(), weights=other.ravel(), minlength=n + 1)[1:]
+    return [int(t) for t, s in zip(touched, sizes, strict=True) if s >= min_ml]
+
+
+def summary(rows: list[dict[str, Any]], keys: tuple[str, ...] = ("dice", "rvd", "tpr")) -> dict[str, float]:
+    """Mean, standard deviation (n - 1) and median of per-case figures; NaN is left out."""
+    result: dict[str, float] = {"cases": len(rows)}
+    for key in keys:
+        values = np.array([row[key] for row in rows], dtype=float)
+        values = values[np.isfinite(values)]
+        if len(values):
+            spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+            result |= {
+                f"{key}_mean": float(values.mean()),
+                f"{key}_sd": spread,
+                f"{key}_median": float(np.median(values)),
+            }
+    return result

@@ -1,0 +1,149 @@
+"""3D U-Net on pseudo-labels: BCE + Dice (eq. 2), MONAI's U-Net with anisotropic strides (method.md 5)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.networks.nets import UNet
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from hemseg.preprocessing import Settings, network_input
+from training.augmentation import augmented_patches
+from training.config import Config, Segmenter
+from training.datasets import Prepared
+from training.fitting import Task, fit, loader, save_network
+
+RARE = -4.0  # first logit: about one voxel in fifty is hemorrhage, or training spends its first epochs learning that
+
+
+def build_unet(settings: Segmenter, channels: int) -> nn.Module:
+    """The U-Net. Input (n, channel, z, y, x), output logits (n, 1, z, y, x).
+
+    MONAI's U-Net narrows to its ``out_channels`` before its last full-resolution convolution; it therefore ends
+    in half as many channels as it starts with, and a 1x1x1 convolution makes the logit.
+    """
+    width = max(1, settings.channels[0] // 2)
+    unet = UNet(
+        spatial_dims=3,
+        in_channels=channels,
+        out_channels=width,
+        channels=settings.channels,
+        strides=settings.strides,  # type: ignore[arg-type]
+        num_res_units=settings.residual_units,
+        norm="batch",  # in evaluation a voxel's result then does not depend on the size of the patch
+    )
+    logit = nn.Conv3d(width, 1, 1)
+    nn.init.constant_(logit.bias, RARE)  # type: ignore[arg-type]
+    return nn.Sequential(unet, nn.BatchNorm3d(width), nn.PReLU(), logit)
+
+
+def combined_loss(logits: Tensor, target: Tensor, epsilon: float = 1.0) -> Tensor:
+    """Eq. 2: (1 - soft Dice) + binary cross-entropy; Dice over the whole batch."""
+    probability = logits.sigmoid()
+    overlap = 2 * (probability * target).sum() + epsilon
+    dice = 1 - overlap / (probability.sum() + target.sum() + epsilon)
+    return dice + F.binary_cross_entropy_with_logits(logits, target)
+
+
+class Patches(Dataset):
+    """Patches of prepared scans with their (pseudo-)labels; half of them are centred on hemorrhage."""
+
+    def __init__(self, cases: list[Prepared], labels: dict[str, np.ndarray], config: Config) -> None:
+        self.size, self.seed = config.segmenter.train_patch, config.seed
+        self.per_case = config.segmenter.patches_per_case
+        self.items = [padded(cropped(c, labels[c.name], config.preprocessing), self.size) for c in cases]
+        self.positive = [np.argwhere(item[-1] > 0) for item in self.items]
+
+    def __len__(self) -> int:
+        return len(self.items) * self.per_case
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = (0, key) if isinstance(key, int) else key
+        rng = np.random.default_rng([self.seed, epoch, index])
+        item, positive = self.items[index % len(self.items)], self.positive[index % len(self.items)]
+        shape = item.shape[1:]
+        if len(positive) and rng.random() < 0.5:
+            middle = positive[rng.integers(len(positive))]
+            corner = middle - np.array(self.size) // 2 + rng.integers(-8, 9, 3) * (0, 1, 1)
+        else:
+            corner = np.array([rng.integers(0, n - p + 1) for n, p in zip(shape, self.size, strict=True)])
+        corner = np.clip(corner, 0, np.array(shape) - self.size)
+        patch = torch.from_numpy(
+            item[(slice(None), *(slice(c, c + p) for c, p in zip(corner, self.size, strict=True)))].copy()
+        )
+        return patch[:-1], patch[-1:]
+
+
+def cropped(case: Prepared, label: np.ndarray, settings: Settings) -> np.ndarray:
+    """Network input and label of the skull's inside, float32 (channel + 1, z, y, x): what inference sees, too."""
+    inside = case.intracranial
+    if inside.any():
+        box = tuple(
+            slice(int(i.min()), int(i.max()) + 1)
+            for i in (np.flatnonzero(inside.any(axis=a)) for a in ((1, 2), (0, 2), (0, 1)))
+        )
+    else:
+        box = (slice(None),) * 3
+    image = network_input(case.hu[box], inside[box], settings)
+    return np.concatenate([image, label[None][(slice(None), *box)].astype(np.float32)])
+
+
+def padded(item: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+    """Centre in zeros whatever is smaller than a patch."""
+    lacking = [max(0, p - n) for n, p in zip(item.shape[1:], size, strict=True)]
+    return np.pad(item, [(0, 0), *((n // 2, n - n // 2) for n in lacking)])
+
+
+class SegmenterTask(Task):
+    """Train the U-Net; the validation loss is against validation (pseudo-)labels, never against reference masks."""
+
+    def __init__(self, network: nn.Module, settings: Segmenter, seed: int) -> None:
+        super().__init__(settings.optimization, seed)
+        self.network, self.settings = network, settings
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        image, target = batch
+        if self.settings.augment:
+            image, target = augmented_patches(image, target, self.generator(batch_idx))
+        loss = combined_loss(self.network(image), target)
+        self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(image))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        logits = self.network(batch[0])
+        self.log("val_loss", combined_loss(logits, batch[1]), prog_bar=True, batch_size=len(batch[0]))
+        found = (logits > 0).float()
+        dice = (2 * (found * batch[1]).sum() + 1) / (found.sum() + batch[1].sum() + 1)
+        self.log("val_label_dice", dice, prog_bar=True, batch_size=len(batch[0]))
+
+
+def train_segmenter(
+    train: list[Prepared], val: list[Prepared], labels: dict[str, np.ndarray], config: Config, folder: Path
+) -> dict[str, Any]:
+    """Train on labels (z, y, x) per case; writes ``network.pt``."""
+    settings = config.segmenter
+    torch.manual_seed(config.seed)
+    network = build_unet(settings, len(config.preprocessing.channels))
+    task = SegmenterTask(network, settings, config.seed)
+    batch = settings.optimization.batch
+    batches = loader(Patches(train, labels, config), batch, config.seed)
+    figures = fit(task, batches, DataLoader(_whole(val, labels, config), 1), folder)
+    save_network(network, folder / "network.pt")
+    return figures
+
+
+def _whole(cases: list[Prepared], labels: dict[str, np.ndarray], config: Config) -> Any:
+    """Whole scans, padded so that every stride divides them."""
+    step = np.prod(config.segmenter.strides, axis=0)
+    result = []
+    for case in cases:
+        item = cropped(case, labels[case.name], config.preprocessing)
+        size = tuple(int(-(-n // s) * s) for n, s in zip(item.shape[1:], step, strict=True))
+        tensor = torch.from_numpy(padded(item, size))  # type: ignore[arg-type]
+        result.append((tensor[:-1], tensor[-1:]))
+    return result
