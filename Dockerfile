@@ -1,0 +1,37 @@
+# The container as Grand Challenge users know it: scans in /input, masks in /output, no network, any uid, no torch.
+ARG BASE_IMAGE=python:3.11-slim
+FROM ${BASE_IMAGE}
+
+# cuda: ONNX Runtime with the CUDA 12 libraries (runs on CPU too); cpu: a much smaller image
+ARG ACCELERATOR=cuda
+
+ENV PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    ORT_DISABLE_TELEMETRY=1 \
+    HOME=/tmp
+
+RUN groupadd -r user && useradd -m --no-log-init -r -g user user \
+    && mkdir -p /opt/app /opt/ml/model /input /output \
+    && chown user:user /opt/app /input /output
+
+WORKDIR /opt/app
+COPY requirements.txt requirements-cuda.txt ./
+
+# a host behind a proxy with its own certificates hands them over as the secret pip_ca; nothing of it stays in the image
+RUN --mount=type=secret,id=pip_ca \
+    if [ -s /run/secrets/pip_ca ]; then export PIP_CERT=/run/secrets/pip_ca; fi; \
+    export PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1; \
+    pip install --quiet -r requirements.txt \
+    && case "$ACCELERATOR" in \
+         cpu) ;; \
+         cuda) pip uninstall --quiet -y onnxruntime && pip install --quiet -r requirements-cuda.txt ;; \
+         *) echo "ACCELERATOR is cuda or cpu, not '$ACCELERATOR'" >&2; exit 2 ;; \
+       esac
+
+COPY LICENSE process.py ./
+COPY hemseg ./hemseg
+COPY weights ./weights
+RUN python -m compileall -q hemseg process.py && chmod -R a+rX /opt/app
+
+USER user
+ENTRYPOINT ["python", "-m", "process"]
