@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from hemseg.model import Model, load
+from training.phantom import Grid, Phantom, make_phantom, write_image
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+COARSE = Grid((16, 96, 96), (2.4, 2.4, 9.0))
+OBLIQUE = (0.98, -0.17, 0.11, 0.19, 0.96, -0.21, -0.07, 0.22, 0.97)
+
+
+@pytest.fixture(scope="session")
+def bleed() -> Phantom:
+    """A small phantom with a hemorrhage."""
+    return make_phantom(3, ("intraparenchymal",), COARSE)
+
+
+@pytest.fixture(scope="session")
+def model() -> Model:
+    return load(device="cpu")
+
+
+@pytest.fixture
+def scan(bleed: Phantom, tmp_path: Path) -> Path:
+    """The same phantom as a file, alone in a folder."""
+    path = tmp_path / "in" / "case.nii.gz"
+    write_image(bleed.volume.hu, bleed.volume, path)
+    return path
+
+
+def orthonormal(seed: int) -> tuple[float, ...]:
+    """A random rotation matrix, row by row."""
+    q, r = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
+    q = q * np.sign(np.diag(r))
+    return tuple(float(v) for v in (q * np.linalg.det(q)).ravel())
+
+
+def random_image(seed: int, shape: tuple[int, int, int] = (4, 6, 8)) -> sitk.Image:
+    """Noise with a spacing, an origin and an oblique direction that no format holds by luck."""
+    rng = np.random.default_rng(seed)
+    image = sitk.GetImageFromArray(rng.integers(-1000, 1000, shape).astype(np.int16))
+    image.SetSpacing([float(v) for v in rng.uniform(0.3, 6, 3)])
+    image.SetOrigin([float(v) for v in rng.uniform(-200, 200, 3)])
+    image.SetDirection(orthonormal(seed))
+    return image
+
+
+def same_geometry(a: Path, b: Path) -> bool:
+    x, y = sitk.ReadImage(str(a)), sitk.ReadImage(str(b))
+    return all(getattr(x, f)() == getattr(y, f)() for f in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"))
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * float((a.astype(bool) & b.astype(bool)).sum()) / max(1.0, float(a.sum() + b.sum()))

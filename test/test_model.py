@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from hemseg.errors import HemsegError
+from hemseg.model import Manifest, Model, default_weights, load
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A copy of the weights that a test may break."""
+    return Path(shutil.copytree(ROOT / "weights", tmp_path / "weights"))
+
+
+def changed(weights: Path, **values: object) -> Path:
+    manifest = json.loads((weights / "manifest.json").read_text())
+    (weights / "manifest.json").write_text(json.dumps(manifest | values))
+    return weights
+
+
+def test_the_shipped_weights_load_and_give_probabilities(model: Model) -> None:
+    manifest = model.manifest
+    assert default_weights() == ROOT / "weights"
+    patch = np.random.default_rng(0).random((2, len(manifest.preprocessing.channels), *manifest.patch), np.float32)
+    probability = model(patch)
+    assert probability.shape == (2, 1, *manifest.patch)
+    assert probability.min() >= 0
+    assert probability.max() <= 1
+    assert np.abs(model(patch[1:]) - probability[1:]).max() < 1e-5  # a batch changes nothing
+    assert model.provider == "CPUExecutionProvider"
+
+
+def test_manifest_survives_writing(tmp_path: Path, model: Model) -> None:
+    model.manifest.write(tmp_path)
+    assert Manifest.read(tmp_path) == model.manifest
+
+
+def test_damaged_weights_get_a_clear_sentence(weights: Path) -> None:
+    onnx = weights / "hemseg.onnx"
+    content = onnx.read_bytes()
+    onnx.write_bytes(content[: len(content) // 2])
+    with pytest.raises(HemsegError, match="does not match the manifest's sha256"):
+        load(weights)
+    onnx.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(HemsegError, match="Git LFS pointer"):
+        load(weights)
+    onnx.unlink()
+    with pytest.raises(HemsegError, match="cannot be read"):
+        load(weights)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"format": 99}, "update hemseg"),
+        ({"format": None}, "not a hemseg manifest"),
+        ({"patch": None, "surprise": 1}, "surprise"),
+        ({"preprocessing": {"hu_range": [100, -20]}}, "hu_range"),
+        ({"preprocessing": 3}, "not a valid manifest"),
+    ],
+)
+def test_wrong_manifests_get_a_clear_sentence(weights: Path, values: dict, said: str) -> None:
+    with pytest.raises(HemsegError, match=said):
+        load(changed(weights, **values))
+
+
+def test_missing_or_broken_manifest(tmp_path: Path) -> None:
+    with pytest.raises(HemsegError, match="no such file"):
+        load(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(HemsegError, match="cannot be read as a manifest"):
+        load(tmp_path)
+
+
+def test_devices() -> None:
+    with pytest.raises(HemsegError, match="not known"):
+        load(device="tpu")
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(HemsegError, match="cuda was asked for"):
+            load(device="cuda")
+        assert load(device="auto").provider == "CPUExecutionProvider"

@@ -1,0 +1,445 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import COARSE, ROOT
+
+from hemseg.errors import HemsegError
+from hemseg.model import load
+from hemseg.preprocessing import network_input, working_image
+from hemseg.volume import read
+from training.cam import activation_maps, raw_maps
+from training.classifier import SequenceNetwork, SliceNetwork, Volumes, cut, end_to_end, paste, refit_linear_layer
+from training.config import CONFIGS, Cam, Classifier, Config, Pseudolabels, Segmenter, Sequence, load_config
+from training.datasets import load_dataset, prepare, prepared
+from training.fitting import EpochSampler
+from training.metrics import lesion_counts, overlap, summary
+from training.phantom import write_dataset
+from training.pseudolabels import choose, intensity_clusters, trial_images
+from training.segmenter import Patches, build_unet, combined_loss, cropped
+from training.stages import Stage, run_stage
+
+TINY = Classifier(
+    backbone="resnet18", widths=(4, 4, 8, 8), output_stride=8, image_size=(64, 48), windows=((0, 80), (-20, 100))
+)
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "phantoms"
+    write_dataset(folder, 6, seed=3, grid=COARSE)
+    return folder
+
+
+# --- configuration ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_configuration_builds(path: Path) -> None:
+    config = load_config(path.stem)
+    assert config == load_config(path)
+    assert config.name == path.stem
+    SliceNetwork(config.classifier)
+    build_unet(config.segmenter, len(config.preprocessing.channels))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("clasifier: {}", "did you mean 'classifier'"),
+        ("pseudolabels: {treshold: 0.5}", "did you mean 'threshold'"),
+        ("seed: many", "expects int"),
+        ("cam: {flips: 1}", "expects bool"),
+        ("seed: true", "expects int"),
+        ("classifier: {image_size: [1, 2, 3]}", "expects 2 values"),
+        ("classifier: resnet", "expects a mapping"),
+        ("segmenter: {channels: 16}", "expects a list"),
+        ("preprocessing: {bone_floor_hu: 500}", "hu_range"),
+        ("a: [", "cannot be read as YAML"),
+    ],
+)
+def test_wrong_configurations_get_a_clear_sentence(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(HemsegError, match=said):
+        load_config(tmp_path / "mine.yaml")
+    with pytest.raises(HemsegError, match="no such configuration"):
+        load_config("smokes")
+
+
+# --- data sets --------------------------------------------------------------------------------------------------------
+
+
+def test_training_and_inference_see_the_same_numbers(phantoms: Path, tmp_path: Path) -> None:
+    config = load_config("smoke")
+    dataset = load_dataset(phantoms)
+    prepare(dataset, config.preprocessing, tmp_path)
+    case, stored = dataset.part("train")[0], next(prepared(tmp_path, dataset, "train"))
+    working = working_image(read(case.image), config.preprocessing)
+    item = cropped(stored, np.zeros(stored.hu.shape, bool), config.preprocessing)
+    from hemseg.segmentation import _bounding_box
+
+    box = _bounding_box(working.intracranial)
+    assert box is not None
+    assert np.array_equal(item[:-1], network_input(working.hu[box], working.intracranial[box], config.preprocessing))
+
+
+def test_labels_come_from_masks_where_there_is_no_table(phantoms: Path, tmp_path: Path) -> None:
+    for part in ("images", "masks"):
+        shutil.copytree(phantoms / part, tmp_path / part)
+    made, given = load_dataset(tmp_path), load_dataset(phantoms)
+    assert [c.labels for c in made.cases] == [c.labels for c in given.cases]
+    assert {c.split for c in made.cases} <= {"train", "val", "test"}
+    assert made == load_dataset(tmp_path)
+
+
+def test_faults_of_a_data_set_are_told_all_at_once(phantoms: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantoms, tmp_path / "data")
+    data = tmp_path / "data"
+    rows = list(csv.reader((data / "slice_labels.csv").open()))
+    first, second, third = sorted({r[0] for r in rows[1:]})[:3]
+    rows = [r for r in rows if r[:2] != [first, "3"] and r[0] != second] + [["ghost", "0", "1"] + ["0"] * 5]
+    with (data / "slice_labels.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+    with (data / "split.csv").open("a") as stream:
+        stream.write(f"{third},holdout\r\n")
+    with pytest.raises(HemsegError) as error:
+        load_dataset(data)
+    for said in ("ghost", f"{first}: has 16 slices", second, f"{third}: is in two splits", "holdout"):
+        assert said in str(error.value)
+    with pytest.raises(HemsegError, match="is not a data set"):
+        load_dataset(tmp_path / "nothing")
+
+
+def test_blanked_and_missing_slices_are_left_out(phantoms: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantoms, tmp_path / "data")
+    path = tmp_path / "data" / "slice_labels.csv"
+    lines = path.read_text().splitlines()
+    lines = [lines[0] + ",blanked"] + [line + (",1" if i % 16 == 0 else ",0") for i, line in enumerate(lines[1:])]
+    path.write_text("\n".join(lines))
+    assert all(case.labels[0] == -1 for case in load_dataset(tmp_path / "data").cases)
+
+
+# --- classifier and maps ----------------------------------------------------------------------------------------------
+
+
+def test_cam_averaged_over_space_plus_bias_is_the_logit() -> None:
+    torch.manual_seed(0)
+    network = SliceNetwork(TINY).eval()
+    hu = torch.rand(3, 64, 48) * 100 - 20
+    maps = raw_maps(network, hu, Cam())
+    assert maps.shape == (3, 8, 6)  # output stride 8
+    with torch.no_grad():
+        assert torch.allclose(maps.mean(dim=(1, 2)) + network.fc.bias, network(hu), atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [Cam(), Cam(flips=True), Cam("layercam", 2), Cam("layercam", 3, flips=True)])
+def test_maps_are_normalised_and_do_not_depend_on_the_batch(settings: Cam) -> None:
+    torch.manual_seed(0)
+    network = SliceNetwork(TINY).eval()
+    hu = torch.rand(4, 64, 48) * 100 - 20
+    maps = activation_maps(network, hu, settings)
+    assert maps.shape == hu.shape
+    assert maps.amin() >= 0
+    assert maps.amax() <= 1
+    assert torch.allclose(activation_maps(network, hu[2:3], settings), maps[2:3], atol=1e-4)
+    if settings.flips:
+        assert torch.allclose(activation_maps(network, hu.flip(2), settings).flip(2), maps, atol=1e-4)
+
+
+def test_unknown_maps_are_refused() -> None:
+    network = SliceNetwork(TINY)
+    with pytest.raises(HemsegError, match="layercam"):
+        raw_maps(network, torch.zeros(1, 64, 48), Cam("cam", 2))
+    with pytest.raises(HemsegError, match="not known"):
+        raw_maps(network, torch.zeros(1, 64, 48), Cam("scorecam"))
+
+
+@pytest.mark.parametrize(("stride", "size"), [(32, (2, 2)), (16, (4, 3)), (8, (8, 6))])
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_output_stride(backbone: str, stride: int, size: tuple[int, int]) -> None:
+    network = SliceNetwork(replace(TINY, backbone=backbone, output_stride=stride)).eval()
+    assert tuple(network.stages(torch.zeros(1, 64, 48))[-1].shape[2:]) == size
+
+
+def test_gradients_reach_the_backbone_through_the_lstm_and_padding_carries_none() -> None:
+    torch.manual_seed(0)
+    sequence = SequenceNetwork(SliceNetwork(TINY).eval(), Sequence(hidden=4))
+    volumes = [(torch.rand(n, 64, 48) * 80, torch.ones(n)) for n in (5, 2)]
+    hu, labels, lengths = end_to_end(volumes)
+    logits = sequence(hu, lengths)
+    assert logits.shape == labels.shape == (7,)
+    logits.sum().backward()
+    assert sequence.network.backbone.conv1.weight.grad.abs().sum() > 0
+    alone = torch.cat([sequence(v, torch.tensor([len(v)])) for v, _ in volumes])
+    assert torch.allclose(alone, logits, atol=1e-5)
+
+
+def test_the_refitted_layer_separates_what_the_features_separate() -> None:
+    torch.manual_seed(0)
+    network = SliceNetwork(TINY).eval()
+    dark, bright = torch.rand(12, 64, 48) * 20, 60 + torch.rand(12, 64, 48) * 20
+    volumes = Volumes([], Config("test"))
+    volumes.items = [(torch.cat([dark, bright]), torch.cat([torch.zeros(12), torch.ones(12)]))]
+    before = network.backbone.conv1.weight.clone()
+    refit_linear_layer(network, volumes)
+    with torch.no_grad():
+        assert network(bright).min() > network(dark).max()
+    assert torch.equal(before, network.backbone.conv1.weight)
+
+
+def test_cut_and_paste_are_inverse_even_beyond_the_edges() -> None:
+    array = np.random.default_rng(0).random((2, 20, 30))
+    window = cut(array, (-4, 10), (18, 25), -1.0)
+    assert window.shape == (2, 18, 25)
+    assert (window[:, :4] == -1).all()
+    back = paste(window, (-4, 10), array.shape)
+    assert np.array_equal(back[:, :14, 10:], array[:, :14, 10:])
+    assert not back[:, 14:].any()
+
+
+# --- pseudo-labels ----------------------------------------------------------------------------------------------------
+
+
+class BrightNetwork(SliceNetwork):
+    """A classifier that counts voxels of 55-75 HU: the truth about a phantom."""
+
+    def forward(self, hu: torch.Tensor) -> torch.Tensor:
+        return ((hu > 55) & (hu < 75)).float().sum(dim=(1, 2))
+
+
+def blood_on_brain() -> tuple[np.ndarray, np.ndarray]:
+    hu = np.random.default_rng(0).normal(32, 2, (64, 48)).astype(np.float32)
+    blood = np.zeros(hu.shape, bool)
+    blood[20:30, 18:26] = True
+    hu[blood] = 65
+    hu[24:26, 10:12] = 100  # a calcification
+    return hu, blood
+
+
+@pytest.mark.parametrize("how", ["lowest", "mean"])
+def test_differential_prediction_finds_the_blood(how: str) -> None:
+    hu, blood = blood_on_brain()
+    activation = np.zeros(hu.shape, np.float32)
+    activation[14:36, 6:34] = 1.0
+    settings = Pseudolabels(threshold=0.7, clusters=3, replace=how)
+    choice = choose(hu, hu, activation, np.ones(hu.shape, bool), BrightNetwork(TINY), TINY, settings, -20.0, 0)
+    assert np.array_equal(choice.mask, blood)
+    assert choice.chosen == int(np.argmax(choice.drops)) + 1
+    assert sum(choice.sizes) == (activation > 0).sum()
+    assert list(choice.means) == sorted(choice.means)
+
+
+def test_degenerate_regions_are_defined() -> None:
+    hu, _ = blood_on_brain()
+    everywhere = np.ones(hu.shape, bool)
+    arguments = (everywhere, BrightNetwork(TINY), TINY)
+    nothing = choose(hu, hu, np.zeros_like(hu), *arguments, Pseudolabels(), -20.0, 0)
+    assert not nothing.mask.any()
+    assert nothing.chosen == 0
+    flat = np.full_like(hu, 60)
+    one = choose(flat, flat, np.ones_like(hu), *arguments, Pseudolabels(), -20.0, 0)
+    assert one.mask.all()
+    whole = choose(hu, hu, np.ones_like(hu), *arguments, Pseudolabels(clusters=0), -20.0, 0)
+    assert whole.mask.all()
+    outside = choose(hu, hu, np.ones_like(hu), ~everywhere, *arguments[1:], Pseudolabels(intracranial=True), -20.0, 0)
+    assert not outside.mask.any()
+    assert intensity_clusters(np.array([5.0, 1.0, 5.0]), 4).tolist() == [2, 1, 2]
+
+
+def test_clusters_rise_with_intensity_and_do_not_change() -> None:
+    values = np.concatenate([np.random.default_rng(0).normal(m, 1, 50) for m in (60, 10, 35)])
+    labels = intensity_clusters(values, 3)
+    assert labels.tolist() == [3] * 50 + [1] * 50 + [2] * 50
+    assert np.array_equal(labels, intensity_clusters(values, 3))
+
+
+def test_trial_images_take_out_one_cluster_each() -> None:
+    hu, blood = blood_on_brain()
+    trials = trial_images(hu, blood.astype(np.int8), -20.0, "lowest")
+    assert np.array_equal(trials[0], hu)
+    assert (trials[1][blood] == -20).all()
+    assert np.array_equal(trials[1][~blood], hu[~blood])
+    with pytest.raises(HemsegError, match="not known"):
+        trial_images(hu, blood.astype(np.int8), -20.0, "noise")
+
+
+# --- segmenter --------------------------------------------------------------------------------------------------------
+
+
+def test_combined_loss_is_equation_2() -> None:
+    logits, target = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[1.0, 0.0, 0.0]])
+    p = logits.sigmoid()
+    dice = 1 - (2 * (p * target).sum() + 1) / (p.sum() + target.sum() + 1)
+    bce = -(target * p.log() + (1 - target) * (1 - p).log()).mean()
+    assert combined_loss(logits, target) == pytest.approx(float(dice + bce), abs=1e-6)
+    assert combined_loss(target * 100 - 50, target) < 1e-4
+
+
+def test_patches_are_a_function_of_seed_epoch_and_index(phantoms: Path, tmp_path: Path) -> None:
+    config = load_config("smoke")
+    dataset = load_dataset(phantoms)
+    prepare(dataset, config.preprocessing, tmp_path)
+    cases = list(prepared(tmp_path, dataset, "train"))
+    labels = {c.name: (c.hu > 50) & (c.hu < 80) & c.intracranial for c in cases}
+    a, b = (Patches(cases, labels, config) for _ in range(2))
+    for key in ((0, 0), (3, 1)):
+        for x, y in zip(a[key], b[key]):
+            assert torch.equal(x, y)
+    assert not torch.equal(a[0, 0][0], a[1, 0][0])
+    assert a[0, 0][0].shape == (2, *config.segmenter.train_patch)
+    sampler = EpochSampler(10, seed=1)
+    sampler.set_epoch(4)
+    assert sorted(i for _, i in sampler) == list(range(10))
+    assert list(sampler) == list(sampler)
+    assert all(epoch == 4 for epoch, _ in sampler)
+
+
+def test_the_unet_keeps_shapes_and_starts_with_rare_hemorrhage() -> None:
+    settings = Segmenter(channels=(4, 8, 8), strides=((1, 2, 2), (2, 2, 2)), residual_units=1)
+    network = build_unet(settings, 2).eval()
+    with torch.no_grad():
+        logits = network(torch.rand(1, 2, 4, 16, 16))
+    assert logits.shape == (1, 1, 4, 16, 16)
+    assert logits.sigmoid().mean() < 0.2
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_by_hand() -> None:
+    a, b = np.zeros((2, 4, 6, 8), np.uint8)
+    a[1, 1:3, 1:5], b[1, 1:3, 3:7] = 1, 1
+    assert overlap(a, b) == {"dice": 0.5, "rvd": 0.0, "tpr": 0.5}
+    assert overlap(a, b * 0)["dice"] == 0.0
+    assert np.isnan(overlap(a, b * 0)["rvd"])
+    assert overlap(a * 0, b * 0)["dice"] == 1.0
+    b[3, 4:6, 6:8] = 1
+    assert lesion_counts(a, b, voxel_ml=0.05) == {"lesions": 2, "lesions_found": 1, "lesions_false": 0}
+    assert lesion_counts(b, a, voxel_ml=0.05) == {"lesions": 1, "lesions_found": 1, "lesions_false": 1}
+    assert lesion_counts(a, b, voxel_ml=0.02) == {"lesions": 1, "lesions_found": 1, "lesions_false": 0}
+    figures = summary([{"dice": 0.5, "rvd": float("nan")}, {"dice": 0.7, "rvd": 1.0}], ("dice", "rvd"))
+    assert figures["dice_mean"] == pytest.approx(0.6)
+    assert figures["dice_sd"] == pytest.approx(0.1414, abs=1e-3)
+    assert figures["rvd_mean"] == 1.0
+
+
+# --- stages and the whole pipeline ------------------------------------------------------------------------------------
+
+
+def test_stages_are_skipped_when_done_and_run_again_when_something_changed(tmp_path: Path) -> None:
+    ran: list[str] = []
+
+    def stages(first: int, second: int) -> dict[str, Stage]:
+        def work(name: str) -> dict[str, int]:
+            ran.append(name)
+            return {"n": len(ran)}
+
+        made = [Stage("a", (), (first,), lambda _: work("a")), Stage("b", ("a",), (second,), lambda _: work("b"))]
+        return {stage.name: stage for stage in made}
+
+    for expected, settings in ((["a", "b"], (1, 1)), ([], (1, 1)), (["b"], (1, 2)), (["a", "b"], (2, 2))):
+        ran.clear()
+        (tmp_path / "b" / "left over").parent.mkdir(exist_ok=True)
+        table = stages(*settings)
+        run_stage(table["b"], tmp_path, table)
+        assert ran == expected
+
+
+def test_an_interrupted_stage_goes_on_with_what_it_has(tmp_path: Path) -> None:
+    def fail_once(folder: Path) -> dict[str, int]:
+        if not (folder / "half").exists():
+            (folder / "half").touch()
+            raise KeyboardInterrupt
+        return {"n": 1}
+
+    table = {"a": Stage("a", (), (), fail_once)}
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(table["a"], tmp_path, table)
+    assert not (tmp_path / "a" / "done.json").exists()
+    assert run_stage(table["a"], tmp_path, table) == {"n": 1}
+
+
+def training(*arguments: object, check: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "training", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == check, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole pipeline on phantoms, from slice labels to ONNX, as a user would run it."""
+    run = tmp_path_factory.mktemp("runs") / "smoke"
+    training("all", "--config", "training/configs/smoke.yaml", "--run", run)
+    return run
+
+
+def test_smoke_finds_hemorrhage_in_unseen_phantoms(smoke: Path) -> None:
+    figures = json.loads((smoke / "evaluate" / "summary.json").read_text())
+    assert figures["cases"] >= 7
+    assert figures["dice_mean"] > 0.5
+    rows = list(csv.DictReader((smoke / "evaluate" / "per_case.csv").open()))
+    assert len(rows) == figures["cases"]
+    assert figures["dice_mean"] == pytest.approx(np.mean([float(r["dice"]) for r in rows]), abs=1e-3)
+
+
+def test_smoke_leaves_weights_that_inference_loads(smoke: Path) -> None:
+    model = load(smoke / "export", "cpu")
+    assert model.manifest.provenance["supervision"] == "slice labels"
+    assert model.manifest.provenance["config"] == "smoke"
+    assert model.manifest.preprocessing == load_config("smoke").preprocessing
+    done = json.loads((smoke / "export" / "done.json").read_text())
+    assert done["figures"]["difference_to_torch"] < 1e-4
+    assert list((smoke / "pseudolabel" / "panels").glob("*.png"))
+
+
+def test_smoke_is_skipped_when_it_is_done(smoke: Path) -> None:
+    done = training("all", "--config", "smoke", "--run", smoke)
+    assert done.stderr.count("done before, skipped") >= 8
+
+
+def test_weak_stages_need_no_masks(smoke: Path, tmp_path: Path) -> None:
+    """The same run on the same data without any mask gives the same pseudo-labels: supervision is slice labels."""
+    source = next(smoke.glob("phantoms-*"))
+    shutil.copytree(source, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "masks")
+    with_masks, without = load_dataset(source), load_dataset(tmp_path / "data")
+    assert [(c.name, c.split, c.labels) for c in with_masks.cases] == [
+        (c.name, c.split, c.labels) for c in without.cases
+    ]
+    assert all(c.reference is None for c in without.cases)
+    for stage in ("prepare", "classify", "sequence", "cam"):
+        shutil.copytree(smoke / stage, tmp_path / "run" / stage)
+    from training.classifier import SliceNetwork
+    from training.fitting import load_network
+    from training.pipeline import make_pseudolabels
+
+    config = load_config("smoke")
+    network = load_network(SliceNetwork(config.classifier), tmp_path / "run" / "sequence" / "network.pt")
+    cases = list(prepared(tmp_path / "run" / "prepare", without, "val"))
+    make_pseudolabels(cases, network, config, tmp_path / "run" / "cam", tmp_path, panels=0)  # type: ignore[arg-type]
+    for case in cases:
+        a, b = (np.load(f / f"{case.name}.npz")["mask"] for f in (smoke / "pseudolabel", tmp_path))
+        assert np.array_equal(a, b)
+        assert not a[case.labels != 1].any()
+
+
+def test_mistakes_end_in_one_sentence(tmp_path: Path) -> None:
+    for arguments, said in (
+        (("all", "--config", "nothing", "--run", tmp_path), "no such configuration"),
+        (("all", "--config", "phe_sich", "--run", tmp_path), "give --data"),
+        (("all", "--config", "smoke", "--run", tmp_path, "--data", tmp_path), "is not a data set"),
+    ):
+        done = training(*arguments, check=1)
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
