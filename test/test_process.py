@@ -61,7 +61,7 @@ def test_masks_are_the_expected_ones(output: Path) -> None:
 
 def test_the_comparison_can_fail(output: Path, tmp_path: Path) -> None:
     masks = Path(shutil.copytree(output / "images", tmp_path / "masks"))
-    broken = masks / "phantom-epidural.mha"
+    broken = masks / "phantom-lobar.mha"
     image = sitk.ReadImage(str(broken))
     wrong = sitk.GetImageFromArray(1 - sitk.GetArrayFromImage(image))  # loses the geometry, too
     sitk.WriteImage(sitk.Cast(wrong, sitk.sitkFloat32), str(broken))
@@ -116,8 +116,8 @@ def test_nothing_to_do_is_an_error(tmp_path: Path, folder: str, said: str) -> No
 
 def test_predict_is_evalutils_own_interface(model: Model, tmp_path: Path) -> None:
     algorithm = HemorrhageSegmentation(CASES, tmp_path, model)
-    image = sitk.ReadImage(str(CASES / "phantom-epidural.mha"))
+    image = sitk.ReadImage(str(CASES / "phantom-lobar.mha"))
     mask = algorithm.predict(input_image=image)
     assert mask.GetDirection() == image.GetDirection()
-    expected = sitk.ReadImage(str(ROOT / "test" / "expected" / "phantom-epidural.mha"))
+    expected = sitk.ReadImage(str(ROOT / "test" / "expected" / "phantom-lobar.mha"))
     assert np.array_equal(sitk.GetArrayFromImage(mask), sitk.GetArrayFromImage(expected))

@@ -62,7 +62,7 @@ def test_full_hu_and_windowed_scans_give_the_same_mask(model: Model) -> None:
 
 def test_the_mask_moves_with_the_patient(model: Model) -> None:
     """The same head stored in another axis order gives the same mask, stored in that order."""
-    volume = sample("phantom-epidural.mha")
+    volume = sample("phantom-lobar.mha")
     mask = segment(volume, model).mask
     flipped = replace(volume, hu=volume.hu[::-1, ::-1, ::-1], direction=(-1, 0, 0, 0, -1, 0, 0, 0, -1))
     assert np.array_equal(segment(flipped, model).mask, mask[::-1, ::-1, ::-1])
@@ -75,7 +75,7 @@ def test_the_mask_moves_with_the_patient(model: Model) -> None:
 
 
 def test_origin_and_a_slight_tilt_change_nothing(model: Model) -> None:
-    volume = sample("phantom-epidural.mha")
+    volume = sample("phantom-lobar.mha")
     rotation = np.array(orthonormal(1)).reshape(3, 3)
     small = np.linalg.qr(np.eye(3) + 0.1 * rotation)[0]
     small *= np.sign(np.diag(small))

@@ -92,6 +92,18 @@ def samples(root: Path = Path("test")) -> None:
     write_samples(root)
 
 
+@app.command()
+def kinds(
+    weights: Annotated[Path | None, typer.Option(help="Folder with manifest.json; by default those of hemseg.")] = None,
+    out: Annotated[Path, typer.Option(help="The table.")] = Path("docs/results/phantom_kinds.csv"),
+) -> None:
+    """Measure weights on phantoms of each kind of hemorrhage, and on healthy ones."""
+    from training.samples import measure_kinds
+
+    for row in measure_kinds(weights, out):
+        print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+
+
 def main() -> None:
     """Run the command line; a mistake of the user ends in one sentence."""
     try:
