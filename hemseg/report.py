@@ -29,7 +29,7 @@ def overlay(result: Segmentation, title: str = "") -> np.ndarray:
     """
     volume = result.volume
     hu, (_, mm_y, mm_x) = volume.in_lps()
-    mask, _ = type(volume)(result.mask, volume.spacing, volume.origin, volume.direction).in_lps()
+    mask, _ = volume.with_voxels(result.mask).in_lps()
     tiles = [_tile(hu[z], mask[z], mm_y, mm_x, z) for z in _shown(mask)]
     tiles += [np.zeros((TILE, TILE, 3), np.uint8)] * (-len(tiles) % COLUMNS)
     rows = [np.hstack(tiles[i : i + COLUMNS]) for i in range(0, len(tiles), COLUMNS)]

@@ -35,7 +35,8 @@ class Segmentation:
         volume_ml: hemorrhage in mL (what the voxel spacing in the header makes of it).
         lesions: the connected pieces, largest first.
         seconds: wall time.
-        peak_probability: the network's largest probability inside the skull, before the threshold.
+        slice_probability: float32 (slice,), the network's largest probability in each slice of the scan, before
+            the threshold, from inferior to superior.
     """
 
     volume: Volume
@@ -43,7 +44,7 @@ class Segmentation:
     volume_ml: float
     lesions: tuple[Lesion, ...]
     seconds: float
-    peak_probability: float
+    slice_probability: np.ndarray
 
     def save(self, path: str | Path) -> Path:
         """Write the mask with the scan's geometry."""
@@ -63,7 +64,7 @@ def segment(volume: Volume, model: Model) -> Segmentation:
         volume_ml=int(mask.sum()) * volume.voxel_ml,
         lesions=lesions,
         seconds=time.perf_counter() - start,
-        peak_probability=float(probability.max(initial=0.0)),
+        slice_probability=np.repeat(probability.max(axis=(1, 2)), working.grid.slab)[: working.grid.scan_shape[0]],
     )
 
 

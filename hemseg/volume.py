@@ -14,7 +14,7 @@ import itertools
 import os
 import uuid
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,12 @@ class Volume:
     def voxel_ml(self) -> float:
         """Volume of one voxel in mL."""
         return float(np.prod(self.spacing)) / 1000.0
+
+    def with_voxels(self, array: np.ndarray) -> Volume:
+        """Another array of the same shape (a mask, say) with this volume's geometry."""
+        if array.shape != self.hu.shape:
+            raise ValueError(f"array {array.shape} and scan {self.hu.shape} differ in shape")
+        return replace(self, hu=array)
 
     def _to_lps(self) -> tuple[tuple[int, int, int], tuple[int, ...]]:
         """Which array axis runs along patient z, y, x, and which of those axes (afterwards) must be flipped."""

@@ -76,6 +76,22 @@ for _name in ("all", *STAGES):
     _stage_command(_name)
 
 
+@app.command("ablate")
+def _ablate(
+    config: ConfigOption,
+    run: RunOption,
+    out: Annotated[Path, typer.Option(help="Folder for the tables.")],
+    data: DataOption = None,
+) -> None:
+    """Run the paper's ablation (Table 2), the supervised upper bound and the threshold; write the tables to OUT."""
+    from training.ablation import ablate
+    from training.config import load_config
+    from training.datasets import load_dataset
+
+    loaded = load_config(config)
+    ablate(loaded, load_dataset(data or _phantoms(loaded, run), loaded.seed), run, out)
+
+
 @app.command()
 def phantoms(folder: Path, cases: int = 20, seed: int = 0, size: int = 256, slices: int = 28) -> None:
     """Make a data set of phantoms: scans, masks, slice labels with subtypes, and a split."""

@@ -12,7 +12,7 @@ evaluate     ONNX -> Dice etc. on the test split          evaluate/per_case.csv,
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ import torch
 from rich.progress import track
 
 import hemseg
-from hemseg.preprocessing import smoothed
+from hemseg.errors import HemsegError
+from hemseg.preprocessing import WorkingGrid, smoothed
+from hemseg.volume import read
 from training.cam import activation_maps
 from training.classifier import (
     SliceNetwork,
@@ -34,8 +36,8 @@ from training.classifier import (
     train_sequence,
 )
 from training.config import Config
-from training.datasets import DataSet, Prepared, prepare, prepared
-from training.evaluation import evaluate, write_table
+from training.datasets import DataSet, Prepared, prepare, prepared, read_reference
+from training.evaluation import METRICS_VERSION, evaluate, network_predictor, write_table
 from training.export import export_model
 from training.fitting import load_network
 from training.panels import write_panel
@@ -46,8 +48,39 @@ from training.stages import Stage, console, fingerprint, minutes
 WEAK = ("train", "val")  # what the weakly supervised stages may see, and of it the slice labels alone
 
 
-def build_stages(config: Config, dataset: DataSet, run: Path) -> dict[str, Stage]:
+@dataclass(frozen=True)
+class Variant:
+    """A row of the ablation (the paper's Table 2): what is left out of the recipe, or put in its place.
+
+    Its stages have names of their own (``segment@resnet``) from the first one that differs; those before are shared.
+    """
+
+    lstm: bool = True
+    kmeans: bool = True
+    reference: bool = False  # train the U-Net on reference masks: the fully supervised upper bound
+
+    @property
+    def network(self) -> str:
+        """Suffix of the stages that depend on the classifier alone."""
+        return "" if self.lstm else "@resnet"
+
+    @property
+    def labels(self) -> str:
+        """Suffix of the stages from the pseudo-labels on."""
+        if self.reference:
+            return "@supervised"
+        return self.network + ("" if self.kmeans else ("-" if self.network else "@") + "threshold")
+
+
+def build_stages(config: Config, dataset: DataSet, run: Path, variant: Variant | None = None) -> dict[str, Stage]:
     """The stages of a run, by name, in order."""
+    variant = variant or Variant()
+    if not variant.lstm:
+        config = replace(config, sequence=replace(config.sequence, enabled=False))
+    if not variant.kmeans:
+        config = replace(config, pseudolabels=replace(config.pseudolabels, clusters=0))
+    net, own = variant.network, variant.labels
+    source = f"pseudolabel{own}"
 
     def cases(*splits: str) -> list[Prepared]:
         return list(prepared(run / "prepare", dataset, *splits))
@@ -57,17 +90,17 @@ def build_stages(config: Config, dataset: DataSet, run: Path) -> dict[str, Stage
 
     def classifier() -> SliceNetwork:
         network = SliceNetwork(replace(config.classifier, pretrained=""))
-        return load_network(network, run / "sequence" / "network.pt")  # type: ignore[return-value]
+        return load_network(network, run / f"sequence{net}" / "network.pt")  # type: ignore[return-value]
 
     def labels() -> dict[str, np.ndarray]:
-        return {c.name: _load(run / "pseudolabel", c.name)["mask"] for c in dataset.part(*WEAK)}
+        return {c.name: _load(run / source, c.name)["mask"] for c in dataset.part(*WEAK)}
 
     def export(folder: Path) -> dict[str, Any]:
         network = build_unet(config.segmenter, len(config.preprocessing.channels))
-        load_network(network, run / "segment" / "network.pt")
+        load_network(network, run / f"segment{own}" / "network.pt")
         provenance = {
             "data": f"{dataset.name}: {len(dataset.part('train'))} train and {len(dataset.part('val'))} val patients",
-            "supervision": "slice labels",
+            "supervision": "reference masks" if variant.reference else "slice labels",
             "config": config.name,
             "config_hash": fingerprint(config),
             "minutes": minutes(run),
@@ -90,28 +123,52 @@ def build_stages(config: Config, dataset: DataSet, run: Path) -> dict[str, Stage
             lambda f: train_classifier(volumes("train"), volumes("val"), config, f),
         ),
         Stage(
-            "sequence",
+            f"sequence{net}",
             ("classify",),
             (config.sequence,),
             lambda f: train_sequence(volumes("train"), volumes("val"), run / "classify" / "network.pt", config, f),
         ),
-        Stage("cam", ("sequence",), (config.cam,), lambda f: make_maps(cases(*WEAK), classifier(), config, f)),
         Stage(
-            "pseudolabel",
-            ("cam",),
-            (config.pseudolabels,),
-            lambda f: make_pseudolabels(cases(*WEAK), classifier(), config, run / "cam", f),
+            f"cam{net}", (f"sequence{net}",), (config.cam,), lambda f: make_maps(cases(*WEAK), classifier(), config, f)
         ),
         Stage(
-            "segment",
-            ("pseudolabel",),
+            source,
+            (f"cam{net}",),
+            (config.pseudolabels,),
+            lambda f: make_pseudolabels(cases(*WEAK), classifier(), config, run / f"cam{net}", f),
+        ),
+        Stage(
+            f"segment{own}",
+            (source,),
             (config.segmenter,),
             lambda f: train_segmenter(cases("train"), cases("val"), labels(), config, f),
         ),
-        Stage("export", ("segment",), (config.name, hemseg.__version__), export),
-        Stage("evaluate", ("export",), (), lambda f: evaluate(dataset, run / "export", f)),
+        Stage(f"export{own}", (f"segment{own}",), (config.name, hemseg.__version__), export),
+        Stage(
+            f"evaluate{own}",
+            (f"export{own}",),
+            (METRICS_VERSION,),
+            lambda f: evaluate(dataset, network_predictor(run / f"export{own}"), f),
+        ),
     ]
-    return {stage.name: stage for stage in table}
+    stages = {stage.name: stage for stage in table}
+    if variant.reference:  # reference masks take the place of the pseudo-labels
+        stages[source] = Stage(source, ("prepare",), (), lambda f: reference_labels(dataset, config, f))
+    return stages
+
+
+def reference_labels(dataset: DataSet, config: Config, folder: Path) -> dict[str, int]:
+    """Reference masks of train and val on the working grid: for the fully supervised upper bound, and nothing else."""
+    cases = dataset.part(*WEAK)
+    for case in track(cases, "reference", console=console):
+        if case.reference is None:
+            raise HemsegError(f"{case.image}: has no reference mask, which the supervised upper bound needs.")
+        volume = read(case.image)
+        mask = volume.with_voxels(read_reference(case.reference).astype(np.float32))
+        array, spacing = mask.in_lps()
+        grid = WorkingGrid.of(array.shape, spacing, config.preprocessing)
+        np.savez_compressed(folder / f"{case.name}.npz", mask=grid.from_scan(array) >= 0.5)
+    return {"cases": len(cases)}
 
 
 def make_maps(cases: list[Prepared], network: SliceNetwork, config: Config, folder: Path) -> dict[str, int]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-
 from rich.progress import track
 
 from hemseg.model import load
@@ -56,7 +55,7 @@ def measure_kinds(weights: Path | None, target: Path, heads: int = 6, seed: int 
 
     Args:
         weights: folder with a manifest, or None for those that came with hemseg.
-        target: the CSV file to write: mean true and found mL, mean Dice, number of phantoms in which any blood was found.
+        target: the CSV file to write: mean true and found mL, mean Dice, phantoms in which any blood was found.
     """
     model = load(weights, "cpu")
     rows: list[dict[str, object]] = []
@@ -70,7 +69,9 @@ def measure_kinds(weights: Path | None, target: Path, heads: int = 6, seed: int 
             scores.append(overlap(result.mask, phantom.mask)["dice"])
             hits += bool((result.mask & phantom.mask).any()) if kind != "none" else bool(result.mask.any())
         mean = {"true_ml": np.mean(true_ml), "found_ml": np.mean(found_ml), "dice": np.mean(scores)}
-        rows.append({"kind": kind, "phantoms": heads, **{k: float(v) for k, v in mean.items()}, "with_blood_found": hits})
+        rows.append(
+            {"kind": kind, "phantoms": heads, **{k: float(v) for k, v in mean.items()}, "with_blood_found": hits}
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     write_table(rows, target)
     return rows

@@ -1,0 +1,132 @@
+"""The paper's ablation (Table 2), with full supervision above it and a threshold without learning below.
+
+    python -m training ablate --config phe_sich --data FOLDER --run RUN --out docs/results/ablation
+
+Stages that rows share are run once. Stars mark figures that are significantly better than in the row before
+(two-tailed paired t-test, * p < 0.05, ** p < 0.001), as the paper has them.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from training.config import Config
+from training.datasets import DataSet
+from training.evaluation import METRICS_VERSION, evaluate, threshold_predictor, write_table
+from training.pipeline import Variant, build_stages
+from training.stages import Stage, console, run_stage
+
+ROWS: dict[str, Variant | None] = {
+    "threshold without learning": None,
+    "ResNet + U-Net": Variant(lstm=False, kmeans=False),
+    "ResNet-LSTM + U-Net": Variant(kmeans=False),
+    "ResNet + K-means + U-Net": Variant(lstm=False),
+    "ResNet-LSTM + K-means + U-Net": Variant(),
+    "fully supervised U-Net": Variant(reference=True),
+}
+FIGURES = {"dice": 1, "rvd": -1, "tpr": 1, "hd": -1, "surface_dice": 1}  # and whether more is better
+
+
+def ablate(config: Config, dataset: DataSet, run: Path, out: Path) -> None:
+    """Run all rows and write ``table.md``, ``table.csv``, ``per_case.csv`` and ``dice.png`` to ``out``."""
+    table, per_case = [], []
+    before: list[dict[str, Any]] | None = None
+    for name, variant in ROWS.items():
+        stage, stages = _row(config, dataset, run, variant)
+        figures = run_stage(stage, run, stages)
+        cases = read_cases(run / stage.name / "per_case.csv")
+        table.append({"row": name, **_shown(figures, cases, before)})
+        per_case += [{"row": name, **case} for case in cases]
+        before = cases
+        console.print(f"[bold]{name}[/bold]: Dice {figures['dice_mean']:.3f}")
+    write_table(table, out / "table.csv")
+    write_table(per_case, out / "per_case.csv")
+    header = [
+        f"`python -m training ablate --config {config.name} --data {dataset.name}`, test split of {dataset.name}, "
+        f"{len(dataset.part('test'))} patients, seed {config.seed}. Mean ± sd per patient; * p < 0.05, ** p < 0.001 "
+        "better than the row before (two-tailed paired t-test). HD: infinite ones (empty masks) are counted, "
+        "the mean is over the others.",
+        "",
+    ]
+    (out / "table.md").write_text("\n".join([*header, *markdown(table)]) + "\n")
+    _plot(per_case, out / "dice.png")
+
+
+def _row(config: Config, dataset: DataSet, run: Path, variant: Variant | None) -> tuple[Stage, dict[str, Stage]]:
+    if variant is not None:
+        stages = build_stages(config, dataset, run, variant)
+        return stages[f"evaluate{variant.labels}"], stages
+    stage = Stage(
+        "evaluate@baseline",
+        (),
+        (config.preprocessing, dataset.fingerprint, METRICS_VERSION),
+        lambda folder: evaluate(dataset, threshold_predictor(config.preprocessing), folder),
+    )
+    return stage, {stage.name: stage}
+
+
+def read_cases(path: Path) -> list[dict[str, Any]]:
+    """Rows of a ``per_case.csv``, numbers as numbers."""
+    with path.open(newline="") as stream:
+        return [{k: v if k in ("case", "row") else float(v) for k, v in row.items()} for row in csv.DictReader(stream)]
+
+
+def _shown(figures: dict[str, Any], cases: list[dict[str, Any]], before: list[dict[str, Any]] | None) -> dict[str, str]:
+    shown = {}
+    for key, sign in FIGURES.items():
+        stars = significance(cases, before, key, sign) if before else ""
+        mean, spread = figures.get(f"{key}_mean", float("nan")), figures.get(f"{key}_sd", float("nan"))
+        extra = f" ({figures['hd_infinite']} inf)" if key == "hd" and figures["hd_infinite"] else ""
+        shown[key] = f"{mean:.2f} ± {spread:.2f}{stars}{extra}"
+    shown["dice median"] = f"{figures['dice_median']:.2f}"
+    shown["lesions found"] = f"{figures['lesions_found']:.2f} of {figures['lesions']}"
+    shown["false lesions a scan"] = f"{figures['false_lesions_per_scan']:.2f}"
+    shown["slice AUC"] = f"{figures['slice_auc']:.3f}"
+    return shown
+
+
+def significance(cases: list[dict[str, Any]], before: list[dict[str, Any]], key: str, sign: int) -> str:
+    """Stars of a two-tailed paired t-test against the row before, only where this row is the better one."""
+    a, b = (np.array([case[key] for case in rows]) for rows in (cases, before))
+    known = np.isfinite(a) & np.isfinite(b)
+    if known.sum() < 2 or np.allclose(a[known], b[known]):
+        return ""
+    test = stats.ttest_rel(a[known], b[known])
+    if test.pvalue >= 0.05 or sign * (a[known].mean() - b[known].mean()) <= 0:
+        return ""
+    return "\\*\\*" if test.pvalue < 0.001 else "\\*"
+
+
+def markdown(table: list[dict[str, str]]) -> list[str]:
+    """A Markdown table of rows with the same keys."""
+    keys = list(table[0])
+    lines = ["| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)]
+    return lines + ["| " + " | ".join(row[k] for k in keys) + " |" for row in table]
+
+
+def _plot(per_case: list[dict[str, Any]], path: Path) -> None:
+    """Dice of every patient, a column a row."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = list(dict.fromkeys(case["row"] for case in per_case))
+    figure, axes = plt.subplots(figsize=(9, 4.5))
+    values = [[case["dice"] for case in per_case if case["row"] == name] for name in names]
+    axes.boxplot(values, showmeans=True)
+    for i, column in enumerate(values, start=1):
+        jitter = np.random.default_rng(0).uniform(-0.12, 0.12, len(column))
+        axes.plot(i + jitter, column, ".", color="tab:red", alpha=0.5)
+    axes.set_xticks(range(1, len(names) + 1), [name.replace(" + ", "\n+ ") for name in names], fontsize=8)
+    axes.set_ylabel("Dice per patient")
+    axes.set_ylim(0, 1)
+    axes.grid(axis="y", alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
