@@ -12,12 +12,18 @@ changed starts over. Naming a stage runs what it needs first.
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hemseg.errors import HemsegError
+from training.hardware import Hardware, rank
+
+if TYPE_CHECKING:
+    from training.config import Config
+    from training.datasets import DataSet
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 STAGES = ("prepare", "classify", "sequence", "cam", "pseudolabel", "segment", "export", "evaluate")
@@ -30,16 +36,13 @@ DataOption = Annotated[
 RunOption = Annotated[Path, typer.Option("--run", help="Folder of the run.")]
 
 
-def _run(last: str, config_name: str, data: Path | None, run: Path) -> None:
-    from training.config import load_config
-    from training.datasets import load_dataset
+def _run(last: str, config_name: str, data: Path | None, run: Path, hardware: Hardware) -> None:
     from training.pipeline import build_stages
     from training.stages import console, run_stage
 
-    config = load_config(config_name)
-    folder = data or _phantoms(config, run)
-    dataset = load_dataset(folder, config.seed)
-    stages = build_stages(config, dataset, run)
+    hardware.check()
+    config, dataset = _config_and_data(config_name, data, run)
+    stages = build_stages(config, dataset, run, hardware=hardware)
     if last != "all":
         run_stage(stages[last], run, stages)
         return
@@ -50,7 +53,15 @@ def _run(last: str, config_name: str, data: Path | None, run: Path) -> None:
         console.print("evaluate: the data set has no reference masks on its test split, left out")
 
 
-def _phantoms(config, run: Path) -> Path:  # type: ignore[no-untyped-def]
+def _config_and_data(config_name: str, data: Path | None, run: Path) -> tuple[Config, DataSet]:
+    from training.config import load_config
+    from training.datasets import load_dataset
+
+    config = load_config(config_name)
+    return config, load_dataset(data or _phantoms(config, run), config.seed)
+
+
+def _phantoms(config: Config, run: Path) -> Path:
     """The data set of phantoms that a configuration makes for itself."""
     from training.phantom import Grid, write_dataset
     from training.stages import console, fingerprint
@@ -58,15 +69,24 @@ def _phantoms(config, run: Path) -> Path:  # type: ignore[no-untyped-def]
     if not config.phantoms.cases:
         raise HemsegError(f"configuration {config.name} is meant for real data: give --data FOLDER.")
     folder = run / f"phantoms-{fingerprint(config.phantoms, config.seed)}"
-    if not (folder / "split.csv").exists():  # written last
+    if not (folder / "split.csv").exists() and rank() == 0:  # written last
         console.print(f"making {config.phantoms.cases} phantoms in {folder}")
         write_dataset(folder, config.phantoms.cases, config.seed, Grid(config.phantoms.shape, config.phantoms.spacing))
+    while not (folder / "split.csv").exists():  # another process makes them
+        time.sleep(0.2)
     return folder
 
 
 def _stage_command(name: str) -> None:
-    def command(config: ConfigOption, run: RunOption, data: DataOption = None) -> None:
-        _run(name, config, data, run)
+    def command(
+        config: ConfigOption,
+        run: RunOption,
+        data: DataOption = None,
+        devices: Annotated[int, typer.Option(help="Devices a node; start one process for each (torchrun, srun).")] = 1,
+        nodes: Annotated[int, typer.Option(help="Nodes.")] = 1,
+        precision: Annotated[str, typer.Option(help="32-true, 16-mixed or bf16-mixed.")] = "32-true",
+    ) -> None:
+        _run(name, config, data, run, Hardware(devices, nodes, precision))
 
     text = "Run all stages." if name == "all" else f"Run the stage {name}, and what it needs before it."
     app.command(name, help=text)(command)
@@ -85,11 +105,8 @@ def _ablate(
 ) -> None:
     """Run the paper's ablation (Table 2), the supervised upper bound and the threshold; write the tables to OUT."""
     from training.ablation import ablate
-    from training.config import load_config
-    from training.datasets import load_dataset
 
-    loaded = load_config(config)
-    ablate(loaded, load_dataset(data or _phantoms(loaded, run), loaded.seed), run, out)
+    ablate(*_config_and_data(config, data, run), run, out)
 
 
 @app.command()

@@ -25,7 +25,8 @@ from hemseg.errors import HemsegError
 from training.augmentation import augmented_slices
 from training.config import Classifier, Config, Sequence
 from training.datasets import Prepared
-from training.fitting import Task, fit, load_network, loader, save_network
+from training.fitting import Task, fit, load_network, loader, micro_batch, save_network
+from training.hardware import Hardware
 
 LAYERS = {
     "resnet18": ("basic", [2, 2, 2, 2]),
@@ -249,13 +250,14 @@ class SliceTask(Task):
         self.log("val_auc", binary_auroc(logits, labels.long()), prog_bar=True)
 
 
-def train_classifier(train: Volumes, val: Volumes, config: Config, folder: Path) -> dict[str, Any]:
+def train_classifier(train: Volumes, val: Volumes, config: Config, folder: Path, hardware: Hardware) -> dict[str, Any]:
     """ResNet on single slices; writes ``network.pt``."""
     torch.manual_seed(config.seed)
     network = SliceNetwork(config.classifier)
     task = SliceTask(network, config.classifier, config.seed)
-    batch = config.classifier.optimization.batch
-    figures = fit(task, loader(train.slices(), batch, config.seed), DataLoader(val.slices(), batch), folder)
+    optimization = config.classifier.optimization
+    batches = loader(train.slices(), optimization, config.seed)
+    figures = fit(task, batches, DataLoader(val.slices(), micro_batch(optimization)), folder, hardware)
     save_network(network, folder / "network.pt")
     return figures | {"val_auc": slice_auc(network, val)}
 
@@ -322,7 +324,9 @@ def end_to_end(volumes: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Te
     return torch.cat([v[0] for v in volumes]), torch.cat([v[1] for v in volumes]), lengths
 
 
-def train_sequence(train: Volumes, val: Volumes, start: Path, config: Config, folder: Path) -> dict[str, Any]:
+def train_sequence(
+    train: Volumes, val: Volumes, start: Path, config: Config, folder: Path, hardware: Hardware
+) -> dict[str, Any]:
     """ResNet-LSTM from the classifier's weights, then the linear layer anew; writes ``network.pt``, without LSTM."""
     network = SliceNetwork(config.classifier)
     load_network(network, start)
@@ -330,9 +334,9 @@ def train_sequence(train: Volumes, val: Volumes, start: Path, config: Config, fo
     if config.sequence.enabled:
         torch.manual_seed(config.seed + 1)
         task = SequenceTask(SequenceNetwork(network, config.sequence), config)
-        batches = loader(train, config.sequence.optimization.batch, config.seed + 1)
+        batches = loader(train, config.sequence.optimization, config.seed + 1)
         batches.collate_fn = end_to_end
-        figures = fit(task, batches, DataLoader(val, 1, collate_fn=end_to_end), folder)
+        figures = fit(task, batches, DataLoader(val, 1, collate_fn=end_to_end), folder, hardware)
         refit_linear_layer(network, train)
     save_network(network, folder / "network.pt")
     return figures | {"val_auc": slice_auc(network, val)}

@@ -27,7 +27,8 @@ class Optimization:
     schedule: str = "constant"  # constant | onecycle
     momentum: float = 0.9  # of sgd
     weight_decay: float = 0.0
-    batch: int = 32
+    batch: int = 32  # what one step of the optimiser sees, over all processes
+    micro_batch: int = 0  # what fits the device at once; gradients add up to the batch. 0: the batch itself
     epochs: int = 100
     patience: int = 25
 

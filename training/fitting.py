@@ -14,12 +14,16 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from hemseg.errors import HemsegError
 from training.config import Optimization
+from training.curves import History, write_curves
+from training.hardware import Hardware, rank, world_size
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", ".*does not have many workers.*")
@@ -29,22 +33,27 @@ warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not e
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, index) in an order that depends on the seed and the epoch alone."""
+    """Yields (epoch, index) in an order that depends on the seed and the epoch alone.
+
+    With several processes each takes every n-th of that order, and all the same number.
+    """
 
     def __init__(self, n: int, seed: int) -> None:
         self.n, self.seed, self.epoch = n, seed, 0
+        self.world, self.rank = world_size(), rank()
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning at the start of each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.n
+        return -(-self.n // self.world)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        for index in torch.randperm(self.n, generator=generator).tolist():
-            yield self.epoch, index
+        order = torch.randperm(self.n, generator=generator).tolist()
+        for place in range(self.rank, len(self) * self.world, self.world):
+            yield self.epoch, order[place % self.n]
 
 
 class Task(L.LightningModule):
@@ -56,7 +65,8 @@ class Task(L.LightningModule):
 
     def generator(self, batch_idx: int) -> torch.Generator:
         """Random numbers for one training batch, the same in every run with this seed."""
-        return torch.Generator().manual_seed((self.seed * 1009 + self.current_epoch) * 100_003 + batch_idx)
+        step = batch_idx * world_size() + rank()
+        return torch.Generator().manual_seed((self.seed * 1009 + self.current_epoch) * 100_003 + step)
 
     def configure_optimizers(self) -> Any:
         o = self.optimization
@@ -79,29 +89,66 @@ class Task(L.LightningModule):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
-def loader(dataset: Dataset, batch: int, seed: int) -> DataLoader:
+def micro_batch(optimization: Optimization) -> int:
+    """Samples that one process takes at once.
+
+    Raises:
+        HemsegError: the batch cannot be shared out evenly.
+    """
+    micro = optimization.micro_batch or max(1, optimization.batch // world_size())
+    if optimization.batch % (micro * world_size()):
+        raise HemsegError(
+            f"batch {optimization.batch} is no multiple of micro_batch {micro} times {world_size()} processes."
+        )
+    return micro
+
+
+def loader(dataset: Dataset, optimization: Optimization, seed: int) -> DataLoader:
     """Training batches in seeded order; an incomplete last batch is dropped unless it is the only one."""
-    n = len(dataset)  # type: ignore[arg-type]
-    return DataLoader(dataset, batch, sampler=EpochSampler(n, seed), drop_last=n >= batch)
+    sampler = EpochSampler(len(dataset), seed)  # type: ignore[arg-type]
+    micro = micro_batch(optimization)
+    return DataLoader(dataset, micro, sampler=sampler, drop_last=len(sampler) >= micro)
 
 
-def fit(task: Task, train: DataLoader, val: DataLoader, folder: Path) -> dict[str, Any]:
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are there as a whole or not at all, whenever the process is killed."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        partial = Path(f"{path}.part")
+        super().save_checkpoint(checkpoint, partial, storage_options)
+        partial.replace(path)
+
+
+def fit(task: Task, train: DataLoader, val: DataLoader, folder: Path, hardware: Hardware) -> dict[str, Any]:
     """Train until the epochs are over or patience is, then leave the best weights (by ``val_loss``) in the task.
 
-    An interrupted run goes on from ``folder/last.ckpt``.
+    An interrupted run goes on from ``folder/last.ckpt``. With several processes each trains on its share of every
+    epoch, and all of them validate on everything. Batch-norm statistics come from the micro-batch.
 
     Returns:
         epochs trained, the best epoch's ``val_loss`` and other validation figures.
     """
     o = task.optimization
     best = ModelCheckpoint(folder, "best", monitor="val_loss", enable_version_counter=False)
-    last = ModelCheckpoint(folder, save_last=True, save_top_k=0, enable_version_counter=False)
+    last = ModelCheckpoint(folder, "last", enable_version_counter=False)  # without a monitor: the newest epoch's
     trainer = L.Trainer(
         max_epochs=o.epochs,
-        accelerator="auto",
-        devices=1,
-        callbacks=[EarlyStopping("val_loss", patience=o.patience), best, last, TQDMProgressBar(refresh_rate=10)],
-        logger=[CSVLogger(folder, "", ""), TensorBoardLogger(folder, "", "tensorboard")],
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        num_nodes=hardware.nodes,
+        strategy="ddp_find_unused_parameters_true" if hardware.processes > 1 else "auto",
+        precision=hardware.precision,  # type: ignore[arg-type]
+        use_distributed_sampler=False,  # EpochSampler deals the samples out itself
+        accumulate_grad_batches=o.batch // (micro_batch(o) * world_size()),
+        plugins=[WholeCheckpoints()],
+        callbacks=[
+            EarlyStopping("val_loss", patience=o.patience),
+            History(folder / "metrics.csv"),
+            best,
+            last,
+            TQDMProgressBar(refresh_rate=10),
+        ],
+        logger=TensorBoardLogger(folder, "", "tensorboard"),
         log_every_n_steps=10,
         num_sanity_val_steps=0,
         enable_model_summary=False,
@@ -110,17 +157,22 @@ def fit(task: Task, train: DataLoader, val: DataLoader, folder: Path) -> dict[st
     L.seed_everything(task.seed, verbose=False)
     trainer.fit(task, train, val, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=False)
     state = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=False)
-    task.load_state_dict(state["state_dict"])
-    assert best.best_model_score is not None
-    return {
-        "epochs": trainer.current_epoch,
-        "best_epoch": int(state["epoch"]),
-        "val_loss": float(best.best_model_score),
-    }
+    task.cpu().load_state_dict(state["state_dict"])
+    if rank() == 0:
+        write_curves(folder)
+    return {"epochs": trainer.current_epoch, "best_epoch": int(state["epoch"]), "val_loss": _best_loss(state)}
+
+
+def _best_loss(state: dict[str, Any]) -> float:
+    """The best ``val_loss`` as the checkpoint holds it, also after a run that only had to be read back."""
+    scores = [c["best_model_score"] for c in state["callbacks"].values() if c.get("best_model_score") is not None]
+    return float(scores[0])
 
 
 def save_network(network: nn.Module, path: Path) -> None:
-    """Write a network's weights, all or nothing."""
+    """Write a network's weights, all or nothing; with several processes the first one does it."""
+    if rank() > 0:
+        return
     partial = path.with_suffix(".part")
     torch.save(network.state_dict(), partial)
     partial.replace(path)

@@ -40,6 +40,7 @@ from training.datasets import DataSet, Prepared, prepare, prepared, read_referen
 from training.evaluation import METRICS_VERSION, evaluate, network_predictor, write_table
 from training.export import export_model
 from training.fitting import load_network
+from training.hardware import Hardware
 from training.panels import write_panel
 from training.pseudolabels import choose
 from training.segmenter import build_unet, train_segmenter
@@ -72,9 +73,11 @@ class Variant:
         return self.network + ("" if self.kmeans else ("-" if self.network else "@") + "threshold")
 
 
-def build_stages(config: Config, dataset: DataSet, run: Path, variant: Variant | None = None) -> dict[str, Stage]:
+def build_stages(
+    config: Config, dataset: DataSet, run: Path, variant: Variant | None = None, hardware: Hardware | None = None
+) -> dict[str, Stage]:
     """The stages of a run, by name, in order."""
-    variant = variant or Variant()
+    variant, hardware = variant or Variant(), hardware or Hardware()
     if not variant.lstm:
         config = replace(config, sequence=replace(config.sequence, enabled=False))
     if not variant.kmeans:
@@ -120,13 +123,17 @@ def build_stages(config: Config, dataset: DataSet, run: Path, variant: Variant |
             "classify",
             ("prepare",),
             (config.classifier, config.seed),
-            lambda f: train_classifier(volumes("train"), volumes("val"), config, f),
+            lambda f: train_classifier(volumes("train"), volumes("val"), config, f, hardware),
+            distributed=True,
         ),
         Stage(
             f"sequence{net}",
             ("classify",),
             (config.sequence,),
-            lambda f: train_sequence(volumes("train"), volumes("val"), run / "classify" / "network.pt", config, f),
+            lambda f: train_sequence(
+                volumes("train"), volumes("val"), run / "classify" / "network.pt", config, f, hardware
+            ),
+            distributed=True,
         ),
         Stage(
             f"cam{net}", (f"sequence{net}",), (config.cam,), lambda f: make_maps(cases(*WEAK), classifier(), config, f)
@@ -141,7 +148,8 @@ def build_stages(config: Config, dataset: DataSet, run: Path, variant: Variant |
             f"segment{own}",
             (source,),
             (config.segmenter,),
-            lambda f: train_segmenter(cases("train"), cases("val"), labels(), config, f),
+            lambda f: train_segmenter(cases("train"), cases("val"), labels(), config, f, hardware),
+            distributed=True,
         ),
         Stage(f"export{own}", (f"segment{own}",), (config.name, hemseg.__version__), export),
         Stage(

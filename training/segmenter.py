@@ -17,6 +17,7 @@ from training.augmentation import augmented_patches
 from training.config import Config, Segmenter
 from training.datasets import Prepared
 from training.fitting import Task, fit, loader, save_network
+from training.hardware import Hardware
 
 RARE = -4.0  # first logit: about one voxel in fifty is hemorrhage, or training spends its first epochs learning that
 
@@ -123,16 +124,20 @@ class SegmenterTask(Task):
 
 
 def train_segmenter(
-    train: list[Prepared], val: list[Prepared], labels: dict[str, np.ndarray], config: Config, folder: Path
+    train: list[Prepared],
+    val: list[Prepared],
+    labels: dict[str, np.ndarray],
+    config: Config,
+    folder: Path,
+    hardware: Hardware,
 ) -> dict[str, Any]:
     """Train on labels (z, y, x) per case; writes ``network.pt``."""
     settings = config.segmenter
     torch.manual_seed(config.seed)
     network = build_unet(settings, len(config.preprocessing.channels))
     task = SegmenterTask(network, settings, config.seed)
-    batch = settings.optimization.batch
-    batches = loader(Patches(train, labels, config), batch, config.seed)
-    figures = fit(task, batches, DataLoader(_whole(val, labels, config), 1), folder)
+    batches = loader(Patches(train, labels, config), settings.optimization, config.seed)
+    figures = fit(task, batches, DataLoader(_whole(val, labels, config), 1), folder, hardware)
     save_network(network, folder / "network.pt")
     return figures
 

@@ -19,14 +19,33 @@ from typing import Any
 
 from rich.console import Console
 
+from training.hardware import rank
+
 console = Console(stderr=True)
 DONE = "done.json"
 
 
 def fingerprint(*parts: Any) -> str:
-    """A short hash of plain values and dataclasses."""
-    plain = [dataclasses.asdict(p) if dataclasses.is_dataclass(p) and not isinstance(p, type) else p for p in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    """A short hash of plain values and dataclasses.
+
+    A field at its default does not count: a new setting, whose default is what was done before, leaves old runs valid.
+    """
+    text = json.dumps([_plain(p) for p in parts], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    fields = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
+    return {type(value).__name__: {f.name: _plain(v) for f, v in fields if v != _default(f)}}
+
+
+def _default(field: dataclasses.Field) -> Any:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
 
 
 @dataclass(frozen=True)
@@ -38,12 +57,14 @@ class Stage:
         needs: the stages whose results it reads.
         settings: the part of the configuration (and other plain values) that its result depends on.
         run: does the work in the given folder and returns figures for ``done.json``.
+        distributed: all processes of a run work on it together; other stages are the first process's alone.
     """
 
     name: str
     needs: tuple[str, ...]
     settings: tuple[Any, ...]
     run: Callable[[Path], dict[str, Any]]
+    distributed: bool = False
 
 
 def run_stage(stage: Stage, run: Path, stages: dict[str, Stage]) -> dict[str, Any]:
@@ -55,8 +76,11 @@ def run_stage(stage: Stage, run: Path, stages: dict[str, Stage]) -> dict[str, An
     started = _read(folder / "started.json").get("fingerprint")
     done = _read(folder / DONE)
     if done.get("fingerprint") == mark:
-        console.print(f"[dim]{stage.name}: done before, skipped[/dim]")
+        if rank() == 0:
+            console.print(f"[dim]{stage.name}: done before, skipped[/dim]")
         return dict(done["figures"])
+    if rank() > 0:
+        return _follow(stage, folder, mark)
     if folder.exists() and started != mark:
         console.print(f"{stage.name}: its configuration or inputs changed, starts over")
         shutil.rmtree(folder)
@@ -71,6 +95,20 @@ def run_stage(stage: Stage, run: Path, stages: dict[str, Stage]) -> dict[str, An
     shown = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
     console.print(f"[bold]{stage.name}[/bold] ({minutes:.1f} min): {shown}")
     return figures
+
+
+def _follow(stage: Stage, folder: Path, mark: str) -> dict[str, Any]:
+    """What the other processes of a run do: take part if the stage is distributed, and wait for the first one."""
+    if stage.distributed:
+        _wait(folder / "started.json", mark)
+        stage.run(folder)
+    return dict(_wait(folder / DONE, mark)["figures"])
+
+
+def _wait(path: Path, mark: str) -> dict[str, Any]:
+    while (values := _read(path)).get("fingerprint") != mark:  # torchrun and Slurm end all when one process fails
+        time.sleep(0.2)
+    return values
 
 
 def stage_fingerprint(stage: Stage, stages: dict[str, Stage]) -> str:

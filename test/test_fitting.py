@@ -1,0 +1,347 @@
+"""Training that is interrupted, shared among processes, or meant for a larger machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import COARSE, ROOT
+from torch.utils.data import DataLoader
+
+from hemseg.errors import HemsegError
+from training.classifier import (
+    SequenceNetwork,
+    SequenceTask,
+    SliceNetwork,
+    Slices,
+    SliceTask,
+    end_to_end,
+    load_torchvision,
+)
+from training.config import Classifier, Config, Optimization, Segmenter, Sequence, load_config
+from training.curves import read_metrics
+from training.fitting import EpochSampler, Task, fit, loader, micro_batch
+from training.hardware import Hardware
+from training.phantom import write_dataset
+from training.segmenter import SegmenterTask, build_unet, combined_loss
+from training.stages import fingerprint
+
+CPU = Hardware(accelerator="cpu")
+OPTIMIZATION = Optimization("sgd", lr=0.05, batch=4, epochs=4, schedule="onecycle")
+TINY = Classifier(
+    backbone="resnet18",
+    widths=(4, 4, 8, 8),
+    output_stride=8,
+    image_size=(32, 32),
+    windows=((0, 80),),
+    augment=True,
+    optimization=OPTIMIZATION,
+)
+YAML = """
+preprocessing: {in_plane_mm: 4.0, slice_mm: 9.0}
+classifier:
+  backbone: resnet18
+  widths: [4, 8, 8, 8]
+  output_stride: 8
+  image_size: [48, 40]
+  field_mm: [224, 192]
+  stripped: true
+  windows: [[0, 80], [-20, 100]]
+  augment: true
+  optimization: {optimizer: adamw, lr: 0.003, schedule: onecycle, batch: 8, epochs: 6}
+sequence: {hidden: 4, optimization: {optimizer: adamw, lr: 0.001, batch: 2, epochs: 2}}
+cam: {method: layercam, stage: 2}
+pseudolabels: {threshold: 0.3, clusters: 3, replace: mean, intracranial: true}
+segmenter:
+  channels: [4, 8, 8]
+  strides: [[1, 2, 2], [2, 2, 2]]
+  residual_units: 1
+  train_patch: [8, 32, 32]
+  patch: [16, 48, 40]
+  augment: true
+  optimization: {optimizer: adam, lr: 0.003, batch: 2, epochs: 2}
+"""
+
+
+def slice_task(epochs: int = 4) -> tuple[Task, Any, Any]:
+    torch.manual_seed(0)
+    hu, labels = torch.rand(14, 32, 32) * 80, (torch.arange(14) % 2).float()
+    settings = replace(TINY, optimization=replace(OPTIMIZATION, epochs=epochs))
+    data = Slices(hu, labels)
+    return SliceTask(SliceNetwork(settings), settings, 0), loader(data, OPTIMIZATION, 0), DataLoader(data, 4)
+
+
+def sequence_task() -> tuple[Task, Any, Any]:
+    torch.manual_seed(0)
+    data = [(torch.rand(n, 32, 32) * 80, (torch.arange(n) % 2).float()) for n in (3, 5, 4, 2)]
+    sequence = Sequence(hidden=4, optimization=replace(OPTIMIZATION, batch=2))
+    config = Config("test", classifier=TINY, sequence=sequence)
+    task = SequenceTask(SequenceNetwork(SliceNetwork(TINY), sequence), config)
+
+    class Items(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(data)
+
+        def __getitem__(self, key: Any) -> Any:
+            return data[key if isinstance(key, int) else key[1]]
+
+    train = loader(Items(), sequence.optimization, 0)
+    train.collate_fn = end_to_end
+    return task, train, DataLoader(Items(), 1, collate_fn=end_to_end)
+
+
+def segmenter_task() -> tuple[Task, Any, Any]:
+    torch.manual_seed(0)
+    optimization = Optimization("adam", lr=0.01, batch=2, epochs=4)
+    settings = Segmenter((4, 8), ((1, 2, 2),), 1, augment=True, optimization=optimization)
+    data = [(torch.rand(2, 4, 16, 16), (torch.rand(1, 4, 16, 16) > 0.8).float()) for _ in range(5)]
+
+    class Items(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(data)
+
+        def __getitem__(self, key: Any) -> Any:
+            return data[key if isinstance(key, int) else key[1]]
+
+    return (
+        SegmenterTask(build_unet(settings, 2), settings, 0),
+        loader(Items(), optimization, 0),
+        DataLoader(Items(), 1),
+    )
+
+
+def weights(task: Task) -> torch.Tensor:
+    return torch.cat([v.flatten().double() for v in task.state_dict().values()])
+
+
+@pytest.mark.parametrize("make", [slice_task, sequence_task, segmenter_task])
+def test_an_interrupted_run_ends_like_an_unbroken_one(make: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    task, train, val = make()
+    figures = fit(task, train, val, tmp_path / "whole", CPU)
+    assert (tmp_path / "whole" / "curves.png").exists()
+
+    def stop(self: Task) -> None:
+        if self.current_epoch == 2:
+            raise RuntimeError("power cut")
+
+    broken, train, val = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(broken), "on_train_epoch_start", stop)
+        with pytest.raises(RuntimeError, match="power cut"):
+            fit(broken, train, val, tmp_path / "broken", CPU)
+    epochs: list[int] = []
+    again, train, val = make()
+    monkeypatch.setattr(type(again), "on_train_epoch_start", lambda self: epochs.append(self.current_epoch))
+    assert fit(again, train, val, tmp_path / "broken", CPU) == pytest.approx(figures, abs=1e-6)
+    assert epochs == [2, 3]  # it went on, and did not start over
+    assert len(read_metrics(tmp_path / "broken")["val_loss"]) == 4
+    assert (weights(again) - weights(task)).abs().max() < 1e-6
+    assert (weights(make()[0]) - weights(task)).abs().max() > 1e-3  # it did learn
+
+
+def test_gradients_add_up_to_the_batch() -> None:
+    assert micro_batch(Optimization(batch=32)) == 32
+    assert micro_batch(Optimization(batch=32, micro_batch=8)) == 8
+    with pytest.raises(HemsegError, match="no multiple"):
+        micro_batch(Optimization(batch=32, micro_batch=5))
+
+
+def test_processes_share_an_epoch(monkeypatch: Any) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    shares = []
+    for number in range(3):
+        monkeypatch.setenv("RANK", str(number))
+        shares.append([index for _, index in EpochSampler(10, seed=0)])
+    assert {len(share) for share in shares} == {4}
+    assert set().union(*shares) == set(range(10))
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("SLURM_NTASKS", "3")
+    with pytest.raises(HemsegError, match="torchrun"):
+        Hardware(devices=2).check()
+    Hardware(devices=3).check()
+
+
+# --- whole commands ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a data set of phantoms and a configuration."""
+    folder = tmp_path_factory.mktemp("study")
+    write_dataset(folder / "data", 10, seed=5, grid=replace(COARSE, shape=(12, 64, 64), spacing=(3.6, 3.6, 12.0)))
+    (folder / "tiny.yaml").write_text(YAML)
+    return folder
+
+
+def command(study: Path, stage: str, run: Path, *more: str) -> list[str]:
+    return [
+        "-m",
+        "training",
+        stage,
+        "--config",
+        f"{study}/tiny.yaml",
+        "--data",
+        f"{study}/data",
+        "--run",
+        str(run),
+        *more,
+    ]
+
+
+def network(run: Path, stage: str) -> torch.Tensor:
+    state = torch.load(run / stage / "network.pt", weights_only=True)
+    return torch.cat([v.flatten().double() for v in state.values()])
+
+
+def test_kill_9_in_the_middle_of_training(study: Path, tmp_path: Path) -> None:
+    first = [sys.executable, *command(study, "classify", tmp_path / "whole")]
+    subprocess.run(first, cwd=ROOT, check=True, capture_output=True)
+    arguments = [sys.executable, *command(study, "classify", tmp_path / "killed")]
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "killed" / "classify" / "last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "classify" / "done.json").exists()
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "classify: was interrupted, goes on" in done.stderr
+    assert "prepare: done before, skipped" in done.stderr
+    assert [e for e, _ in read_metrics(tmp_path / "killed" / "classify")["val_loss"]] == list(range(6))
+    assert (network(tmp_path / "whole", "classify") - network(tmp_path / "killed", "classify")).abs().max() < 1e-6
+
+
+def test_two_processes_train_together(study: Path, tmp_path: Path) -> None:
+    """torchrun with two gloo processes on the CPU: all stages, one set of results."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        + ["-m", "--", *command(study, "all", tmp_path / "run", "--devices", "2")[1:]],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for stage in ("prepare", "classify", "sequence", "cam", "pseudolabel", "segment", "export", "evaluate"):
+        assert (tmp_path / "run" / stage / "done.json").exists(), stage
+    assert np.isfinite(network(tmp_path / "run", "segment").numpy()).all()
+
+
+def test_processes_that_were_not_started_are_missed(study: Path, tmp_path: Path) -> None:
+    arguments = [sys.executable, *command(study, "classify", tmp_path / "run", "--devices", "4")]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "torchrun --nproc-per-node 4" in done.stderr
+
+
+# --- the paper's configuration ----------------------------------------------------------------------------------------
+
+
+def test_the_paper_configuration_holds_the_papers_values() -> None:
+    c = load_config("paper")
+    for o, lr in ((c.classifier.optimization, 1e-4), (c.sequence.optimization, 1e-3)):
+        assert (o.optimizer, o.momentum, o.lr, o.epochs, o.patience) == ("sgd", 0.9, lr, 100, 25)
+    assert (c.classifier.backbone, c.classifier.optimization.batch) == ("resnet101", 32)
+    assert c.classifier.image_size == (512, 512)
+    assert (c.cam.method, c.pseudolabels.threshold, c.pseudolabels.clusters) == ("cam", 0.7, 4)
+    o = c.segmenter.optimization
+    assert (o.optimizer, o.lr, o.batch, o.epochs, o.patience) == ("adam", 1e-3, 4, 100, 25)
+    assert c.segmenter.threshold == 0.5
+    assert c.preprocessing.skull_percentile == 95
+
+
+def test_the_paper_configuration_takes_a_step_at_512_squared() -> None:
+    c = load_config("paper")
+    torch.manual_seed(0)
+    network = SliceNetwork(c.classifier)
+    hu, labels = torch.rand(2, *c.classifier.image_size) * 100, torch.tensor([0.0, 1.0])
+    slices = SliceTask(network, c.classifier, 0)
+    sequence = SequenceTask(SequenceNetwork(network, c.sequence), c)
+    segmenter = SegmenterTask(build_unet(c.segmenter, len(c.preprocessing.channels)), c.segmenter, 0)
+    patch = torch.rand(2, 1, 4, *c.segmenter.train_patch[1:])  # four slices of the patch: memory of a CPU machine
+    steps = (
+        (slices, lambda: slices.bce(network(hu), labels)),
+        (sequence, lambda: sequence.bce(sequence.sequence(hu, torch.tensor([2])), labels)),
+        (segmenter, lambda: combined_loss(segmenter.network(patch), (patch > 0.9).float())),
+    )
+    for task, step in steps:
+        loss = step()
+        optimizer = task.configure_optimizers()
+        before = weights(task)
+        loss.backward()
+        optimizer.step()
+        assert torch.isfinite(loss)
+        assert not torch.equal(before, weights(task))
+
+
+# --- ImageNet weights -------------------------------------------------------------------------------------------------
+
+
+def torchvision_shapes(depth: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of torchvision's ResNet state dicts, written down from its layout."""
+    bottleneck = depth >= 50
+    layers = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}[depth]
+    shapes: dict[str, tuple[int, ...]] = {"conv1.weight": (64, 3, 7, 7)}
+
+    def norm(name: str, width: int) -> None:
+        shapes.update({f"{name}.{k}": (width,) for k in ("weight", "bias", "running_mean", "running_var")})
+        shapes[f"{name}.num_batches_tracked"] = ()
+
+    norm("bn1", 64)
+    inputs = 64
+    for stage, (width, blocks) in enumerate(zip((64, 128, 256, 512), layers, strict=True), start=1):
+        outputs = width * (4 if bottleneck else 1)
+        for block in range(blocks):
+            name = f"layer{stage}.{block}"
+            kernels = ((width, 1), (width, 3), (outputs, 1)) if bottleneck else ((width, 3), (width, 3))
+            before = inputs
+            for number, (after, kernel) in enumerate(kernels, start=1):
+                shapes[f"{name}.conv{number}.weight"] = (after, before, kernel, kernel)
+                norm(f"{name}.bn{number}", after)
+                before = after
+            if block == 0 and (stage > 1 or bottleneck):
+                shapes[f"{name}.downsample.0.weight"] = (outputs, inputs, 1, 1)
+                norm(f"{name}.downsample.1", outputs)
+            inputs = outputs
+    return shapes | {"fc.weight": (1000, inputs), "fc.bias": (1000,)}
+
+
+@pytest.mark.parametrize("depth", [18, 50, 101])
+def test_torchvision_weights_fit_key_for_key(depth: int, tmp_path: Path) -> None:
+    shapes = torchvision_shapes(depth)
+    state = {k: torch.zeros(s, dtype=torch.long) if k.endswith("tracked") else torch.rand(s) for k, s in shapes.items()}
+    torch.save(state, tmp_path / "resnet.pth")
+    windows = ((0, 80), (-20, 100), (40, 100))
+    network = SliceNetwork(Classifier(f"resnet{depth}", windows=windows, pretrained=str(tmp_path / "resnet.pth")))
+    loaded = network.backbone.state_dict()
+    assert set(loaded) == {k for k in shapes if not k.startswith("fc.")}
+    assert all(torch.equal(v, state[k]) for k, v in loaded.items())
+
+
+def test_other_files_are_no_torchvision_weights(tmp_path: Path) -> None:
+    backbone = SliceNetwork(Classifier("resnet18")).backbone
+    with pytest.raises(HemsegError, match="cannot be read"):
+        load_torchvision(backbone, tmp_path / "missing.pth")
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(HemsegError, match="not a state dict of this network"):
+        load_torchvision(backbone, tmp_path / "other.pth")
+
+
+def test_settings_at_their_default_do_not_change_a_fingerprint() -> None:
+    a, b = Optimization(lr=1e-4, batch=32), Optimization()
+    assert fingerprint(a) == fingerprint(b)
+    assert fingerprint(Optimization(micro_batch=8)) != fingerprint(b)
+    assert fingerprint(Classifier(), (1, 2)) == fingerprint(Classifier(), [1, 2])
