@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from conftest import COARSE, ROOT
 
@@ -117,6 +118,34 @@ def test_faults_of_a_data_set_are_told_all_at_once(phantoms: Path, tmp_path: Pat
         assert said in str(error.value)
     with pytest.raises(HemsegError, match="is not a data set"):
         load_dataset(tmp_path / "nothing")
+
+
+def test_instance_layout_and_multi_label_masks(phantoms: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantoms / "images", tmp_path / "data")
+    (tmp_path / "label").mkdir()
+    for path in (phantoms / "masks").iterdir():
+        image = sitk.ReadImage(str(path))
+        sitk.WriteImage(image * 5, str(tmp_path / "label" / path.name))  # classes other than 1
+    read_back, given = load_dataset(tmp_path), load_dataset(phantoms)
+    assert [c.labels for c in read_back.cases] == [c.labels for c in given.cases]
+    assert all(c.reference for c in read_back.cases)
+    assert {s for c in given.cases for s in c.subtypes}
+
+
+def test_masks_that_do_not_fit_are_told(phantoms: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantoms, tmp_path / "data")
+    masks = sorted((tmp_path / "data" / "masks").iterdir())
+    shutil.copy(masks[0], masks[0].with_name("ghost.nii.gz"))
+    image = sitk.ReadImage(str(masks[1]))
+    image.SetSpacing((1.0, 1.0, 1.0))
+    sitk.WriteImage(image, str(masks[1]))
+    names = [c.name for c in load_dataset(phantoms).cases]
+    rows = [f"{name},{'train' if i % 2 else 'test'},p{i // 2}" for i, name in enumerate(names)]
+    (tmp_path / "data" / "split.csv").write_text("\n".join(["case,split,patient", *rows]))
+    with pytest.raises(HemsegError) as error:
+        load_dataset(tmp_path / "data")
+    for said in ("masks without an image: ghost", masks[1].name.split(".")[0], "patient p0: is in two splits"):
+        assert said in str(error.value)
 
 
 def test_blanked_and_missing_slices_are_left_out(phantoms: Path, tmp_path: Path) -> None:
@@ -401,6 +430,14 @@ def test_smoke_leaves_weights_that_inference_loads(smoke: Path) -> None:
     done = json.loads((smoke / "export" / "done.json").read_text())
     assert done["figures"]["difference_to_torch"] < 1e-4
     assert list((smoke / "pseudolabel" / "panels").glob("*.png"))
+
+
+def test_status_tells_the_stages(smoke: Path, tmp_path: Path) -> None:
+    told = training("status", "--run", smoke).stdout
+    assert told.count("done") >= 8
+    for word in ("pseudolabel", "dice_mean", "minutes"):
+        assert word in told
+    assert "not the folder of a run" in training("status", "--run", tmp_path, check=1).stderr
 
 
 def test_smoke_is_skipped_when_it_is_done(smoke: Path) -> None:

@@ -96,6 +96,20 @@ for _name in ("all", *STAGES):
     _stage_command(_name)
 
 
+@app.command()
+def status(run: RunOption) -> None:
+    """Show the stages of a run: done, under way or interrupted, minutes and figures."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from training.stages import states
+
+    table = Table("stage", "state", "minutes", "figures")
+    for name, state, minutes, figures in states(run):
+        table.add_row(name, state, minutes, figures)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
 @app.command("ablate")
 def _ablate(
     config: ConfigOption,

@@ -73,7 +73,10 @@ def _row(config: Config, dataset: DataSet, run: Path, variant: Variant | None) -
 def read_cases(path: Path) -> list[dict[str, Any]]:
     """Rows of a ``per_case.csv``, numbers as numbers."""
     with path.open(newline="") as stream:
-        return [{k: v if k in ("case", "row") else float(v) for k, v in row.items()} for row in csv.DictReader(stream)]
+        return [
+            {k: v if k in ("case", "row", "subtypes") else float(v) for k, v in row.items()}
+            for row in csv.DictReader(stream)
+        ]
 
 
 def _shown(figures: dict[str, Any], cases: list[dict[str, Any]], before: list[dict[str, Any]] | None) -> dict[str, str]:

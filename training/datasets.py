@@ -1,9 +1,10 @@
 """Data sets on disk, and what the stages read of them.
 
-A data set is a folder: ``images/<case>.nii.gz`` (or .nii, .mha, .nrrd), ``slice_labels.csv`` (case, slice,
-hemorrhage, and optionally blanked, missing: slices to leave out) and optionally ``split.csv`` (case, split).
-Without ``slice_labels.csv`` the labels are made from ``masks/`` (any voxel > 0). Reference masks are looked for
-in ``masks/`` or ``reference/``; only the evaluation opens them, never a weakly supervised stage.
+A data set is a folder: ``images/<case>.nii.gz`` (or .nii, .mha, .mhd, .nrrd), ``slice_labels.csv`` (case, slice,
+hemorrhage, and optionally blanked, missing: slices to leave out; intraventricular and so on: subtypes) and optionally
+``split.csv`` (case, split, and optionally patient). Without ``slice_labels.csv`` the labels are made from the masks
+(any class > 0). Masks are looked for in ``masks/`` or ``reference/``; only the evaluation and the supervised upper
+bound open them, never a weakly supervised stage. INSTANCE 2022's layout, ``data/`` and ``label/``, is read as it is.
 """
 
 from __future__ import annotations
@@ -20,21 +21,25 @@ from rich.progress import track
 
 from hemseg.errors import HemsegError
 from hemseg.preprocessing import Settings, working_image
-from hemseg.volume import mask_name, read, stem, suffix
+from hemseg.volume import read, stem, suffix
 from training.stages import console
 
 PARTS = ("train", "val", "test")
+IMAGES = ("images", "data")
+MASKS = ("masks", "reference", "label")
+SUBTYPES = ("intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One patient's scan. ``labels``: (slice,) of 1, 0, or -1 for slices to leave out, in the file's order."""
+    """One scan. ``labels``: (slice,) of 1, 0, or -1 for slices to leave out, in the file's order."""
 
     name: str
     image: Path
     split: str
     labels: tuple[int, ...]
     reference: Path | None
+    subtypes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,30 +74,71 @@ def load_dataset(folder: str | Path, seed: int = 0) -> DataSet:
         HemsegError: it lists all that is wrong with the data set at once.
     """
     folder = Path(folder)
-    images = {stem(p): p for p in sorted((folder / "images").glob("*")) if suffix(p)}
+    place = next((folder / name for name in IMAGES if (folder / name).is_dir()), folder / IMAGES[0])
+    images = {stem(p): p for p in sorted(place.glob("*")) if suffix(p) and not p.name.startswith(".")}
     if not images:
-        raise HemsegError(f"{folder}: is not a data set: it has no images in {folder / 'images'}.")
-    references = _references(folder, images)
+        raise HemsegError(f"{folder}: is not a data set: it has no images in {place}.")
     faults: list[str] = []
+    references = _references(folder, images, faults)
+    subtypes: dict[str, set[str]] = {}
     if (folder / "slice_labels.csv").exists():
-        labels = _read_labels(folder / "slice_labels.csv", images, faults)
+        labels = _read_labels(folder / "slice_labels.csv", images, subtypes, faults)
     else:
-        labels = _labels_of_masks(references)
+        labels = {} if faults else _labels_of_masks(references)
     split = _read_split(folder / "split.csv", list(labels), seed, faults)
-    if missing := sorted(set(images) - set(labels)):
-        faults.append(f"images without slice labels or masks: {', '.join(missing[:5])}")
+    if labels and (missing := sorted(set(images) - set(labels))):
+        faults.append(f"images without slice labels or masks: {_some(missing)}")
+    if not labels and not faults:
+        faults.append("has neither slice_labels.csv nor masks")
     if faults:
         raise HemsegError(f"{folder}: the data set has faults:\n  " + "\n  ".join(faults))
-    cases = [Case(n, images[n], split[n], labels[n], references.get(n)) for n in images]
-    return DataSet(folder.resolve().name, tuple(cases))
+    return DataSet(
+        folder.resolve().name,
+        tuple(
+            Case(n, images[n], split[n], labels[n], references.get(n), tuple(sorted(subtypes.get(n, ()))))
+            for n in images
+        ),
+    )
 
 
-def _references(folder: Path, images: dict[str, Path]) -> dict[str, Path]:
-    places = [p for p in (folder / "masks", folder / "reference") if p.is_dir()]
-    return {n: p / mask_name(i) for p in places[:1] for n, i in images.items() if (p / mask_name(i)).exists()}
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _read_labels(path: Path, images: dict[str, Path], faults: list[str]) -> dict[str, tuple[int, ...]]:
+def _references(folder: Path, images: dict[str, Path], faults: list[str]) -> dict[str, Path]:
+    """Masks by case; a mask without image or of another geometry is a fault."""
+    place = next((folder / name for name in MASKS if (folder / name).is_dir()), None)
+    if place is None:
+        return {}
+    masks = {stem(p): p for p in sorted(place.glob("*")) if suffix(p) and not p.name.startswith(".")}
+    if alone := sorted(set(masks) - set(images)):
+        faults.append(f"masks without an image: {_some(alone)}")
+    both = {name: path for name, path in masks.items() if name in images}
+    if other := [name for name, path in both.items() if not _same_grid(images[name], path)]:
+        faults.append(f"masks whose size, spacing, origin or direction is not their image's: {_some(other)}")
+    return both
+
+
+def _header(path: Path) -> sitk.ImageFileReader:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        raise HemsegError(f"{path}: cannot be read; it is damaged or no image.") from None
+    return reader
+
+
+def _same_grid(a: Path, b: Path) -> bool:
+    """Same size, and geometry equal but for what a float32 header rounds (a hundredth of a millimetre)."""
+    x, y = _header(a), _header(b)
+    close = (np.allclose(getattr(x, f)(), getattr(y, f)(), atol=1e-2) for f in ("GetOrigin", "GetDirection"))
+    return x.GetSize() == y.GetSize() and np.allclose(x.GetSpacing(), y.GetSpacing(), atol=1e-3) and all(close)
+
+
+def _read_labels(
+    path: Path, images: dict[str, Path], subtypes: dict[str, set[str]], faults: list[str]
+) -> dict[str, tuple[int, ...]]:
     rows: dict[str, dict[int, int]] = {}
     with path.open(newline="") as stream:
         reader = csv.DictReader(stream)
@@ -102,24 +148,18 @@ def _read_labels(path: Path, images: dict[str, Path], faults: list[str]) -> dict
         for row in reader:
             skip = any(row.get(flag) == "1" for flag in ("blanked", "missing"))
             rows.setdefault(row["case"], {})[int(row["slice"])] = -1 if skip else int(row["hemorrhage"])
+            subtypes.setdefault(row["case"], set()).update(s for s in SUBTYPES if row.get(s) == "1")
     labels = {}
     for name, by_slice in rows.items():
         if name not in images:
             faults.append(f"slice labels without an image: {name}")
             continue
-        n = _slices(images[name])
+        n = int(_header(images[name]).GetSize()[2])
         if sorted(by_slice) != list(range(n)):
             faults.append(f"{name}: has {n} slices, but labels for {len(by_slice)}")
             continue
         labels[name] = tuple(by_slice[z] for z in range(n))
     return labels
-
-
-def _slices(path: Path) -> int:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    return int(reader.GetSize()[2])
 
 
 def _labels_of_masks(references: dict[str, Path]) -> dict[str, tuple[int, ...]]:
@@ -132,14 +172,17 @@ def _read_split(path: Path, names: list[str], seed: int, faults: list[str]) -> d
         ends = np.cumsum([round(0.7 * len(order)), max(1, round(0.1 * len(order)))])
         return {str(n): PARTS[int(np.searchsorted(ends, i, side="right"))] for i, n in enumerate(order)}
     split: dict[str, str] = {}
+    patients: dict[str, set[str]] = {}
     with path.open(newline="") as stream:
         for row in csv.DictReader(stream):
+            patients.setdefault(row.get("patient") or row["case"], set()).add(row["split"])
             if split.setdefault(row["case"], row["split"]) != row["split"]:
                 faults.append(f"{row['case']}: is in two splits")
             if row["split"] not in PARTS:
                 faults.append(f"{row['case']}: split {row['split']!r} is none of {', '.join(PARTS)}")
+    faults += [f"patient {p}: is in two splits" for p, s in patients.items() if len(s) > 1 and p not in split]
     if missing := sorted(set(names) - set(split)):
-        faults.append(f"cases without a split: {', '.join(missing[:5])}")
+        faults.append(f"cases without a split: {_some(missing)}")
     return split
 
 

@@ -85,7 +85,7 @@ def evaluate(dataset: DataSet, predict: Predictor, folder: Path, split: str = "t
     for case in track(cases, f"evaluate {split}", console=console):
         volume = read(case.image)
         prediction = predict(volume)
-        rows.append({"case": case.name, **measure(prediction.mask, case, volume)})
+        rows.append({"case": case.name, "subtypes": " ".join(case.subtypes), **measure(prediction.mask, case, volume)})
         labels = _inferior_to_superior(case, volume)
         scored = zip(labels, prediction.slice_score, strict=True)
         slices += [{"case": case.name, "label": int(y), "score": float(s)} for y, s in scored if y >= 0]

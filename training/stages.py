@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
+from hemseg.errors import HemsegError
 from training.hardware import rank
 
 console = Console(stderr=True)
@@ -92,8 +93,7 @@ def run_stage(stage: Stage, run: Path, stages: dict[str, Stage]) -> dict[str, An
     figures = stage.run(folder)
     minutes = (time.perf_counter() - start) / 60
     _write(folder / DONE, {"fingerprint": mark, "minutes": round(minutes, 2), "figures": figures})
-    shown = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
-    console.print(f"[bold]{stage.name}[/bold] ({minutes:.1f} min): {shown}")
+    console.print(f"[bold]{stage.name}[/bold] ({minutes:.1f} min): {_in_words(figures)}")
     return figures
 
 
@@ -119,6 +119,30 @@ def stage_fingerprint(stage: Stage, stages: dict[str, Stage]) -> str:
 def minutes(run: Path) -> dict[str, float]:
     """Minutes that each finished stage took (of its last, uninterrupted part)."""
     return {p.parent.name: _read(p)["minutes"] for p in sorted(run.glob(f"*/{DONE}"))}
+
+
+def states(run: Path) -> list[tuple[str, str, str, str]]:
+    """Name, state, minutes and figures of every stage that a run has begun, in the order in which they began.
+
+    Raises:
+        HemsegError: there is no such run.
+    """
+    begun = sorted(run.glob("*/started.json"), key=lambda path: path.stat().st_mtime)
+    if not begun:
+        raise HemsegError(f"{run}: is not the folder of a run.")
+    rows = []
+    for folder in (path.parent for path in begun):
+        done = _read(folder / DONE)
+        epochs = len((folder / "metrics.csv").read_text().splitlines()) - 1 if (folder / "metrics.csv").exists() else 0
+        if done:
+            rows.append((folder.name, "done", str(done["minutes"]), _in_words(done["figures"])))
+        else:
+            rows.append((folder.name, "not done", "", f"{epochs} epochs so far" if epochs else ""))
+    return rows
+
+
+def _in_words(figures: dict[str, Any]) -> str:
+    return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
 
 
 def _read(path: Path) -> dict[str, Any]:
