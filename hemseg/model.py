@@ -84,12 +84,11 @@ def _as_tuple(value: Any) -> Any:
 
 def default_weights() -> Path:
     """The weights used when none are named: the platform's model tarball, else those that came with hemseg."""
-    packaged = Path(__file__).parent / "weights"  # in a wheel
-    checkout = Path(__file__).parent.parent / "weights"  # in a clone and in the container
-    for folder in (PLATFORM_MODEL, packaged, checkout):
+    own = Path(__file__).parent.parent / "weights"  # in a clone and in the container
+    for folder in (PLATFORM_MODEL, own):
         if (folder / MANIFEST).is_file():
             return folder
-    raise HemsegError(f"no weights found in {PLATFORM_MODEL}, {packaged} or {checkout}; give --weights FOLDER.")
+    raise HemsegError(f"no weights found in {PLATFORM_MODEL} or {own}; give --weights FOLDER.")
 
 
 class Model:

@@ -18,6 +18,7 @@ from conftest import COARSE, ROOT
 from torch.utils.data import DataLoader
 
 from hemseg.errors import HemsegError
+from training.ablation import significance
 from training.classifier import (
     SequenceNetwork,
     SequenceTask,
@@ -28,7 +29,9 @@ from training.classifier import (
     load_torchvision,
 )
 from training.config import Classifier, Config, Optimization, Segmenter, Sequence, load_config
+from training.crossval import split_into_folds
 from training.curves import read_metrics
+from training.datasets import load_dataset
 from training.fitting import EpochSampler, Task, fit, loader, micro_batch
 from training.hardware import Hardware
 from training.phantom import write_dataset
@@ -345,3 +348,55 @@ def test_settings_at_their_default_do_not_change_a_fingerprint() -> None:
     assert fingerprint(a) == fingerprint(b)
     assert fingerprint(Optimization(micro_batch=8)) != fingerprint(b)
     assert fingerprint(Classifier(), (1, 2)) == fingerprint(Classifier(), [1, 2])
+
+
+# --- several runs -----------------------------------------------------------------------------------------------------
+
+
+def test_folds_are_disjoint_and_keep_patients_together(study: Path) -> None:
+    dataset = load_dataset(study / "data")
+    twice = tuple(replace(c, patient=f"p{i // 2}") for i, c in enumerate(dataset.cases * 2))
+    folds = split_into_folds(replace(dataset, cases=twice), 3, seed=0)
+    tests = [{c.patient for c in fold.part("test")} for fold in folds]
+    assert [len(t) for t in tests] == [2, 2, 2]
+    assert len(set().union(*tests)) == 6
+    for fold in folds:
+        assert all(len({c.split for c in fold.cases if c.patient == p}) == 1 for p in {c.patient for c in fold.cases})
+        assert {c.split for c in fold.cases} == {"train", "val", "test"}
+    with pytest.raises(HemsegError, match="no 6 disjoint"):
+        split_into_folds(dataset, 6, seed=0)
+
+
+def test_ablation_and_cross_validation_write_their_tables(study: Path, tmp_path: Path) -> None:
+    for name, more in (("ablate", []), ("crossval", ["--folds", "2"])):
+        out = tmp_path / name
+        arguments = [sys.executable, *command(study, name, tmp_path / "run", "--out", str(out), *more)]
+        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        table = (out / "table.md").read_text().splitlines()
+        rows = [line for line in table if line.startswith("|")]
+        assert len(rows) == {"ablate": 8, "crossval": 5}[name]
+        assert len({line.count("|") for line in rows}) == 1
+        assert len((out / "per_case.csv").read_text().splitlines()) > 4
+    started = {p.parent.name for p in (tmp_path / "run").glob("*/started.json")}
+    assert {"cam", "cam@resnet", "segment", "segment@threshold", "segment@supervised", "evaluate@baseline"} <= started
+    assert len([name for name in started if name.startswith("classify")]) == 1  # shared by all rows
+    assert (tmp_path / "ablate" / "dice.png").stat().st_size > 5000
+
+
+def test_stars_are_for_significantly_better_rows() -> None:
+    rng = np.random.default_rng(0)
+    before = [{"dice": float(v)} for v in rng.uniform(0.3, 0.4, 12)]
+    better = [{"dice": row["dice"] + 0.3 + float(e)} for row, e in zip(before, rng.normal(0, 0.02, 12), strict=True)]
+    assert significance(better, before, "dice", 1) == "\\*\\*"
+    assert significance(before, better, "dice", 1) == ""
+    assert significance(before, better, "dice", -1) == "\\*\\*"
+    assert significance(before, before, "dice", 1) == ""
+
+
+def test_bench_tells_three_rates(study: Path, tmp_path: Path) -> None:
+    arguments = [sys.executable, *command(study, "bench", tmp_path / "run")]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["loader", "network", "training"]
+    assert all(float(line.split()[1]) > 0 for line in lines)

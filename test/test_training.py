@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from conftest import COARSE, ROOT
+from conftest import COARSE, ROOT, dice
 
 from hemseg.errors import HemsegError
 from hemseg.model import load
 from hemseg.preprocessing import network_input, working_image
+from hemseg.segmentation import segment
 from hemseg.volume import read
 from training.cam import activation_maps, raw_maps
 from training.classifier import SequenceNetwork, SliceNetwork, Volumes, cut, end_to_end, paste, refit_linear_layer
@@ -480,3 +481,26 @@ def test_mistakes_end_in_one_sentence(tmp_path: Path) -> None:
         done = training(*arguments, check=1)
         assert said in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_monai_bundle_verifies_and_runs(smoke: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    training("bundle", "--config", "smoke", "--run", smoke, "--out", bundle)
+    meta, config = bundle / "configs" / "metadata.json", bundle / "configs" / "inference.json"
+    scan = sorted(next(smoke.glob("phantoms-*")).glob("images/*"))[-2]
+    verify = ["verify_net_in_out", "--net_id", "network_def", "--meta_file", meta, "--config_file", config]
+    run = ["run", "--config_file", config, "--bundle_root", bundle, "--scan", scan, "--mask", tmp_path / scan.name]
+    for arguments in (verify, run):
+        done = subprocess.run(
+            [sys.executable, "-m", "monai.bundle", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    ours = segment(read(scan), load(smoke / "export", "cpu"))
+    assert dice(read(tmp_path / scan.name).hu, ours.mask) > 0.999 or not ours.mask.any()
+    metadata = json.loads(meta.read_text())  # the required fields of MONAI's schema, which needs the network
+    required = {"version", "changelog", "monai_version", "pytorch_version", "numpy_version", "authors", "copyright"}
+    assert required | {"task", "description", "network_data_format"} <= set(metadata)

@@ -110,6 +110,44 @@ def status(run: RunOption) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
+@app.command("bundle")
+def _bundle(
+    config: ConfigOption,
+    run: RunOption,
+    out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
+    data: DataOption = None,
+) -> None:
+    """Write the U-Net of a run as a MONAI bundle; runs what is not done yet."""
+    from training.bundle import write_bundle
+
+    _run("export", config, data, run, Hardware())
+    write_bundle(_config_and_data(config, data, run)[0], run, out)
+
+
+@app.command("crossval")
+def _crossval(
+    config: ConfigOption,
+    run: RunOption,
+    out: Annotated[Path, typer.Option(help="Folder for the tables.")],
+    data: DataOption = None,
+    folds: Annotated[int, typer.Option(help="Disjoint test sets of a fifth of the patients each.")] = 3,
+) -> None:
+    """Cross-validate the whole recipe by patient; write the tables to OUT."""
+    from training.crossval import crossvalidate
+
+    crossvalidate(*_config_and_data(config, data, run), run, folds, out, Hardware())
+
+
+@app.command("bench")
+def _bench(config: ConfigOption, run: RunOption, data: DataOption = None) -> None:
+    """Time the loader, the network alone and real training, in slices a second and as ratios."""
+    from training.bench import bench
+
+    rates = bench(*_config_and_data(config, data, run), run)
+    for name in ("loader", "network", "training"):
+        print(f"{name:9} {rates[name]:8.1f} slices/s, {rates[name] / rates['network']:.2f} of the network alone")
+
+
 @app.command("ablate")
 def _ablate(
     config: ConfigOption,

@@ -64,7 +64,7 @@ def _row(config: Config, dataset: DataSet, run: Path, variant: Variant | None) -
     stage = Stage(
         "evaluate@baseline",
         (),
-        (config.preprocessing, dataset.fingerprint, METRICS_VERSION),
+        (config.preprocessing, dataset.fingerprint, dataset.splits, METRICS_VERSION),
         lambda folder: evaluate(dataset, threshold_predictor(config.preprocessing), folder),
     )
     return stage, {stage.name: stage}
@@ -73,10 +73,8 @@ def _row(config: Config, dataset: DataSet, run: Path, variant: Variant | None) -
 def read_cases(path: Path) -> list[dict[str, Any]]:
     """Rows of a ``per_case.csv``, numbers as numbers."""
     with path.open(newline="") as stream:
-        return [
-            {k: v if k in ("case", "row", "subtypes") else float(v) for k, v in row.items()}
-            for row in csv.DictReader(stream)
-        ]
+        rows = list(csv.DictReader(stream))
+    return [{k: v if k in ("case", "subtypes") else float(v) for k, v in row.items()} for row in rows]
 
 
 def _shown(figures: dict[str, Any], cases: list[dict[str, Any]], before: list[dict[str, Any]] | None) -> dict[str, str]:

@@ -40,6 +40,7 @@ class Case:
     labels: tuple[int, ...]
     reference: Path | None
     subtypes: tuple[str, ...] = ()
+    patient: str = ""  # who was scanned; the case itself where the data set does not say
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,17 @@ class DataSet:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the names, sizes, times, labels and split of the cases."""
+        """Changes with the names, sizes, times and labels of the cases, not with their split."""
         digest = hashlib.sha256()
         for case in self.cases:
             stat = case.image.stat()
-            digest.update(repr((case.name, stat.st_size, stat.st_mtime_ns, case.split, case.labels)).encode())
+            digest.update(repr((case.name, stat.st_size, stat.st_mtime_ns, case.labels)).encode())
         return digest.hexdigest()[:16]
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """The split of each case."""
+        return {case.name: case.split for case in self.cases}
 
 
 def load_dataset(folder: str | Path, seed: int = 0) -> DataSet:
@@ -85,7 +91,8 @@ def load_dataset(folder: str | Path, seed: int = 0) -> DataSet:
         labels = _read_labels(folder / "slice_labels.csv", images, subtypes, faults)
     else:
         labels = {} if faults else _labels_of_masks(references)
-    split = _read_split(folder / "split.csv", list(labels), seed, faults)
+    patients: dict[str, str] = {}
+    split = _read_split(folder / "split.csv", list(labels), seed, patients, faults)
     if labels and (missing := sorted(set(images) - set(labels))):
         faults.append(f"images without slice labels or masks: {_some(missing)}")
     if not labels and not faults:
@@ -95,7 +102,15 @@ def load_dataset(folder: str | Path, seed: int = 0) -> DataSet:
     return DataSet(
         folder.resolve().name,
         tuple(
-            Case(n, images[n], split[n], labels[n], references.get(n), tuple(sorted(subtypes.get(n, ()))))
+            Case(
+                n,
+                images[n],
+                split[n],
+                labels[n],
+                references.get(n),
+                tuple(sorted(subtypes.get(n, ()))),
+                patients.get(n, n),
+            )
             for n in images
         ),
     )
@@ -166,21 +181,22 @@ def _labels_of_masks(references: dict[str, Path]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(read_reference(path).max(axis=(1, 2)).tolist()) for name, path in references.items()}
 
 
-def _read_split(path: Path, names: list[str], seed: int, faults: list[str]) -> dict[str, str]:
+def _read_split(path: Path, names: list[str], seed: int, patients: dict[str, str], faults: list[str]) -> dict[str, str]:
     if not path.exists():
         order = np.random.default_rng(seed).permutation(sorted(names))
         ends = np.cumsum([round(0.7 * len(order)), max(1, round(0.1 * len(order)))])
         return {str(n): PARTS[int(np.searchsorted(ends, i, side="right"))] for i, n in enumerate(order)}
     split: dict[str, str] = {}
-    patients: dict[str, set[str]] = {}
+    parts: dict[str, set[str]] = {}
     with path.open(newline="") as stream:
         for row in csv.DictReader(stream):
-            patients.setdefault(row.get("patient") or row["case"], set()).add(row["split"])
+            patients[row["case"]] = row.get("patient") or row["case"]
+            parts.setdefault(patients[row["case"]], set()).add(row["split"])
             if split.setdefault(row["case"], row["split"]) != row["split"]:
                 faults.append(f"{row['case']}: is in two splits")
             if row["split"] not in PARTS:
                 faults.append(f"{row['case']}: split {row['split']!r} is none of {', '.join(PARTS)}")
-    faults += [f"patient {p}: is in two splits" for p, s in patients.items() if len(s) > 1 and p not in split]
+    faults += [f"patient {p}: is in two splits" for p, s in parts.items() if len(s) > 1 and p not in split]
     if missing := sorted(set(names) - set(split)):
         faults.append(f"cases without a split: {_some(missing)}")
     return split

@@ -122,7 +122,7 @@ def build_stages(
         Stage(
             "classify",
             ("prepare",),
-            (config.classifier, config.seed),
+            (config.classifier, config.seed, dataset.splits),
             lambda f: train_classifier(volumes("train"), volumes("val"), config, f, hardware),
             distributed=True,
         ),

@@ -1,0 +1,133 @@
+"""The U-Net as a MONAI bundle, for those who work with MONAI's tools.
+
+    python -m training bundle --run RUN --config CONFIG --data FOLDER --out BUNDLE
+    python -m monai.bundle verify_net_in_out --net_id network_def --meta_file BUNDLE/configs/metadata.json \
+        --config_file BUNDLE/configs/inference.json
+    python -m monai.bundle run --config_file BUNDLE/configs/inference.json --bundle_root BUNDLE \
+        --scan scan.nii.gz --mask mask.nii.gz
+
+The bundle's network is torch's; what comes before and after it (working grid, skull strip, threshold) is hemseg's own.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import monai
+import numpy as np
+import torch
+from torch import nn
+
+import hemseg
+from hemseg.model import Manifest, Model
+from hemseg.segmentation import segment
+from hemseg.volume import read
+from training.config import Config
+from training.segmenter import build_unet
+
+
+def bundle_network(
+    channels: list[int], strides: list[list[int]], residual_units: int, in_channels: int, weights: str = ""
+) -> nn.Module:
+    """The network of a bundle: probabilities (n, 1, z, y, x) of patches (n, channel, z, y, x), both float32."""
+    from training.config import Segmenter
+
+    settings = Segmenter(tuple(channels), tuple((s[0], s[1], s[2]) for s in strides), residual_units)
+    network = build_unet(settings, in_channels)
+    if weights:
+        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    return nn.Sequential(network, nn.Sigmoid()).eval()
+
+
+class _TorchSession:
+    """Stands where ONNX Runtime's session stands in `hemseg.model.Model`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def get_providers(self) -> list[str]:
+        return ["torch"]
+
+    @torch.no_grad()
+    def run(self, _: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return [self.network(torch.from_numpy(inputs["image"])).numpy()]
+
+
+def run_case(network: nn.Module, root: str, scan: str, mask: str) -> float:
+    """Segment one scan with a bundle's network and write its mask; the hemorrhage in mL."""
+    folder = Path(root) / "configs"
+    result = segment(read(scan), Model(Manifest.read(folder), _TorchSession(network), folder))
+    result.save(mask)
+    return result.volume_ml
+
+
+def write_bundle(config: Config, run: Path, out: Path) -> None:
+    """Write a bundle from the finished run of a configuration.
+
+    Raises:
+        FileNotFoundError: the run has not been exported.
+    """
+    (out / "configs").mkdir(parents=True, exist_ok=True)
+    (out / "models").mkdir(exist_ok=True)
+    (out / "docs").mkdir(exist_ok=True)
+    (out / "models" / "model.pt").write_bytes((run / "segment" / "network.pt").read_bytes())
+    manifest = Manifest.read(run / "export")
+    manifest.write(out / "configs")
+    (out / "docs" / "README.md").write_text(f"hemseg {manifest.version}: research only, not a medical device.\n")
+    (out / "configs" / "metadata.json").write_text(json.dumps(_metadata(manifest), indent=2) + "\n")
+    (out / "configs" / "inference.json").write_text(json.dumps(_inference(config), indent=2) + "\n")
+
+
+def _inference(config: Config) -> dict[str, Any]:
+    s = config.segmenter
+    network = {
+        "_target_": "training.bundle.bundle_network",
+        "channels": s.channels,
+        "strides": s.strides,
+        "residual_units": s.residual_units,
+        "in_channels": len(config.preprocessing.channels),
+    }
+    return {
+        "imports": ["$from training.bundle import run_case"],
+        "bundle_root": ".",
+        "scan": "scan.nii.gz",
+        "mask": "mask.nii.gz",
+        "network_def": network,
+        "network": {**network, "weights": "$@bundle_root + '/models/model.pt'"},
+        "run": ["$print(run_case(@network, @bundle_root, @scan, @mask), 'mL')"],
+    }
+
+
+def _metadata(manifest: Manifest) -> dict[str, Any]:
+    def tensor(kind: str, names: tuple[str, ...]) -> dict[str, Any]:
+        return {
+            "type": kind,
+            "format": "segmentation" if kind == "probabilities" else "hounsfield",
+            "modality": "CT",
+            "num_channels": len(names),
+            "spatial_shape": list(manifest.patch),
+            "dtype": "float32",
+            "value_range": [0, 1],
+            "is_patch_data": True,
+            "channel_def": {str(i): name for i, name in enumerate(names)},
+        }
+
+    return {
+        "version": manifest.version,
+        "changelog": {manifest.version: f"exported by hemseg {hemseg.__version__}"},
+        "monai_version": monai.__version__,
+        "pytorch_version": torch.__version__.split("+")[0],
+        "numpy_version": np.__version__,
+        "required_packages_version": {"hemseg": hemseg.__version__},
+        "name": f"hemseg {manifest.name}",
+        "task": "Intracranial hemorrhage segmentation on non-contrast head CT",
+        "description": "3D U-Net trained on slice labels alone. Research only, not a medical device.",
+        "authors": "the hemseg authors",
+        "copyright": "MIT; data see MODEL_CARD.md",
+        "network_data_format": {
+            "inputs": {"image": tensor("image", manifest.preprocessing.channels)},
+            "outputs": {"pred": tensor("probabilities", ("hemorrhage",))},
+        },
+    }
