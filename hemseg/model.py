@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from hemseg.errors import HemsegError
 from hemseg.preprocessing import Settings
 
+logger = logging.getLogger("hemseg")
 FORMAT = 1  # of the manifest; raised when an older hemseg could misread a newer one
 MANIFEST = "manifest.json"
 PLATFORM_MODEL = Path("/opt/ml/model")  # where Grand Challenge unpacks a model tarball
@@ -145,21 +147,26 @@ def _session(path: Path, device: str) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4  # its warnings about missing GPUs are said below in one sentence
     options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    cpu: list[Any] = ["CPUExecutionProvider"]
     wanted = device != "cpu" and "CUDAExecutionProvider" in ort.get_available_providers()
     if device == "cuda" and not wanted:
         raise HemsegError("device cuda was asked for, but this ONNX Runtime has no CUDA; see requirements-cuda.txt.")
-    providers = cpu
     if wanted:
         ort.set_default_logger_severity(4)
         ort.preload_dlls()
-        providers = [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}), *cpu]
+        providers = [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}), "CPUExecutionProvider"]
+        try:  # without its own fallback, which prints a page of C++ before it goes on
+            session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+        except Exception:  # ONNX Runtime raises many types of its own
+            session = None
+        if session and session.get_providers()[0] == "CUDAExecutionProvider":
+            return session
+        if device == "cuda":
+            raise HemsegError(
+                "device cuda was asked for, but CUDA does not work here; "
+                "check the driver (nvidia-smi) and `docker run --gpus all`, or use --device cpu."
+            )
+        logger.warning("CUDA does not work here, running on the CPU (--device cpu says so without this line)")
     try:
-        session = ort.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # ONNX Runtime raises many types of its own
-        if not wanted or device == "cuda":
-            raise HemsegError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]}).") from None
-        session = ort.InferenceSession(str(path), options, providers=cpu)
-    if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
-        raise HemsegError("device cuda was asked for, but CUDA does not work here; use --device cpu or auto.")
-    return session
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise HemsegError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0][:160]}).") from None
