@@ -33,6 +33,7 @@ ConfigOption = Annotated[
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="The data set; without it, phantoms are made in the run.")
 ]
+TablesOption = Annotated[Path, typer.Option("--out", help="Folder for the tables.")]
 RunOption = Annotated[Path, typer.Option("--run", help="Folder of the run.")]
 
 
@@ -128,7 +129,7 @@ def _bundle(
 def _crossval(
     config: ConfigOption,
     run: RunOption,
-    out: Annotated[Path, typer.Option(help="Folder for the tables.")],
+    out: TablesOption,
     data: DataOption = None,
     folds: Annotated[int, typer.Option(help="Disjoint test sets of a fifth of the patients each.")] = 3,
 ) -> None:
@@ -152,7 +153,7 @@ def _bench(config: ConfigOption, run: RunOption, data: DataOption = None) -> Non
 def _ablate(
     config: ConfigOption,
     run: RunOption,
-    out: Annotated[Path, typer.Option(help="Folder for the tables.")],
+    out: TablesOption,
     data: DataOption = None,
 ) -> None:
     """Run the paper's ablation (Table 2), the supervised upper bound and the threshold; write the tables to OUT."""
@@ -184,9 +185,10 @@ def kinds(
 ) -> None:
     """Measure weights on phantoms of each kind of hemorrhage, and on healthy ones."""
     from training.samples import measure_kinds
+    from training.stages import in_words
 
     for row in measure_kinds(weights, out):
-        print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+        print(in_words(row))
 
 
 def main() -> None:

@@ -79,11 +79,11 @@ class Task(L.LightningModule):
             kind = torch.optim.Adam if o.optimizer == "adam" else torch.optim.AdamW
             optimizer = kind(parameters, o.lr, weight_decay=o.weight_decay)
         else:
-            raise ValueError(f"unknown optimizer {o.optimizer!r}; known: sgd, adam, adamw")
+            raise HemsegError(f"optimizer {o.optimizer!r} is not known; known: sgd, adam, adamw.")
         if o.schedule == "constant":
             return optimizer
         if o.schedule != "onecycle":
-            raise ValueError(f"unknown schedule {o.schedule!r}; known: constant, onecycle")
+            raise HemsegError(f"schedule {o.schedule!r} is not known; known: constant, onecycle.")
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, o.lr, total_steps=steps)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]

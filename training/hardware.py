@@ -27,7 +27,7 @@ class Hardware:
         if self.processes != world_size():
             raise HemsegError(
                 f"{self.devices} devices on {self.nodes} nodes make {self.processes} processes, but {world_size()} "
-                f"were started; start them with `torchrun --nproc-per-node {self.devices} -m training ...` or srun."
+                f"were started; start them with `torchrun --nproc-per-node {self.devices} -m -- training ...` or srun."
             )
 
 

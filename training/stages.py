@@ -93,7 +93,7 @@ def run_stage(stage: Stage, run: Path, stages: dict[str, Stage]) -> dict[str, An
     figures = stage.run(folder)
     minutes = (time.perf_counter() - start) / 60
     _write(folder / DONE, {"fingerprint": mark, "minutes": round(minutes, 2), "figures": figures})
-    console.print(f"[bold]{stage.name}[/bold] ({minutes:.1f} min): {_in_words(figures)}")
+    console.print(f"[bold]{stage.name}[/bold] ({minutes:.1f} min): {in_words(figures)}")
     return figures
 
 
@@ -135,13 +135,14 @@ def states(run: Path) -> list[tuple[str, str, str, str]]:
         done = _read(folder / DONE)
         epochs = len((folder / "metrics.csv").read_text().splitlines()) - 1 if (folder / "metrics.csv").exists() else 0
         if done:
-            rows.append((folder.name, "done", str(done["minutes"]), _in_words(done["figures"])))
+            rows.append((folder.name, "done", str(done["minutes"]), in_words(done["figures"])))
         else:
             rows.append((folder.name, "not done", "", f"{epochs} epochs so far" if epochs else ""))
     return rows
 
 
-def _in_words(figures: dict[str, Any]) -> str:
+def in_words(figures: dict[str, Any]) -> str:
+    """Names and values in one line, three significant digits."""
     return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
 
 
