@@ -20,7 +20,7 @@ from hemseg.errors import HemsegError
 from hemseg.preprocessing import Settings
 
 logger = logging.getLogger("hemseg")
-FORMAT = 1  # of the manifest; raised when an older hemseg could misread a newer one
+FORMAT = 2  # of the manifest; raised when an older hemseg could misread a newer one
 MANIFEST = "manifest.json"
 PLATFORM_MODEL = Path("/opt/ml/model")  # where Grand Challenge unpacks a model tarball
 DEVICES = ("auto", "cpu", "cuda")
@@ -39,6 +39,7 @@ class Manifest:
         preprocessing: see `hemseg.preprocessing.Settings`.
         threshold: probability from which a voxel is hemorrhage.
         min_lesion_ml: smaller connected components are dropped.
+        min_peak: connected components whose highest probability stays below it are dropped (format 2).
         provenance: how the weights came about (data, recipe, seed, commit, metrics); not read by inference.
     """
 
@@ -50,6 +51,7 @@ class Manifest:
     preprocessing: Settings
     threshold: float = 0.5
     min_lesion_ml: float = 0.1
+    min_peak: float = 0.0
     provenance: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 

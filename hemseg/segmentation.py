@@ -56,8 +56,11 @@ def segment(volume: Volume, model: Model) -> Segmentation:
     start = time.perf_counter()
     working = working_image(volume, model.manifest.preprocessing)
     probability = working_probability(working, model)
-    mask = volume.from_lps(restored(probability, working, model.manifest.threshold))
-    mask, lesions = _lesions(mask, volume, model.manifest.min_lesion_ml)
+    manifest = model.manifest
+    mask = volume.from_lps(
+        restored(confident(probability, manifest.threshold, manifest.min_peak), working, manifest.threshold)
+    )
+    mask, lesions = _lesions(mask, volume, manifest.min_lesion_ml)
     return Segmentation(
         volume=volume,
         mask=mask,
@@ -79,6 +82,17 @@ def working_probability(working: WorkingImage, model: Model) -> np.ndarray:
     probability[box] = tiled(image, model, model.manifest.patch)
     probability[~working.intracranial] = 0
     return probability
+
+
+def confident(probability: np.ndarray, threshold: float, min_peak: float) -> np.ndarray:
+    """Probability (z, y, x) without the pieces above ``threshold`` whose highest value stays below ``min_peak``."""
+    if min_peak <= threshold or not (probability >= threshold).any():
+        return probability
+    pieces, n = ndimage.label(probability >= threshold, _TOUCHING)
+    peaks = np.asarray(ndimage.maximum(probability, pieces, np.arange(n + 1)))
+    doubtful = peaks < min_peak
+    doubtful[0] = False
+    return np.where(doubtful[pieces], np.float32(0), probability)
 
 
 def tiled(image: np.ndarray, model: Model, patch: tuple[int, int, int]) -> np.ndarray:

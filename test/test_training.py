@@ -423,6 +423,17 @@ def test_smoke_finds_hemorrhage_in_unseen_phantoms(smoke: Path) -> None:
     assert figures["dice_mean"] == pytest.approx(np.mean([float(r["dice"]) for r in rows]), abs=1e-3)
 
 
+def test_smoke_beats_a_threshold_and_fails_with_permuted_labels(smoke: Path) -> None:
+    """Among calcifications and dense sinuses brightness alone does not do; nor does training on nonsense."""
+    told = training("control", "--config", "smoke", "--run", smoke).stdout
+    figures = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in told.splitlines()}
+    assert figures["slice labels"] == pytest.approx(
+        json.loads((smoke / "evaluate" / "summary.json").read_text())["dice_mean"], abs=1e-3
+    )
+    assert figures["permuted slice labels"] < 0.5 * figures["slice labels"]
+    assert figures["threshold without learning"] < figures["slice labels"]
+
+
 def test_smoke_leaves_weights_that_inference_loads(smoke: Path) -> None:
     model = load(smoke / "export", "cpu")
     assert model.manifest.provenance["supervision"] == "slice labels"
@@ -430,7 +441,7 @@ def test_smoke_leaves_weights_that_inference_loads(smoke: Path) -> None:
     assert model.manifest.preprocessing == load_config("smoke").preprocessing
     done = json.loads((smoke / "export" / "done.json").read_text())
     assert done["figures"]["difference_to_torch"] < 1e-4
-    assert list((smoke / "pseudolabel" / "panels").glob("*.png"))
+    assert list((smoke / "panels").glob("*.png"))
 
 
 def test_status_tells_the_stages(smoke: Path, tmp_path: Path) -> None:
@@ -465,7 +476,7 @@ def test_weak_stages_need_no_masks(smoke: Path, tmp_path: Path) -> None:
     config = load_config("smoke")
     network = load_network(SliceNetwork(config.classifier), tmp_path / "run" / "sequence" / "network.pt")
     cases = list(prepared(tmp_path / "run" / "prepare", without, "val"))
-    make_pseudolabels(cases, network, config, tmp_path / "run" / "cam", tmp_path, panels=0)  # type: ignore[arg-type]
+    make_pseudolabels(cases, network, config, tmp_path / "run" / "cam", tmp_path)  # type: ignore[arg-type]
     for case in cases:
         a, b = (np.load(f / f"{case.name}.npz")["mask"] for f in (smoke / "pseudolabel", tmp_path))
         assert np.array_equal(a, b)

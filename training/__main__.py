@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,18 +27,20 @@ if TYPE_CHECKING:
     from training.datasets import DataSet
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
-STAGES = ("prepare", "classify", "sequence", "cam", "pseudolabel", "segment", "export", "evaluate")
+STAGES = ("prepare", "classify", "sequence", "cam", "pseudolabel", "segment", "relabel", "resegment")
+STAGES += ("export", "panels", "evaluate")
 ConfigOption = Annotated[
     str, typer.Option("--config", help="A YAML file, or the bare name of one in training/configs.")
 ]
 DataOption = Annotated[
-    Path | None, typer.Option("--data", help="The data set; without it, phantoms are made in the run.")
+    list[Path] | None,
+    typer.Option("--data", help="A data set; may be given several times. Without it, phantoms are made in the run."),
 ]
 TablesOption = Annotated[Path, typer.Option("--out", help="Folder for the tables.")]
 RunOption = Annotated[Path, typer.Option("--run", help="Folder of the run.")]
 
 
-def _run(last: str, config_name: str, data: Path | None, run: Path, hardware: Hardware) -> None:
+def _run(last: str, config_name: str, data: list[Path] | None, run: Path, hardware: Hardware) -> None:
     from training.pipeline import build_stages
     from training.stages import console, run_stage
 
@@ -47,19 +50,22 @@ def _run(last: str, config_name: str, data: Path | None, run: Path, hardware: Ha
     if last != "all":
         run_stage(stages[last], run, stages)
         return
-    run_stage(stages["export"], run, stages)
-    if any(case.reference for case in dataset.part("test")):
+    run_stage(stages["panels"], run, stages)
+    if dataset.part("test"):
         run_stage(stages["evaluate"], run, stages)
     else:
-        console.print("evaluate: the data set has no reference masks on its test split, left out")
+        console.print("evaluate: the data set has no test split, left out")
 
 
-def _config_and_data(config_name: str, data: Path | None, run: Path) -> tuple[Config, DataSet]:
+def _config_and_data(config_name: str, data: list[Path] | None, run: Path) -> tuple[Config, DataSet]:
     from training.config import load_config
-    from training.datasets import load_dataset
+    from training.datasets import load_dataset, together
 
     config = load_config(config_name)
-    return config, load_dataset(data or _phantoms(config, run), config.seed)
+    datasets = [load_dataset(folder, config.seed) for folder in data or ()]
+    if not datasets or config.phantoms.beside_data:
+        datasets.append(replace(load_dataset(_phantoms(config, run)), name="phantoms"))
+    return config, together(datasets)
 
 
 def _phantoms(config: Config, run: Path) -> Path:
@@ -111,6 +117,89 @@ def status(run: RunOption) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
+@app.command("quality")
+def _quality(config: ConfigOption, run: RunOption, data: DataOption = None) -> None:
+    """Measure the pseudo-labels of a run against the reference masks of val (Dice, by data set)."""
+    import numpy as np
+
+    from training.quality import label_quality
+
+    _run("pseudolabel", config, data, run, Hardware())
+    settings, dataset = _config_and_data(config, data, run)
+    for source in dataset.sources():
+        rows = label_quality(source, settings.preprocessing, run / "pseudolabel")
+        for row in rows:
+            print(f"{row['case']:24} Dice {row['dice']:.3f}  volume x {row['volume_ratio']:.2f}  {row['subtypes']}")
+        if rows:
+            print(f"{source.name}: mean Dice {np.mean([row['dice'] for row in rows]):.3f}, val, {len(rows)} cases")
+
+
+@app.command("measure")
+def _measure(
+    data: Annotated[list[Path], typer.Option(help="A data set; may be given several times.")],
+    out: TablesOption,
+    split: Annotated[list[str] | None, typer.Option(help="A split to measure on; may be given several times.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder with a manifest; by default hemseg's.")] = None,
+    threshold: Annotated[bool, typer.Option("--threshold", help="A threshold without learning instead.")] = False,
+    pictures: Annotated[Path | None, typer.Option(help="Folder for panels of real scans: keep them private.")] = None,
+) -> None:
+    """Measure weights on data sets: tables and plots (Bland-Altman, Dice by volume, ROC of slices)."""
+    from hemseg.model import default_weights
+    from hemseg.preprocessing import Settings
+    from training.datasets import load_dataset, together
+    from training.evaluation import network_predictor, threshold_predictor
+    from training.measure import measure_all
+    from training.stages import in_words
+
+    dataset = together([load_dataset(folder) for folder in data])
+    predict = threshold_predictor(Settings()) if threshold else network_predictor(weights or default_weights())
+    for name, value in measure_all(dataset, predict, tuple(split or ["test"]), out, pictures).items():
+        print(in_words({name: value}))
+
+
+@app.command("record")
+def _record(
+    identity: Annotated[str, typer.Argument(metavar="ID", help="Name of the experiment.")],
+    recipe: Annotated[str, typer.Option(help="What was done, in a few words.")],
+    order: Annotated[int, typer.Option(help="Its place in the table.")],
+    evaluation: Annotated[Path | None, typer.Option(help="Folder of tables; by default that of the run.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of the run that made it, if one did.")] = None,
+    variant: Annotated[str, typer.Option(help="Suffix of the run's stages, such as @supervised.")] = "",
+    config: Annotated[str, typer.Option(help="The run's configuration.")] = "",
+    data: DataOption = None,
+    selection: Annotated[str, typer.Option(help="What val masks were used for.")] = "",
+) -> None:
+    """Write an experiment to docs/results/runs, for the table that `experiments` makes."""
+    import json
+
+    from training.experiments import RUNS, gather
+    from training.quality import mean_dice
+    from training.stages import fingerprint, minutes
+
+    record: dict[str, object] = {"id": identity, "order": order, "recipe": recipe, "selection": selection}
+    folder = evaluation or (run / f"evaluate{variant}" if run else None)
+    if folder is None:
+        raise HemsegError("record: give --run RUN, or --evaluation FOLDER.")
+    record["test"] = gather(folder)
+    if run:
+        settings, dataset = _config_and_data(config, data, run)
+        record |= {"config": settings.name, "config_hash": fingerprint(settings), "seed": settings.seed}
+        record["label_dice_val"] = mean_dice(dataset, settings.preprocessing, run / f"pseudolabel{variant}")
+        record["minutes"] = round(sum(minutes(run, variant).values()), 1)
+    RUNS.mkdir(parents=True, exist_ok=True)
+    (RUNS / f"{identity}.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{RUNS / identity}.json written")
+
+
+@app.command("experiments")
+def _experiments() -> None:
+    """Make docs/results/experiments.md from what was recorded."""
+    from training.experiments import TABLE, write_experiments
+
+    write_experiments()
+    print(f"{TABLE} written")
+
+
 @app.command("bundle")
 def _bundle(
     config: ConfigOption,
@@ -160,6 +249,15 @@ def _ablate(
     from training.ablation import ablate
 
     ablate(*_config_and_data(config, data, run), run, out)
+
+
+@app.command("control")
+def _control(config: ConfigOption, run: RunOption, data: DataOption = None) -> None:
+    """Train once more with slice labels permuted within each volume: it must fail. Dice beside the threshold's."""
+    from training.ablation import control
+
+    for name, dice in control(*_config_and_data(config, data, run), run).items():
+        print(f"{name} {dice:.4f}")
 
 
 @app.command()

@@ -57,6 +57,20 @@ def ablate(config: Config, dataset: DataSet, run: Path, out: Path) -> None:
     _plot(per_case, out / "dice.png")
 
 
+def control(config: Config, dataset: DataSet, run: Path) -> dict[str, float]:
+    """Mean Dice of the recipe, of the same with slice labels permuted within each volume, and of the threshold."""
+    rows = {
+        "slice labels": Variant(),
+        "permuted slice labels": Variant(permuted=True),
+        "threshold without learning": None,
+    }
+    result = {}
+    for name, variant in rows.items():
+        stage, stages = _row(config, dataset, run, variant)
+        result[name] = float(run_stage(stage, run, stages)["dice_mean"])
+    return result
+
+
 def _row(config: Config, dataset: DataSet, run: Path, variant: Variant | None) -> tuple[Stage, dict[str, Stage]]:
     if variant is not None:
         stages = build_stages(config, dataset, run, variant)
@@ -74,7 +88,7 @@ def read_cases(path: Path) -> list[dict[str, Any]]:
     """Rows of a ``per_case.csv``, numbers as numbers."""
     with path.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    return [{k: v if k in ("case", "subtypes") else float(v) for k, v in row.items()} for row in rows]
+    return [{k: v if k in ("case", "split", "subtypes") else float(v) for k, v in row.items()} for row in rows]
 
 
 def _shown(figures: dict[str, Any], cases: list[dict[str, Any]], before: list[dict[str, Any]] | None) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,15 +25,42 @@ def in_plane_affine(
     return torch.stack([torch.stack([flip * cos, -sin, move[0]], 1), torch.stack([flip * sin, cos, move[1]], 1)], 1)
 
 
+def degraded(images: Tensor, generator: torch.Generator, share: float) -> Tensor:
+    """Blur a share of the images, and pass a share through JPEG: what a smooth kernel and public copies do to a CT.
+
+    Args:
+        images: float (n, y, x) in 0..1, each changed on its own.
+        share: probability of either, for each image.
+    """
+    n = len(images)
+    sigma = torch.where(torch.rand(n, generator=generator) < share, _uniform(n, 0.4, 1.2, generator), 0.0)
+    quality = torch.where(torch.rand(n, generator=generator) < share, _uniform(n, 40, 95, generator), 0.0)
+    changed = []
+    for image, s, q in zip(images.cpu().numpy(), sigma.tolist(), quality.tolist(), strict=True):
+        result = cv2.GaussianBlur(image, (0, 0), s) if s else image
+        if q:
+            stored = np.clip(result * 255, 0, 255).astype(np.uint8)
+            _, code = cv2.imencode(".jpg", stored, [cv2.IMWRITE_JPEG_QUALITY, int(q)])
+            result = np.asarray(cv2.imdecode(code, cv2.IMREAD_GRAYSCALE), np.float32) / 255
+        changed.append(result)
+    return torch.from_numpy(np.stack(changed)).to(images)
+
+
 def augmented_slices(
-    hu: Tensor, generator: torch.Generator, background: float, lengths: Tensor | None = None
+    hu: Tensor,
+    generator: torch.Generator,
+    windows: Tensor,
+    lengths: Tensor | None = None,
+    share_degraded: float = 0.0,
 ) -> Tensor:
     """Move, shift and roughen slices (n, y, x) in HU.
 
     Args:
-        background: HU that comes in from outside.
+        windows: (window, 2) HU that the network sees; their lowest value comes in from outside.
         lengths: slices per volume: the slices of a volume are changed alike. One by one when None.
+        share_degraded: of the slices to blur, and to pass through JPEG; 0 draws no random numbers.
     """
+    background, top = float(windows.min()), float(windows.max())
     n = len(hu) if lengths is None else len(lengths)
     each = torch.ones(n, dtype=torch.long) if lengths is None else lengths.cpu()
     matrix = in_plane_affine(n, generator).repeat_interleave(each, 0)
@@ -43,10 +72,15 @@ def augmented_slices(
         torch.randn(hu.shape, generator=generator) * _uniform(n, 0, 4, generator).repeat_interleave(each)[:, None, None]
     )
     changed = moved * gain + torch.where(moved > 0, offset + noise, 0.0)
+    if share_degraded:
+        scale = top - background
+        changed = degraded((changed / scale).clamp(0, 1), generator, share_degraded) * scale
     return (changed + background).to(hu)
 
 
-def augmented_patches(image: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def augmented_patches(
+    image: Tensor, target: Tensor, generator: torch.Generator, share_degraded: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Move patches (n, channel, z, y, x) and their targets alike, in plane; then change the image's contrast.
 
     The image is 0 outside the skull's inside, and stays so.
@@ -65,4 +99,7 @@ def augmented_patches(image: Tensor, target: Tensor, generator: torch.Generator)
     offset = _uniform(n, -0.03, 0.03, generator).view(n, 1, 1, 1, 1)
     noise = torch.randn(changed.shape, generator=generator) * _uniform(n, 0, 0.03, generator).view(n, 1, 1, 1, 1)
     changed = torch.where(inside, changed * gain + offset + noise, 0.0)
+    if share_degraded:
+        worse = degraded(changed.flatten(0, 2), generator, share_degraded).reshape(changed.shape)
+        changed = torch.where(inside, worse, 0.0)
     return changed.to(image), target.to(image)

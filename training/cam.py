@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,6 +24,14 @@ def activation_maps(network: SliceNetwork, hu: Tensor, settings: Cam) -> Tensor:
     Returns:
         float (n, y, x), sampled to the slices' size, min-max normalised per slice to 0..1.
     """
+    each = [_normalized_map(network, hu, replace(settings, stage=s)) for s in settings.stages or (settings.stage,)]
+    if len(each) == 1:
+        return each[0]
+    maps = torch.stack(each).log().mean(dim=0).exp()  # high only where every stage is
+    return maps / maps.amax(dim=(1, 2), keepdim=True).clamp_min(1e-8)
+
+
+def _normalized_map(network: SliceNetwork, hu: Tensor, settings: Cam) -> Tensor:
     maps = raw_maps(network, hu, settings)
     if settings.flips:
         maps = maps + raw_maps(network, hu.flip(2), settings).flip(2)

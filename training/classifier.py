@@ -231,7 +231,9 @@ class SliceTask(Task):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         hu, labels = batch
         if self.settings.augment:
-            hu = augmented_slices(hu, self.generator(batch_idx), float(self.network.windows.min()))
+            hu = augmented_slices(
+                hu, self.generator(batch_idx), self.network.windows, share_degraded=self.settings.degrade
+            )
         loss = self.bce(self.network(hu), labels)
         self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
@@ -309,7 +311,7 @@ class SequenceTask(SliceTask):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         hu, labels, lengths = batch
         if self.settings.augment:
-            hu = augmented_slices(hu, self.generator(batch_idx), float(self.network.windows.min()), lengths)
+            hu = augmented_slices(hu, self.generator(batch_idx), self.network.windows, lengths, self.settings.degrade)
         loss = self.bce(self.sequence(hu, lengths), labels)
         self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss

@@ -47,6 +47,7 @@ class Classifier:
     pretrained: str = ""  # a torchvision state dict on disk; '' from scratch
     positive_weight: float = 1.0
     augment: bool = False
+    degrade: float = 0.0  # with `augment`: share of the slices that are blurred, and that pass through JPEG
     optimization: Optimization = field(default_factory=Optimization)
 
 
@@ -66,6 +67,7 @@ class Cam:
     method: str = "cam"  # cam (Zhou et al. 2016) | layercam (Jiang et al. 2021)
     stage: int = 4  # of the backbone; `cam` knows only the last, 4
     flips: bool = False  # average with the map of the mirrored slice
+    stages: tuple[int, ...] = ()  # several stages instead of one: the geometric mean of their maps
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,13 @@ class Pseudolabels:
     intracranial: bool = False  # cluster only inside the skull
     smooth: bool = False  # cluster the bilateral-filtered intensities
     min_pixels: int = 0  # drop in-plane specks below this area (working-grid pixels)
+    method: str = "clusters"  # clusters (the paper's) | pieces (training/pieces.py)
+    contrast_hu: float = 14.0  # pieces: candidates are so much brighter than the slice's brain
+    pieces: int = 8  # pieces: at most so many candidates a slice
+    opening_mm: float = 0.0  # pieces: candidates lose what is thinner than about twice this (the skull's blurred edge)
+    rounds: int = 3  # pieces: after the first, take out so many more while the classifier still says yes
+    leave_out_empty: bool = False  # positive slices without a pseudo-label do not count in the U-Net's loss
+    refine_mm: float = 0.0  # outline at half maximum, at most so far outside the chosen cluster; 0: the cluster itself
 
 
 @dataclass(frozen=True)
@@ -91,18 +100,40 @@ class Segmenter:
     patch: tuple[int, int, int] = (32, 192, 160)  # at inference, goes into the manifest
     patches_per_case: int = 1  # an epoch
     augment: bool = False
+    degrade: float = 0.0  # as the classifier's
     optimization: Optimization = field(default_factory=lambda: Optimization("adam", lr=1e-3, batch=4))
     threshold: float = 0.5
     min_lesion_ml: float = 0.0
+    min_peak: float = 0.0  # connected pieces whose highest probability stays below it are dropped
+
+
+@dataclass(frozen=True)
+class SelfTraining:
+    """A second round: the U-Net relabels its own positive slices and is trained on from there (beyond the paper)."""
+
+    enabled: bool = False
+    core: float = 0.7  # probability from which the first U-Net adds to a label
+    sure: float = 0.95  # and what a piece must reach somewhere to be added
+    doubt: float = 0.1  # a piece of the pseudo-label with a lower mean probability is taken out
+    patches_per_case: int = 1
+    optimization: Optimization = field(default_factory=lambda: Optimization("adam", lr=5e-4, batch=4, epochs=12))
 
 
 @dataclass(frozen=True)
 class Phantoms:
-    """The data set that is made when none is given. Shape (z, y, x), spacing (x, y, z) mm."""
+    """Phantoms to train on: when no data set is given, or beside those given. Shape (z, y, x), spacing (x, y, z) mm."""
 
     cases: int = 0
+    beside_data: bool = False  # of phantoms, too, the weakly supervised stages see the slice labels alone
     shape: tuple[int, int, int] = (28, 128, 128)
     spacing: tuple[float, float, float] = (1.8, 1.8, 5.0)
+
+
+@dataclass(frozen=True)
+class Export:
+    """How the U-Net leaves. ``half``: weights and arithmetic in float16 (input and output stay float32), for GPUs."""
+
+    half: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,6 +148,8 @@ class Config:
     cam: Cam = field(default_factory=Cam)
     pseudolabels: Pseudolabels = field(default_factory=Pseudolabels)
     segmenter: Segmenter = field(default_factory=Segmenter)
+    self_training: SelfTraining = field(default_factory=SelfTraining)
+    export: Export = field(default_factory=Export)
     phantoms: Phantoms = field(default_factory=Phantoms)
 
 

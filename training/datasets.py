@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,7 @@ class Case:
     reference: Path | None
     subtypes: tuple[str, ...] = ()
     patient: str = ""  # who was scanned; the case itself where the data set does not say
+    source: str = ""  # the data set's name, where several are put together
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,13 @@ class DataSet:
     def part(self, *splits: str) -> list[Case]:
         """The cases of some splits."""
         return [case for case in self.cases if case.split in splits]
+
+    def sources(self) -> list[DataSet]:
+        """The data sets that were put together in it; itself, if it is one."""
+        names = dict.fromkeys(case.source for case in self.cases)
+        if len(names) == 1:
+            return [self]
+        return [DataSet(name, tuple(c for c in self.cases if c.source == name)) for name in names]
 
     @property
     def fingerprint(self) -> str:
@@ -67,6 +75,25 @@ class DataSet:
     def splits(self) -> dict[str, str]:
         """The split of each case."""
         return {case.name: case.split for case in self.cases}
+
+
+def together(datasets: list[DataSet]) -> DataSet:
+    """Several data sets as one. A case's name then begins with that of its data set; a patient stays in one split.
+
+    Raises:
+        HemsegError: two of them have the same name.
+    """
+    if len(datasets) == 1:
+        return datasets[0]
+    names = [dataset.name for dataset in datasets]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise HemsegError(f"two data sets are called {', '.join(twice)}; rename a folder.")
+    cases = (
+        replace(case, name=f"{d.name}_{case.name}", patient=f"{d.name}_{case.patient}", source=d.name)
+        for d in datasets
+        for case in d.cases
+    )
+    return DataSet(" + ".join(names), tuple(cases))
 
 
 def load_dataset(folder: str | Path, seed: int = 0) -> DataSet:

@@ -23,7 +23,7 @@ from training.datasets import Case, DataSet, read_reference
 from training.metrics import lesion_counts, overlap, summary, surface
 from training.stages import console
 
-METRICS_VERSION = 2  # raised when a figure is added or changes its meaning: evaluations are then made again
+METRICS_VERSION = 3  # raised when a figure is added or changes its meaning: evaluations are then made again
 BLOOD_HU = (48.0, 95.0)
 
 
@@ -69,34 +69,78 @@ def threshold_predictor(settings: Settings, min_ml: float = 0.5) -> Predictor:
     return predict
 
 
-def evaluate(dataset: DataSet, predict: Predictor, folder: Path, split: str = "test") -> dict[str, Any]:
-    """Segment the cases of a split that have a reference; writes ``per_case.csv``, ``slices.csv``, ``summary.json``.
+def evaluate(
+    dataset: DataSet,
+    predict: Predictor,
+    folder: Path,
+    splits: tuple[str, ...] = ("test",),
+    classify: Callable[[Case], np.ndarray] | None = None,
+) -> dict[str, Any]:
+    """Segment the cases of some splits; writes ``per_case.csv``, ``slices.csv``, ``summary.json``.
+
+    Data sets that were put together are measured one by one, each into a folder of its name. Cases without a
+    reference mask are measured by their slice labels alone.
+
+    Args:
+        classify: the slice classifier's scores of a case, from inferior to superior, to stand beside the U-Net's.
 
     Raises:
-        HemsegError: the split has no case with a reference mask.
+        HemsegError: the splits have no case.
     """
-    cases = [case for case in dataset.part(split) if case.reference]
-    if not cases:
+    if not dataset.part(*splits):
         raise HemsegError(
-            f"{dataset.name}: no case of the split {split!r} has a reference mask; there is nothing to measure."
+            f"{dataset.name}: no case is in the split {' or '.join(splits)}; there is nothing to measure."
         )
+    sources = [source for source in dataset.sources() if source.part(*splits)]
+    if len(sources) == 1 and sources[0].name == dataset.name:
+        return _evaluate_one(dataset, predict, folder, splits, classify)
+    figures: dict[str, Any] = {}
+    for source in sources:
+        own = _evaluate_one(source, predict, folder / source.name, splits, classify)
+        figures |= {f"{source.name} {key}": value for key, value in own.items()}
+    return figures
+
+
+def _evaluate_one(
+    dataset: DataSet,
+    predict: Predictor,
+    folder: Path,
+    splits: tuple[str, ...],
+    classify: Callable[[Case], np.ndarray] | None,
+) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     slices: list[dict[str, Any]] = []
-    for case in track(cases, f"evaluate {split}", console=console):
+    for case in track(dataset.part(*splits), f"evaluate {dataset.name} {'+'.join(splits)}", console=console):
         volume = read(case.image)
         prediction = predict(volume)
-        rows.append({"case": case.name, "subtypes": " ".join(case.subtypes), **measure(prediction.mask, case, volume)})
+        row = {"case": case.name, "split": case.split, "subtypes": " ".join(case.subtypes)}
+        rows.append(row | by_slices(prediction.mask, case, volume))
+        if case.reference:
+            rows[-1] |= measure(prediction.mask, case, volume)
         labels = _inferior_to_superior(case, volume)
-        scored = zip(labels, prediction.slice_score, strict=True)
-        slices += [{"case": case.name, "label": int(y), "score": float(s)} for y, s in scored if y >= 0]
+        scores = {"score": prediction.slice_score} | ({"classifier": classify(case)} if classify else {})
+        for z in np.flatnonzero(labels >= 0):
+            slices.append(
+                {"case": case.name, "label": int(labels[z]), **{name: float(s[z]) for name, s in scores.items()}}
+            )
     figures = figures_of(rows, slices)
-    folder.mkdir(parents=True, exist_ok=True)
     write_table(rows, folder / "per_case.csv")
     write_table(slices, folder / "slices.csv")
     (folder / "summary.json").write_text(
-        json.dumps({"dataset": dataset.name, "split": split, **figures}, indent=2) + "\n"
+        json.dumps({"dataset": dataset.name, "split": "+".join(splits), **figures}, indent=2) + "\n"
     )
     return figures
+
+
+def by_slices(mask: np.ndarray, case: Case, volume: Volume) -> dict[str, Any]:
+    """What slice labels say about a mask (z, y, x): blood in mL, labelled slices with and without blood in the mask."""
+    labels, found = np.array(case.labels), mask.any(axis=(1, 2))
+    return {
+        "positive_slices": int((labels == 1).sum()),
+        "slices_found": int((found & (labels == 1)).sum()),
+        "slices_false": int((found & (labels == 0)).sum()),
+        "predicted_ml": float(mask.sum() * volume.voxel_ml),
+    }
 
 
 def measure(mask: np.ndarray, case: Case, volume: Volume) -> dict[str, Any]:
@@ -109,20 +153,49 @@ def measure(mask: np.ndarray, case: Case, volume: Volume) -> dict[str, Any]:
         **surface(mask, reference, spacing),
         **lesion_counts(mask, reference, volume.voxel_ml),
         "reference_ml": float(reference.sum() * volume.voxel_ml),
-        "predicted_ml": float(mask.sum() * volume.voxel_ml),
     }
 
 
 def figures_of(rows: list[dict[str, Any]], slices: list[dict[str, Any]]) -> dict[str, Any]:
-    """Figures over all cases. Infinite Hausdorff distances (empty predictions) are counted, never averaged away."""
-    figures: dict[str, Any] = summary(rows, ("dice", "rvd", "tpr", "hd", "surface_dice"))
-    figures["hd_infinite"] = sum(bool(np.isinf(row["hd"])) for row in rows)
-    figures["lesions"] = sum(row["lesions"] for row in rows)
-    figures["lesions_found"] = sum(row["lesions_found"] for row in rows) / max(1, figures["lesions"])
-    figures["false_lesions_per_scan"] = float(np.mean([row["lesions_false"] for row in rows]))
-    labels, scores = [s["label"] for s in slices], [s["score"] for s in slices]
-    figures["slice_auc"] = float(roc_auc_score(labels, scores)) if 0 < sum(labels) < len(labels) else float("nan")
+    """Figures over all cases. Infinite Hausdorff distances (empty predictions) are counted, never averaged away.
+
+    A patient with hemorrhage is found when the mask has blood in one of the positive slices. Shares of patients come
+    with their count and a 95 % interval (Wilson).
+    """
+    figures: dict[str, Any] = {"cases": len(rows)}
+    outlined = [row for row in rows if "dice" in row]
+    if outlined:
+        figures |= summary(outlined, ("dice", "rvd", "tpr", "hd", "surface_dice")) | {"outlined": len(outlined)}
+        figures["cases"] = len(rows)
+        figures["hd_infinite"] = sum(bool(np.isinf(row["hd"])) for row in outlined)
+        figures["lesions"] = sum(row["lesions"] for row in outlined)
+        figures["lesions_found"] = sum(row["lesions_found"] for row in outlined) / max(1, figures["lesions"])
+        figures["false_lesions_per_scan"] = float(np.mean([row["lesions_false"] for row in outlined]))
+    healthy = [row for row in rows if not row["positive_slices"]]
+    ill = [row for row in rows if row["positive_slices"]]
+    if ill:
+        figures |= share("patients_found", [row["slices_found"] > 0 for row in ill])
+        for kind in dict.fromkeys(kind for row in ill for kind in row["subtypes"].split()):
+            of_kind = [row["slices_found"] > 0 for row in ill if kind in row["subtypes"].split()]
+            figures[f"found_{kind}"] = f"{sum(of_kind)} of {len(of_kind)}"
+    if healthy:
+        figures["healthy_median_ml"] = float(np.median([row["predicted_ml"] for row in healthy]))
+        figures |= share("healthy_with_half_ml", [row["predicted_ml"] >= 0.5 for row in healthy])
+    labels = [s["label"] for s in slices]
+    for column, name in (("score", "slice_auc"), ("classifier", "classifier_slice_auc")):
+        if slices and column in slices[0]:
+            both = 0 < sum(labels) < len(labels)
+            figures[name] = float(roc_auc_score(labels, [s[column] for s in slices])) if both else float("nan")
     return figures
+
+
+def share(name: str, values: list[bool]) -> dict[str, Any]:
+    """A share with its count and its 95 % interval (Wilson 1927)."""
+    n, k = len(values), sum(values)
+    z = 1.959964
+    middle, spread = (k + z * z / 2) / (n + z * z), z / (n + z * z) * np.sqrt(k * (n - k) / n + z * z / 4)
+    interval = f"{max(0.0, middle - spread):.2f}..{min(1.0, middle + spread):.2f}"
+    return {name: k / n, f"{name}_count": f"{k} of {n}", f"{name}_95": interval}
 
 
 def _inferior_to_superior(case: Case, volume: Volume) -> np.ndarray:
@@ -131,10 +204,10 @@ def _inferior_to_superior(case: Case, volume: Volume) -> np.ndarray:
 
 
 def write_table(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write rows as CSV, four significant digits."""
+    """Write rows as CSV, four significant digits; what a row lacks is NaN."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)), restval="nan")
         writer.writeheader()
         for row in rows:
             writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})

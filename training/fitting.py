@@ -7,6 +7,7 @@ that was interrupted and goes on from its last checkpoint sees what an unbroken 
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,6 +111,28 @@ def loader(dataset: Dataset, optimization: Optimization, seed: int) -> DataLoade
     return DataLoader(dataset, micro, sampler=sampler, drop_last=len(sampler) >= micro)
 
 
+class TimeLeft(TQDMProgressBar):
+    """The progress bar, with the minutes that all remaining epochs will take at most (patience may end them)."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=10)
+        self.began: tuple[float, int] | None = None  # when, and before which epoch
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer, *_)
+        self.began = self.began or (time.monotonic(), trainer.current_epoch)
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """What stands beside the bar."""
+        shown = super().get_metrics(trainer, pl_module)
+        shown.pop("v_num", None)
+        if self.began and trainer.current_epoch > self.began[1] and trainer.max_epochs:
+            since, first = self.began
+            pace = (time.monotonic() - since) / (trainer.current_epoch - first)
+            shown["left"] = f"{pace * (trainer.max_epochs - trainer.current_epoch) / 60:.0f} min"
+        return shown  # type: ignore[return-value]
+
+
 class WholeCheckpoints(TorchCheckpointIO):
     """Checkpoints that are there as a whole or not at all, whenever the process is killed."""
 
@@ -146,7 +169,7 @@ def fit(task: Task, train: DataLoader, val: DataLoader, folder: Path, hardware: 
             History(folder / "metrics.csv"),
             best,
             last,
-            TQDMProgressBar(refresh_rate=10),
+            TimeLeft(),
         ],
         logger=TensorBoardLogger(folder, "", "tensorboard"),
         log_every_n_steps=10,

@@ -5,10 +5,13 @@
 
 A phantom is a function of its seed and its grid. Anatomy (head size and tilt, skull thickness, ventricles,
 sulci, calcifications, headrest) is drawn first and hemorrhage afterwards from a generator of its own, so one
-seed with and without hemorrhage is the same head. Structures are painted in patient coordinates (mm, LPS,
-origin near the third ventricle), on five sub-slices or more per 5 mm slice, whose average gives the partial
-volume. HU after Hounsfield's scale and the usual figures of head CT: CSF 8, white matter 29, gray matter 37,
-acute blood 55-78, falx and sinus 50, calcification 130-300, diploe 500, cortical bone 1200.
+seed with and without hemorrhage is the same head. What is bright without being blood (calcified basal ganglia and
+falx, dense sinuses, a shunt, tubes outside the head) has a generator of its own, too.
+
+Structures are painted in patient coordinates (mm, LPS, origin near the third ventricle), on five sub-slices or more
+per 5 mm slice, whose average gives the partial volume. HU after Hounsfield's scale and the usual figures of head CT:
+CSF 8, white matter 29, gray matter 37, acute blood 55-78, falx and sinus 50, calcification 75-400, diploe 500,
+cortical bone 1200.
 """
 
 from __future__ import annotations
@@ -16,15 +19,20 @@ from __future__ import annotations
 import csv
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from rich.progress import track
 from scipy import ndimage
 
 from hemseg.volume import Volume
+from training.stages import console
 
 KINDS = ("intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural")
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
@@ -126,6 +134,35 @@ def _acquired(hu: np.ndarray, rng: np.random.Generator, grid: Grid, noise_hu: fl
     return np.clip(np.round(noisy), -1024, 3071).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class _Bright:
+    """What looks like blood to a threshold and is none. HU; 0 where a head does not have it. Radii in mm."""
+
+    ganglia: float  # calcified basal ganglia, both sides
+    ganglia_mm: float
+    falx: float  # a calcified plaque
+    sinus: float  # transverse sinuses
+    shunt: float  # a catheter from the back into a lateral ventricle
+    tube: float  # oxygen tubing or a ventilator's, beside the face
+
+    @classmethod
+    def drawn(cls, seed: int) -> _Bright:
+        rng = np.random.default_rng([seed, 6])
+
+        def sometimes(share: float, low: float, high: float) -> float:
+            value, present = rng.uniform(low, high), rng.random() < share
+            return float(value) if present else 0.0
+
+        return cls(
+            ganglia=sometimes(0.35, 75, 170),
+            ganglia_mm=float(rng.uniform(4, 8)),
+            falx=sometimes(0.3, 120, 400),
+            sinus=sometimes(0.6, 48, 64),
+            shunt=sometimes(0.15, 150, 400),
+            tube=sometimes(0.3, 80, 250),
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class _Head:
     """What the seed decides. Radii and lengths in mm."""
@@ -138,6 +175,7 @@ class _Head:
     ventricle: float
     side: int  # of one-sided hemorrhage: -1 or 1
     calcified: tuple[bool, bool]  # choroid plexus, pineal gland
+    bright: _Bright
 
     @classmethod
     def drawn(cls, seed: int) -> _Head:
@@ -159,6 +197,7 @@ class _Head:
             ventricle=rng.uniform(0.8, 1.5),
             side=int(rng.choice([-1, 1])),
             calcified=(bool(rng.random() < 0.7), bool(rng.random() < 0.7)),
+            bright=_Bright.drawn(seed),
         )
 
     def space(self, grid: Grid, z: int, sub: int) -> _Space:
@@ -195,7 +234,11 @@ class _Head:
         diploe = bone & (np.abs(s.depth + self.skull_mm / 2) < self.skull_mm * 0.22)
         hu[bone] = 1200.0
         hu[diploe] = 500.0
+        if self.bright.tube:
+            along = np.sqrt((s.x + self.side * 60) ** 2 + (s.y + 0.9 * self.radii[1]) ** 2)
+            hu[(along > 3) & (along < 5) & (s.z < 10) & (hu < -500)] = self.bright.tube
         self._paint_brain(s, hu)
+        self._paint_bright(s, hu)
         self._paint_base(s, hu)
         return hu
 
@@ -222,6 +265,22 @@ class _Head:
                 hu[s.ellipsoid((side * 19 * self.ventricle**0.5, 27, 9), (2.5, 4, 4), 0.4, 11 + side)] = 220.0
         if self.calcified[1]:
             hu[s.ellipsoid((0.5, 17, 2), (2.5, 3, 3), 0.3, 10)] = 180.0
+
+    def _paint_bright(self, s: _Space, hu: np.ndarray) -> None:
+        inside, bright = s.depth > 0, self.bright
+        if bright.sinus:
+            band = (s.depth < 6) & (np.abs(s.z + 18 + 2 * s.wobble(26, 20.0)) < 4) & (s.y > 10) & (np.abs(s.x) > 6)
+            hu[inside & band] = bright.sinus
+        if bright.ganglia:
+            for side in (-1, 1):
+                radii = (0.6 * bright.ganglia_mm, bright.ganglia_mm, 0.8 * bright.ganglia_mm)
+                hu[inside & s.ellipsoid((side * 21, -2, 4), radii, 0.5, 34 + side)] = bright.ganglia
+        if bright.falx:
+            plaque = s.ellipsoid((0, -22, 48), (2.2, 16, 9), 0.4, 37)
+            hu[inside & plaque] = bright.falx
+        if bright.shunt:
+            across = np.sqrt((s.x - self.side * 16) ** 2 + (s.z - 20 - 0.2 * s.y) ** 2)
+            hu[inside & (across < 1.6) & (s.y > -5)] = bright.shunt
 
     def _paint_base(self, s: _Space, hu: np.ndarray) -> None:
         b = self.radii[1]
@@ -336,14 +395,12 @@ def write_dataset(folder: Path, n: int, seed: int, grid: Grid, split: tuple[floa
     Args:
         split: fractions of train and val; the rest is test. Every part has healthy heads if it has five.
     """
-    rows, parts = [], []
-    for i, (name, case_seed, kinds) in enumerate(cases(n, seed)):
-        phantom = make_phantom(case_seed, kinds, grid)
-        write_image(phantom.volume.hu, phantom.volume, folder / "images" / f"{name}.nii.gz")
-        write_image(phantom.mask, phantom.volume, folder / "masks" / f"{name}.nii.gz", np.uint8)
-        for z in range(grid.shape[0]):
-            present = {kind: int(kind in phantom.truth and phantom.truth[kind][z].any()) for kind in KINDS}
-            rows.append({"case": name, "slice": z, "hemorrhage": max(present.values()), **present})
+    drawn = list(cases(n, seed))
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        made = pool.map(_write_case, repeat(folder), drawn, repeat(grid))
+        rows = [row for case_rows in track(made, "phantoms", total=n, console=console) for row in case_rows]
+    parts = []
+    for i, (name, _, _) in enumerate(drawn):
         done = (i + 0.5) / n
         parts.append({"case": name, "split": "train" if done < split[0] else "val" if done < sum(split) else "test"})
     for file, table in (("slice_labels.csv", rows), ("split.csv", parts)):
@@ -351,3 +408,16 @@ def write_dataset(folder: Path, n: int, seed: int, grid: Grid, split: tuple[floa
             writer = csv.DictWriter(stream, fieldnames=list(table[0]))
             writer.writeheader()
             writer.writerows(table)
+
+
+def _write_case(folder: Path, case: tuple[str, int, tuple[str, ...]], grid: Grid) -> list[dict[str, str | int]]:
+    """Write image and mask of one phantom; returns its rows of ``slice_labels.csv``."""
+    name, seed, kinds = case
+    phantom = make_phantom(seed, kinds, grid)
+    write_image(phantom.volume.hu, phantom.volume, folder / "images" / f"{name}.nii.gz")
+    write_image(phantom.mask, phantom.volume, folder / "masks" / f"{name}.nii.gz", np.uint8)
+    rows: list[dict[str, str | int]] = []
+    for z in range(grid.shape[0]):
+        present = {kind: int(kind in phantom.truth and phantom.truth[kind][z].any()) for kind in KINDS}
+        rows.append({"case": name, "slice": z, "hemorrhage": max(present.values()), **present})
+    return rows

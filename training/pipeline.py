@@ -4,14 +4,18 @@ prepare      images -> working grid, stripped             prepare/<case>.npz
 classify     slices + labels -> ResNet                    classify/network.pt
 sequence     volumes + labels -> ResNet (by LSTM)         sequence/network.pt
 cam          ResNet -> maps of positive slices            cam/<case>.npz
-pseudolabel  maps -> masks, by K-means and differential   pseudolabel/<case>.npz, choices.csv, panels/
+pseudolabel  maps -> masks, by K-means and differential   pseudolabel/<case>.npz, choices.csv
 segment      pseudo-labels -> 3D U-Net                    segment/network.pt
+relabel      U-Net -> labels of a second round (optional) relabel/<case>.npz
+resegment    those -> U-Net, trained on     (optional)    resegment/network.pt
 export       U-Net -> ONNX + manifest                     export/hemseg.onnx, manifest.json
+panels       all of it -> pictures like the paper's Fig. 3  panels/<case>.png
 evaluate     ONNX -> Dice etc. on the test split          evaluate/per_case.csv, summary.json
 """
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +26,9 @@ from rich.progress import track
 
 import hemseg
 from hemseg.errors import HemsegError
-from hemseg.preprocessing import WorkingGrid, smoothed
+from hemseg.model import load
+from hemseg.preprocessing import smoothed, working_image
+from hemseg.segmentation import working_probability
 from hemseg.volume import read
 from training.cam import activation_maps
 from training.classifier import (
@@ -30,20 +36,26 @@ from training.classifier import (
     Volumes,
     cut,
     field,
+    network_slices,
     paste,
+    predicted,
     to_network_size,
     train_classifier,
     train_sequence,
 )
 from training.config import Config
-from training.datasets import DataSet, Prepared, prepare, prepared, read_reference
+from training.datasets import Case, DataSet, Prepared, prepare, prepared
 from training.evaluation import METRICS_VERSION, evaluate, network_predictor, write_table
 from training.export import export_model
 from training.fitting import load_network
 from training.hardware import Hardware
-from training.panels import write_panel
-from training.pseudolabels import choose
-from training.segmenter import build_unet, train_segmenter
+from training.panels import Shown, write_panel
+from training.pieces import choose_pieces
+from training.pseudolabels import METHODS, choose
+from training.quality import reference_on_grid
+from training.refinement import half_maximum
+from training.segmenter import LEFT_OUT, build_unet, train_segmenter
+from training.self_training import relabelled, teacher_probability
 from training.stages import Stage, console, fingerprint, minutes
 
 WEAK = ("train", "val")  # what the weakly supervised stages may see, and of it the slice labels alone
@@ -59,11 +71,17 @@ class Variant:
     lstm: bool = True
     kmeans: bool = True
     reference: bool = False  # train the U-Net on reference masks: the fully supervised upper bound
+    permuted: bool = False  # shuffle the slice labels within each volume: a control that has to fail
+
+    @property
+    def slices(self) -> str:
+        """Suffix of the classifier's first stage."""
+        return "@permuted" if self.permuted else ""
 
     @property
     def network(self) -> str:
         """Suffix of the stages that depend on the classifier alone."""
-        return "" if self.lstm else "@resnet"
+        return self.slices + ("" if self.lstm else "@resnet")
 
     @property
     def labels(self) -> str:
@@ -83,10 +101,14 @@ def build_stages(
     if not variant.kmeans:
         config = replace(config, pseudolabels=replace(config.pseudolabels, clusters=0))
     net, own = variant.network, variant.labels
-    source = f"pseudolabel{own}"
+    first, source = f"classify{variant.slices}", f"pseudolabel{own}"
+    again = config.self_training
+    twice = again.enabled and not variant.reference
+    last = f"resegment{own}" if twice else f"segment{own}"
 
     def cases(*splits: str) -> list[Prepared]:
-        return list(prepared(run / "prepare", dataset, *splits))
+        found = list(prepared(run / "prepare", dataset, *splits))
+        return [permuted(case, config.seed) for case in found] if variant.permuted else found
 
     def volumes(*splits: str) -> Volumes:
         return Volumes(cases(*splits), config)
@@ -95,12 +117,21 @@ def build_stages(
         network = SliceNetwork(replace(config.classifier, pretrained=""))
         return load_network(network, run / f"sequence{net}" / "network.pt")  # type: ignore[return-value]
 
-    def labels() -> dict[str, np.ndarray]:
-        return {c.name: _load(run / source, c.name)["mask"] for c in dataset.part(*WEAK)}
+    def labels(stage: str) -> dict[str, np.ndarray]:
+        return {c.name: label_of(_load(run / stage, c.name)) for c in dataset.part(*WEAK)}
+
+    def unet(stage: str) -> torch.nn.Module:
+        network = build_unet(config.segmenter, len(config.preprocessing.channels))
+        return load_network(network, run / stage / "network.pt")
+
+    def slice_scores(case: Case) -> np.ndarray:
+        """The classifier's logits, one a slice of the scan, from inferior to superior."""
+        (found,) = prepared(run / "prepare", replace(dataset, cases=(case,)), case.split)
+        logits = predicted(classifier(), network_slices(found, config)).numpy()
+        return np.repeat(logits, -(-len(case.labels) // len(logits)))[: len(case.labels)]
 
     def export(folder: Path) -> dict[str, Any]:
-        network = build_unet(config.segmenter, len(config.preprocessing.channels))
-        load_network(network, run / f"segment{own}" / "network.pt")
+        network = unet(last)
         provenance = {
             "data": f"{dataset.name}: {len(dataset.part('train'))} train and {len(dataset.part('val'))} val patients",
             "supervision": "reference masks" if variant.reference else "slice labels",
@@ -120,7 +151,7 @@ def build_stages(
             lambda f: prepare(dataset, config.preprocessing, f),
         ),
         Stage(
-            "classify",
+            first,
             ("prepare",),
             (config.classifier, config.seed, dataset.splits),
             lambda f: train_classifier(volumes("train"), volumes("val"), config, f, hardware),
@@ -128,11 +159,9 @@ def build_stages(
         ),
         Stage(
             f"sequence{net}",
-            ("classify",),
+            (first,),
             (config.sequence,),
-            lambda f: train_sequence(
-                volumes("train"), volumes("val"), run / "classify" / "network.pt", config, f, hardware
-            ),
+            lambda f: train_sequence(volumes("train"), volumes("val"), run / first / "network.pt", config, f, hardware),
             distributed=True,
         ),
         Stage(
@@ -147,16 +176,55 @@ def build_stages(
         Stage(
             f"segment{own}",
             (source,),
-            (config.segmenter,),
-            lambda f: train_segmenter(cases("train"), cases("val"), labels(), config, f, hardware),
+            (replace(config.segmenter, threshold=0.5, min_lesion_ml=0.0, min_peak=0.0),),  # those come after training
+            lambda f: train_segmenter(cases("train"), cases("val"), labels(source), config, f, hardware),
             distributed=True,
         ),
-        Stage(f"export{own}", (f"segment{own}",), (config.name, hemseg.__version__), export),
+        Stage(
+            f"relabel{own}",
+            (f"segment{own}", source),
+            (again, config.pseudolabels.refine_mm),
+            lambda f: relabel(cases(*WEAK), unet(f"segment{own}"), config, run / source, f),
+        ),
+        Stage(
+            f"resegment{own}",
+            (f"relabel{own}",),
+            (again,),
+            lambda f: train_segmenter(
+                cases("train"),
+                cases("val"),
+                labels(f"relabel{own}"),
+                second_round(config),
+                f,
+                hardware,
+                run / f"segment{own}" / "network.pt",
+            ),
+            distributed=True,
+        ),
+        Stage(
+            f"export{own}",
+            (last,),
+            (
+                config.name,
+                config.export,
+                config.segmenter.threshold,
+                config.segmenter.min_lesion_ml,
+                config.segmenter.min_peak,
+                hemseg.__version__,
+            ),
+            export,
+        ),
+        Stage(f"panels{own}", (f"export{own}",), (), lambda f: make_panels(dataset, config, run, variant, f)),
         Stage(
             f"evaluate{own}",
             (f"export{own}",),
             (METRICS_VERSION,),
-            lambda f: evaluate(dataset, network_predictor(run / f"export{own}"), f),
+            lambda f: evaluate(
+                dataset,
+                network_predictor(run / f"export{own}"),
+                f,
+                classify=None if variant.reference else slice_scores,
+            ),
         ),
     ]
     stages = {stage.name: stage for stage in table}
@@ -165,17 +233,21 @@ def build_stages(
     return stages
 
 
+def permuted(case: Prepared, seed: int) -> Prepared:
+    """The case with the labels of its slices shuffled among them; slices that carry none keep their place."""
+    labels, known = case.labels.copy(), case.labels >= 0
+    rng = np.random.default_rng([seed, zlib.crc32(case.name.encode())])
+    labels[known] = rng.permutation(labels[known])
+    return replace(case, labels=labels)
+
+
 def reference_labels(dataset: DataSet, config: Config, folder: Path) -> dict[str, int]:
     """Reference masks of train and val on the working grid: for the fully supervised upper bound, and nothing else."""
     cases = dataset.part(*WEAK)
     for case in track(cases, "reference", console=console):
         if case.reference is None:
             raise HemsegError(f"{case.image}: has no reference mask, which the supervised upper bound needs.")
-        volume = read(case.image)
-        mask = volume.with_voxels(read_reference(case.reference).astype(np.float32))
-        array, spacing = mask.in_lps()
-        grid = WorkingGrid.of(array.shape, spacing, config.preprocessing)
-        np.savez_compressed(folder / f"{case.name}.npz", mask=grid.from_scan(array) >= 0.5)
+        np.savez_compressed(folder / f"{case.name}.npz", mask=reference_on_grid(case, config.preprocessing))
     return {"cases": len(cases)}
 
 
@@ -196,26 +268,35 @@ def make_maps(cases: list[Prepared], network: SliceNetwork, config: Config, fold
 
 
 def make_pseudolabels(
-    cases: list[Prepared], network: SliceNetwork, config: Config, maps: Path, folder: Path, panels: int = 8
+    cases: list[Prepared], network: SliceNetwork, config: Config, maps: Path, folder: Path
 ) -> dict[str, Any]:
-    """Pseudo-labels of all weak cases: empty on negative slices. Writes masks, the log of choices, and some panels."""
+    """Pseudo-labels of all weak cases: empty on negative slices. Writes masks and the log of choices."""
     settings, background = config.pseudolabels, config.preprocessing.hu_range[0]
-    rows = []
-    for number, case in enumerate(track(cases, "pseudolabel", console=console)):
+    if settings.method not in METHODS:
+        raise HemsegError(f"pseudolabels.method {settings.method!r} is not known; known: {', '.join(METHODS)}.")
+    rows, left_out = [], 0
+    for case in track(cases, "pseudolabel", console=console):
         hu, corner = field(case, config.classifier, config.preprocessing.in_plane_mm, background)
         size = (hu.shape[1], hu.shape[2])
         inside = cut(case.intracranial, corner, size, False)
         intensities = smoothed(hu, config.preprocessing) if settings.smooth else hu
-        mask = np.zeros(case.hu.shape, bool)
+        mask, clusters = np.zeros(case.hu.shape, bool), np.zeros(case.hu.shape, np.int8)
         saved = _load(maps, case.name)
-        shown = []
         for z, activation in zip(saved["slices"], saved["maps"].astype(np.float32), strict=True):
             window = cut(activation[None], corner, size, 0.0)[0]
-            choice = choose(
-                hu[z], intensities[z], window, inside[z], network, config.classifier, settings, background, config.seed
+            where = (hu[z], intensities[z], window, inside[z], network, config.classifier, settings)
+            by_pieces = settings.method == "pieces"
+            choice = (
+                choose_pieces(*where, config.preprocessing.in_plane_mm)
+                if by_pieces
+                else choose(*where, background, config.seed)
             )
+            if settings.refine_mm:
+                mm = config.preprocessing.in_plane_mm
+                outline = half_maximum(choice.mask, intensities[z], inside[z], round(settings.refine_mm / mm), mm)
+                choice = replace(choice, mask=outline)
             mask[z] = paste(choice.mask[None], corner, (1, *mask.shape[1:]))[0]
-            shown.append((hu[z], window, choice))
+            clusters[z] = paste(choice.clusters[None], corner, (1, *mask.shape[1:]))[0]
             for i, (n, mean, drop) in enumerate(zip(choice.sizes, choice.means, choice.drops, strict=True), start=1):
                 row = {
                     "case": case.name,
@@ -226,16 +307,81 @@ def make_pseudolabels(
                     "logit_drop": drop,
                 }
                 rows.append(row | {"chosen": int(i == choice.chosen)})
-        np.savez_compressed(folder / f"{case.name}.npz", mask=mask)
-        if number < panels and shown:
-            write_panel(shown, config.preprocessing.hu_range, folder / "panels" / f"{case.name}.png")
+        empty = (case.labels == 1) & ~mask.any(axis=(1, 2)) & settings.leave_out_empty
+        np.savez_compressed(folder / f"{case.name}.npz", mask=mask, clusters=clusters, left_out=empty)
+        left_out += int(empty.sum())
     if rows:
         write_table(rows, folder / "choices.csv")
     chosen = [row for row in rows if row["chosen"]]
     return {
         "slices": len(chosen),
+        "left_out": left_out,
         "mean_hu": float(np.mean([row["mean_hu"] for row in chosen])) if chosen else float("nan"),
     }
+
+
+def second_round(config: Config) -> Config:
+    """The configuration of self-training's second U-Net: the first one's, with its own schedule."""
+    own = config.self_training
+    segmenter = replace(config.segmenter, optimization=own.optimization, patches_per_case=own.patches_per_case)
+    return replace(config, seed=config.seed + 1, segmenter=segmenter)
+
+
+def relabel(
+    cases: list[Prepared], network: torch.nn.Module, config: Config, labels: Path, folder: Path
+) -> dict[str, Any]:
+    """Labels of the second round (`training.self_training`); one .npz a case, like the first round's."""
+    settings, changed, left_out = config.self_training, [], 0
+    for case in track(cases, "relabel", console=console):
+        before = _load(labels, case.name)["mask"]
+        mask = np.zeros_like(before)
+        if (case.labels == 1).any():
+            probability = teacher_probability(network, case, config)
+            reach = config.pseudolabels.refine_mm
+            mask = relabelled(case, before, probability, settings, config.preprocessing, reach)
+            both = int((mask & before).sum())
+            changed.append(2 * both / max(1, int(mask.sum() + before.sum())))
+        empty = (case.labels == 1) & ~mask.any(axis=(1, 2)) & config.pseudolabels.leave_out_empty
+        left_out += int(empty.sum())
+        np.savez_compressed(folder / f"{case.name}.npz", mask=mask, left_out=empty)
+    return {"dice_to_first": float(np.mean(changed)) if changed else float("nan"), "left_out": left_out}
+
+
+def make_panels(
+    dataset: DataSet, config: Config, run: Path, variant: Variant, folder: Path, most: int = 12
+) -> dict[str, int]:
+    """Fig. 3 of the paper for some patients of val: slice, map, clusters, pseudo-label, prediction, reference."""
+    model = load(run / f"export{variant.labels}", "cpu")
+    by_name = {case.name: case for case in dataset.part("val")}
+    shown = [case for case in prepared(run / "prepare", dataset, "val") if (case.labels == 1).any()]
+    for case in track(shown[:: max(1, -(-len(shown) // most))], "panels", console=console):
+        maps = _load(run / f"cam{variant.network}", case.name)
+        label = _load(run / f"pseudolabel{variant.labels}", case.name)
+        found = working_probability(working_image(read(by_name[case.name].image), config.preprocessing), model)
+        reference = None
+        if by_name[case.name].reference:
+            reference = reference_on_grid(by_name[case.name], config.preprocessing)
+        rows = [
+            Shown(
+                case.hu[z],
+                activation.astype(np.float32),
+                label["clusters"][z] if "clusters" in label else None,
+                label["mask"][z],
+                found[z] >= model.manifest.threshold,
+                None if reference is None else reference[z],
+            )
+            for z, activation in zip(maps["slices"], maps["maps"], strict=True)
+        ]
+        write_panel(rows, config.preprocessing.hu_range, folder / f"{case.name}.png")
+    return {"patients": len(list(folder.glob("*.png")))}
+
+
+def label_of(saved: dict[str, np.ndarray]) -> np.ndarray:
+    """A saved pseudo-label as the U-Net is to learn it, int8 (z, y, x): 1, 0, and `LEFT_OUT` for whole slices."""
+    label = saved["mask"].astype(np.int8)
+    if "left_out" in saved:
+        label[saved["left_out"]] = LEFT_OUT
+    return label
 
 
 def _load(folder: Path, name: str) -> dict[str, np.ndarray]:

@@ -18,6 +18,8 @@ from hemseg.errors import HemsegError
 from training.classifier import SliceNetwork, predicted, to_network_size
 from training.config import Classifier, Pseudolabels
 
+METHODS = ("clusters", "pieces")
+
 
 @dataclass(frozen=True, eq=False)
 class Choice:

@@ -16,10 +16,12 @@ from hemseg.preprocessing import Settings, network_input
 from training.augmentation import augmented_patches
 from training.config import Config, Segmenter
 from training.datasets import Prepared
-from training.fitting import Task, fit, loader, save_network
+from training.fitting import Task, fit, load_network, loader, save_network
 from training.hardware import Hardware
 
 RARE = -4.0  # first logit: about one voxel in fifty is hemorrhage, or training spends its first epochs learning that
+
+LEFT_OUT = -1  # label of voxels of which nothing is known
 
 
 def build_unet(settings: Segmenter, channels: int) -> nn.Module:
@@ -44,11 +46,13 @@ def build_unet(settings: Segmenter, channels: int) -> nn.Module:
 
 
 def combined_loss(logits: Tensor, target: Tensor, epsilon: float = 1.0) -> Tensor:
-    """Eq. 2: (1 - soft Dice) + binary cross-entropy; Dice over the whole batch."""
-    probability = logits.sigmoid()
+    """Eq. 2: (1 - soft Dice) + binary cross-entropy; Dice over the whole batch. `LEFT_OUT` voxels do not count."""
+    known = (target > LEFT_OUT / 2).to(logits)  # a moved patch has values in between
+    target = target.clamp(0, 1)
+    probability = logits.sigmoid() * known
     overlap = 2 * (probability * target).sum() + epsilon
-    dice = 1 - overlap / (probability.sum() + target.sum() + epsilon)
-    return dice + F.binary_cross_entropy_with_logits(logits, target)
+    dice = 1 - overlap / (probability.sum() + (target * known).sum() + epsilon)
+    return dice + F.binary_cross_entropy_with_logits(logits, target, weight=known)
 
 
 class Patches(Dataset):
@@ -83,15 +87,17 @@ class Patches(Dataset):
 def cropped(case: Prepared, label: np.ndarray, settings: Settings) -> np.ndarray:
     """Network input and label of the skull's inside, float32 (channel + 1, z, y, x): what inference sees, too."""
     inside = case.intracranial
-    if inside.any():
-        box = tuple(
-            slice(int(i.min()), int(i.max()) + 1)
-            for i in (np.flatnonzero(inside.any(axis=a)) for a in ((1, 2), (0, 2), (0, 1)))
-        )
-    else:
-        box = (slice(None),) * 3
+    box = bounding_box(inside)
     image = network_input(case.hu[box], inside[box], settings)
     return np.concatenate([image, label[None][(slice(None), *box)].astype(np.float32)])
+
+
+def bounding_box(inside: np.ndarray) -> tuple[slice, ...]:
+    """The box around the skull's inside; everything where there is none."""
+    if not inside.any():
+        return (slice(None),) * 3
+    found = (np.flatnonzero(inside.any(axis=a)) for a in ((1, 2), (0, 2), (0, 1)))
+    return tuple(slice(int(i.min()), int(i.max()) + 1) for i in found)
 
 
 def padded(item: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
@@ -110,7 +116,7 @@ class SegmenterTask(Task):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         image, target = batch
         if self.settings.augment:
-            image, target = augmented_patches(image, target, self.generator(batch_idx))
+            image, target = augmented_patches(image, target, self.generator(batch_idx), self.settings.degrade)
         loss = combined_loss(self.network(image), target)
         self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(image))
         return loss
@@ -118,8 +124,9 @@ class SegmenterTask(Task):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         logits = self.network(batch[0])
         self.log("val_loss", combined_loss(logits, batch[1]), prog_bar=True, batch_size=len(batch[0]))
-        found = (logits > 0).float()
-        dice = (2 * (found * batch[1]).sum() + 1) / (found.sum() + batch[1].sum() + 1)
+        known = batch[1] != LEFT_OUT
+        found, label = (logits > 0) & known, batch[1] > 0
+        dice = (2 * (found & label).sum() + 1) / (found.sum() + label.sum() + 1)
         self.log("val_label_dice", dice, prog_bar=True, batch_size=len(batch[0]))
 
 
@@ -130,11 +137,18 @@ def train_segmenter(
     config: Config,
     folder: Path,
     hardware: Hardware,
+    start: Path | None = None,
 ) -> dict[str, Any]:
-    """Train on labels (z, y, x) per case; writes ``network.pt``."""
+    """Train on labels (z, y, x) per case; writes ``network.pt``.
+
+    Args:
+        start: weights to go on from (self-training's second round); from scratch when None.
+    """
     settings = config.segmenter
     torch.manual_seed(config.seed)
     network = build_unet(settings, len(config.preprocessing.channels))
+    if start:
+        load_network(network, start)
     task = SegmenterTask(network, settings, config.seed)
     batches = loader(Patches(train, labels, config), settings.optimization, config.seed)
     figures = fit(task, batches, DataLoader(_whole(val, labels, config), 1), folder, hardware)

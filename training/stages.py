@@ -116,9 +116,20 @@ def stage_fingerprint(stage: Stage, stages: dict[str, Stage]) -> str:
     return fingerprint(stage.name, list(stage.settings), [stage_fingerprint(stages[n], stages) for n in stage.needs])
 
 
-def minutes(run: Path) -> dict[str, float]:
-    """Minutes that each finished stage took (of its last, uninterrupted part)."""
-    return {p.parent.name: _read(p)["minutes"] for p in sorted(run.glob(f"*/{DONE}"))}
+def minutes(run: Path, variant: str = "") -> dict[str, float]:
+    """Minutes that each finished stage took (of its last, uninterrupted part), by stage.
+
+    Args:
+        variant: suffix of a variant's stages (``@resnet``): of its own ones, and of those it shares.
+    """
+    taken = {p.parent.name: float(_read(p)["minutes"]) for p in sorted(run.glob(f"*/{DONE}"))}
+    kept = {}
+    for stage in dict.fromkeys(name.partition("@")[0] for name in taken):
+        for suffix in (variant, variant.partition("-")[0], ""):
+            if stage + suffix in taken:
+                kept[stage + suffix] = taken[stage + suffix]
+                break
+    return kept
 
 
 def states(run: Path) -> list[tuple[str, str, str, str]]:

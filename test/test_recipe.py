@@ -1,0 +1,282 @@
+"""What the shipped recipe does beyond the paper, and how it is measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import COARSE, dice
+
+from hemseg.errors import HemsegError
+from hemseg.model import load
+from hemseg.volume import Volume
+from training.augmentation import augmented_patches, augmented_slices, degraded
+from training.cam import activation_maps
+from training.classifier import SliceNetwork
+from training.config import Cam, Classifier, Export, Pseudolabels, load_config
+from training.datasets import Prepared, load_dataset, together
+from training.evaluation import Prediction, evaluate, figures_of, share, threshold_predictor
+from training.experiments import gather, table, write_experiments
+from training.export import export_model
+from training.measure import measure_all
+from training.panels import Shown, panel
+from training.phantom import make_phantom, write_dataset
+from training.pieces import brain_level, choose_pieces
+from training.pipeline import label_of, permuted
+from training.refinement import half_maximum
+from training.segmenter import LEFT_OUT, build_unet, combined_loss
+
+TINY = Classifier(
+    backbone="resnet18", widths=(4, 4, 8, 8), output_stride=8, image_size=(64, 48), windows=((0, 80), (-20, 100))
+)
+
+
+@pytest.fixture(scope="module")
+def two_sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two small data sets: `a` with masks, `b` with the same case names and slice labels alone."""
+    folder = tmp_path_factory.mktemp("sets")
+    for name in ("a", "b"):
+        write_dataset(folder / name, 5, seed=4, grid=COARSE)
+    for mask in (folder / "b" / "masks").glob("*"):
+        mask.unlink()
+    (folder / "b" / "masks").rmdir()
+    return folder / "a", folder / "b"
+
+
+# --- several data sets ------------------------------------------------------------------------------------------------
+
+
+def test_data_sets_are_put_together_and_taken_apart(two_sets: tuple[Path, Path]) -> None:
+    a, b = map(load_dataset, two_sets)
+    both = together([a, b])
+    assert len(both.cases) == len({case.name for case in both.cases}) == 10
+    assert {case.source for case in both.cases} == {"a", "b"}
+    assert all(case.patient.startswith(f"{case.source}_") for case in both.cases)
+    assert [source.name for source in both.sources()] == ["a", "b"]
+    assert together([a]) is a
+    assert a.sources() == [a]
+    with pytest.raises(HemsegError, match="two data sets are called a"):
+        together([a, a])
+
+
+def test_each_data_set_is_measured_with_what_it_has(two_sets: tuple[Path, Path], tmp_path: Path) -> None:
+    both = together([load_dataset(folder) for folder in two_sets])
+
+    def everything_above_45(volume: Volume) -> Prediction:
+        mask = ((volume.hu > 45) & (volume.hu < 90)).astype(np.uint8)
+        return Prediction(mask, mask.mean(axis=(1, 2)))
+
+    figures = evaluate(both, everything_above_45, tmp_path, ("train", "val", "test"))
+    a, b = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("a", "b"))
+    assert figures["a dice_mean"] == a["dice_mean"]
+    assert "dice_mean" not in b
+    assert b["patients_found_count"] == a["patients_found_count"] == "4 of 4"
+    assert b["healthy_with_half_ml"] == 1.0
+    assert a["outlined"] == 5
+    assert 0.4 < b["slice_auc"] <= 1
+    with pytest.raises(HemsegError, match="no case is in the split"):
+        evaluate(both, everything_above_45, tmp_path, ("nowhere",))
+
+
+def test_shares_come_with_wilsons_interval() -> None:
+    told = share("found", [True] * 9 + [False])  # Newcombe 1998 and any calculator: 0.596..0.982
+    assert told == {"found": 0.9, "found_count": "9 of 10", "found_95": "0.60..0.98"}
+    assert share("found", [True] * 5)["found_95"] == "0.57..1.00"
+
+
+def test_patients_are_found_by_a_true_positive_slice() -> None:
+    rows = [
+        {"positive_slices": 3, "slices_found": 0, "slices_false": 2, "predicted_ml": 2.0, "subtypes": "subdural"},
+        {"positive_slices": 3, "slices_found": 1, "slices_false": 0, "predicted_ml": 2.0, "subtypes": "subdural"},
+        {"positive_slices": 0, "slices_found": 0, "slices_false": 1, "predicted_ml": 0.6, "subtypes": ""},
+        {"positive_slices": 0, "slices_found": 0, "slices_false": 0, "predicted_ml": 0.0, "subtypes": ""},
+    ]
+    figures = figures_of(rows, [])
+    assert figures["patients_found_count"] == "1 of 2"
+    assert figures["found_subdural"] == "1 of 2"
+    assert figures["healthy_with_half_ml_count"] == "1 of 2"
+    assert figures["healthy_median_ml"] == pytest.approx(0.3)
+
+
+# --- maps and pieces --------------------------------------------------------------------------------------------------
+
+
+class BloodCounter(SliceNetwork):
+    """A classifier that says yes from ten pixels of 55-80 HU on."""
+
+    def forward(self, hu: torch.Tensor) -> torch.Tensor:
+        return ((hu > 55) & (hu < 80)).float().sum(dim=(1, 2)) - 10
+
+
+def two_bleeds() -> tuple[np.ndarray, np.ndarray]:
+    """A slice with a large and a small bleed of different intensity, a calcification and a thin bright streak."""
+    hu = np.random.default_rng(0).normal(32, 1, (64, 48)).astype(np.float32)
+    blood = np.zeros(hu.shape, bool)
+    blood[20:30, 18:26] = True
+    blood[44:48, 30:35] = True
+    hu[20:30, 18:26] = 76
+    hu[44:48, 30:35] = 60
+    hu[8:14, 8:14] = 92  # calcified
+    return hu, blood
+
+
+def test_pieces_take_every_bleed_and_no_calcification() -> None:
+    hu, blood = two_bleeds()
+    everywhere = np.ones(hu.shape, bool)
+    settings = Pseudolabels(method="pieces", threshold=0.2, min_pixels=4)
+    arguments = (everywhere, BloodCounter(TINY), TINY)
+    choice = choose_pieces(hu, hu, np.ones_like(hu), *arguments, settings)
+    assert np.array_equal(choice.mask, blood)
+    assert len(choice.sizes) == 3
+    first_alone = choose_pieces(hu, hu, np.ones_like(hu), *arguments, replace(settings, rounds=0))
+    assert first_alone.mask.sum() == 80  # the small bleed costs less than the share that goes with the first one
+    assert not choose_pieces(hu, hu, np.zeros_like(hu), *arguments, settings).mask.any()
+    brain = np.full_like(hu, 32)
+    assert not choose_pieces(brain, brain, np.ones_like(hu), *arguments, settings).mask.any()
+    assert brain_level(np.full((4, 4), 500.0), np.ones((4, 4), bool)) == 30
+
+
+def test_nothing_is_chosen_when_nothing_lowers_the_logit() -> None:
+    hu = np.full((64, 48), 32, np.float32)
+    hu[8:14, 8:14] = 92
+    choice = choose_pieces(
+        hu, hu, np.ones_like(hu), np.ones(hu.shape, bool), BloodCounter(TINY), TINY, Pseudolabels(method="pieces")
+    )
+    assert not choice.mask.any()
+    assert choice.chosen == 0
+
+
+def test_half_maximum_finds_the_edge_that_a_blur_hid() -> None:
+    from scipy import ndimage
+
+    yy, xx = np.mgrid[:64, :64]
+    true = (yy - 32) ** 2 + (xx - 30) ** 2 < 10**2
+    hu = ndimage.gaussian_filter(np.where(true, 70.0, 30.0), 2.0)
+    core = hu > 62
+    everywhere = np.ones(true.shape, bool)
+    assert dice(core, true) < 0.85
+    assert dice(half_maximum(core, hu, everywhere, 4, 1.0), true) > 0.97
+    speck = np.zeros_like(true)
+    speck[5, 5] = True
+    assert np.array_equal(half_maximum(speck, hu, everywhere, 4, 1.0), speck)
+    assert not half_maximum(np.zeros_like(true), hu, everywhere, 4, 1.0).any()
+
+
+def test_maps_of_several_stages_are_high_only_where_all_are() -> None:
+    torch.manual_seed(0)
+    network, hu = SliceNetwork(TINY), torch.randn(2, 64, 48) * 20 + 30
+    single = [activation_maps(network, hu, Cam("layercam", s)) for s in (2, 3)]
+    both = activation_maps(network, hu, Cam("layercam", stages=(2, 3)))
+    expected = (single[0] * single[1]).sqrt()
+    assert torch.allclose(both, expected / expected.amax(dim=(1, 2), keepdim=True), atol=1e-5)
+    assert torch.equal(activation_maps(network, hu, Cam("layercam", stages=(3,))), single[1])
+
+
+# --- labels, loss, augmentation ---------------------------------------------------------------------------------------
+
+
+def test_slices_that_are_left_out_do_not_count_in_the_loss() -> None:
+    logits = torch.randn(1, 1, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    target = (torch.rand(logits.shape, generator=torch.Generator().manual_seed(1)) > 0.7).float()
+    left_out = target.clone()
+    left_out[:, :, 2] = LEFT_OUT
+    other = logits.clone()
+    other[:, :, 2] += 5
+    assert torch.equal(combined_loss(logits, left_out), combined_loss(other, left_out))
+    assert not torch.equal(combined_loss(logits, target), combined_loss(other, target))
+    saved = {"mask": np.zeros((3, 2, 2), bool), "left_out": np.array([False, True, False])}
+    assert label_of(saved)[:, 0, 0].tolist() == [0, LEFT_OUT, 0]
+
+
+def test_labels_are_permuted_within_the_volume() -> None:
+    labels = np.array([-1, 0, 0, 1, 1, 1, 0, 0, 0, -1], np.int8)
+    case = Prepared("x", "train", np.zeros((10, 1, 1)), np.ones((10, 1, 1), bool), labels)
+    other = permuted(case, 0)
+    assert other.labels.sum() == labels.sum()
+    assert other.labels[[0, -1]].tolist() == [-1, -1]
+    assert not np.array_equal(other.labels, labels)
+    assert np.array_equal(other.labels, permuted(case, 0).labels)
+
+
+def test_degradation_is_a_function_of_its_generator_and_stays_small() -> None:
+    image = torch.rand(6, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
+    a, b = (degraded(image, torch.Generator().manual_seed(5), 0.5) for _ in range(2))
+    assert torch.equal(a, b)
+    changed = (a != image).flatten(1).any(dim=1)
+    assert 0 < changed.sum() < 6
+    assert (a - image).abs().max() < 0.2
+    assert torch.equal(degraded(image, torch.Generator().manual_seed(5), 0.0), image)
+    windows = torch.tensor([[0.0, 80.0], [-20.0, 100.0]])
+    hu = torch.full((3, 32, 32), 40.0)
+    moved = augmented_slices(hu, torch.Generator().manual_seed(1), windows, share_degraded=1.0)
+    assert -20 <= moved.min() <= moved.max() <= 100
+    patch = torch.rand(2, 2, 4, 16, 16)
+    patch[:, :, :, :4] = 0
+    image, target = augmented_patches(patch, patch[:, :1] * 0, torch.Generator().manual_seed(1), 1.0)
+    assert image.shape == patch.shape
+    assert not target.any()
+
+
+# --- pictures, tables, export -----------------------------------------------------------------------------------------
+
+
+def test_panels_have_a_column_for_each_thing_there_is() -> None:
+    hu = np.full((20, 30), 30.0)
+    mask = np.zeros(hu.shape, bool)
+    mask[5:10, 5:10] = True
+    full = Shown(hu, hu / 100, mask.astype(np.int8), mask, mask, mask)
+    assert panel([full] * 3, (-20, 100)).shape == (18 + 3 * 20, 6 * 30, 3)
+    assert panel([Shown(hu, prediction=mask)], (-20, 100)).shape == (18 + 20, 2 * 30, 3)
+    assert (panel([full], (-20, 100))[18:, 5 * 30 :] == (60, 200, 60)).all(axis=2).any()  # the reference, in green
+
+
+def test_measure_and_the_table_of_experiments(two_sets: tuple[Path, Path], tmp_path: Path) -> None:
+    a = load_dataset(two_sets[0])
+    predict = threshold_predictor(load_config("smoke").preprocessing)
+    measure_all(a, predict, ("train", "test"), tmp_path / "out", tmp_path / "pictures")
+    for plot in ("volumes.png", "dice.png", "roc.png"):
+        assert (tmp_path / "out" / plot).stat().st_size > 5000
+    assert list((tmp_path / "pictures").glob("worst_*.png"))
+    found = gather(tmp_path / "out")
+    assert len(found["a"]["dice"]) == found["a"]["figures"]["cases"] == 4
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    for order, (name, shift) in enumerate((("first", 0.0), ("second", 0.1))):
+        dice_of = {k: v * 0.5 + shift + 0.01 * i for i, (k, v) in enumerate(found["a"]["dice"].items())}
+        test = {"phe-sich": {"split": "test", "figures": found["a"]["figures"], "dice": dice_of}}
+        (runs / f"{name}.json").write_text(json.dumps({"id": name, "order": order, "recipe": "r", "test": test}))
+    rows = table(runs)
+    assert [row["id"] for row in rows] == ["first", "second"]
+    assert rows[0]["p against the row before"] == "-"
+    assert rows[1]["p against the row before"].endswith("(+0.100)")
+    write_experiments(runs, tmp_path / "experiments.md")
+    assert (tmp_path / "experiments.md").read_text().count("| second |") == 1
+    with pytest.raises(HemsegError, match="no recorded experiment"):
+        write_experiments(tmp_path / "out", tmp_path / "x.md")
+    with pytest.raises(HemsegError, match="holds no evaluation"):
+        gather(tmp_path / "nowhere")
+
+
+def test_export_in_half_precision(tmp_path: Path) -> None:
+    config = load_config("smoke")
+    config = replace(config, export=Export(half=True), segmenter=replace(config.segmenter, patch=(8, 32, 32)))
+    figures = export_model(build_unet(config.segmenter, 2), config, tmp_path, {})
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    export_model(build_unet(config.segmenter, 2), replace(config, export=Export()), whole, {})
+    assert 0 < figures["difference_to_torch"] < 2e-2
+    assert (tmp_path / "hemseg.onnx").stat().st_size < 0.65 * (whole / "hemseg.onnx").stat().st_size
+    probability = load(tmp_path, "cpu")(np.random.default_rng(0).random((1, 2, 8, 32, 32), dtype=np.float32))
+    assert probability.dtype == np.float32
+
+
+def test_bright_structures_fool_a_threshold_and_are_no_blood() -> None:
+    predict = threshold_predictor(load_config("smoke").preprocessing, min_ml=0.1)
+    healthy = [make_phantom(seed, (), COARSE) for seed in range(20, 30)]
+    fooled = [predict(phantom.volume).mask.sum() * phantom.volume.voxel_ml for phantom in healthy]
+    assert not any(phantom.mask.any() for phantom in healthy)
+    assert sum(ml >= 0.5 for ml in fooled) >= 3

@@ -1,0 +1,63 @@
+"""A second round of labels: what the first U-Net says of its own positive slices (beyond the paper).
+
+The classifier's pseudo-labels are made slice by slice, and errors that are not the same from slice to slice average
+out in the 3D U-Net. So on positive slices the U-Net may add pieces of which it is sure and take out those in which it
+sees nothing; negative slices stay empty, and the outline is again put at half maximum. No mask is looked at.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import nn
+
+from hemseg.preprocessing import Settings, smoothed
+from hemseg.segmentation import tiled
+from training.config import Config, SelfTraining
+from training.datasets import Prepared
+from training.refinement import half_maximum
+from training.segmenter import bounding_box, cropped
+
+_IN_PLANE = np.ones((3, 3), bool)
+
+
+def teacher_probability(network: nn.Module, case: Prepared, config: Config) -> np.ndarray:
+    """Probability of the first U-Net on a prepared scan, float32 (z, y, x)."""
+
+    def run(patches: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return network(torch.from_numpy(np.ascontiguousarray(patches, np.float32))).sigmoid().numpy()
+
+    image = cropped(case, np.zeros(case.hu.shape, np.int8), config.preprocessing)[:-1]
+    probability = np.zeros(case.hu.shape, np.float32)
+    probability[bounding_box(case.intracranial)] = tiled(image, run, config.segmenter.patch)  # type: ignore[arg-type]
+    return np.where(case.intracranial, probability, 0).astype(np.float32)
+
+
+def relabelled(
+    case: Prepared, label: np.ndarray, probability: np.ndarray, settings: SelfTraining, grid: Settings, reach_mm: float
+) -> np.ndarray:
+    """The new label, bool (z, y, x); empty on all slices that are not labelled positive.
+
+    Args:
+        label: bool (z, y, x), the pseudo-label of the first round.
+        probability: (z, y, x), the first U-Net's.
+        reach_mm: how far outside its piece an outline may lie; 0 leaves the piece as it is.
+    """
+    result = np.zeros_like(label)
+    intensities = smoothed(case.hu, grid)
+    for z in np.flatnonzero(case.labels == 1):
+        kept = _pieces(label[z], probability[z], lambda p: p.mean() >= settings.doubt)
+        added = _pieces(probability[z] >= settings.core, probability[z], lambda p: p.max() >= settings.sure)
+        result[z] = kept | added
+        if reach_mm:
+            reach = round(reach_mm / grid.in_plane_mm)
+            result[z] = half_maximum(result[z], intensities[z], case.intracranial[z], reach, grid.in_plane_mm)
+    return result
+
+
+def _pieces(mask: np.ndarray, probability: np.ndarray, wanted) -> np.ndarray:  # type: ignore[no-untyped-def]
+    pieces, n = ndimage.label(mask, _IN_PLANE)
+    keep = [False] + [bool(wanted(probability[pieces == i])) for i in range(1, n + 1)]
+    return np.array(keep)[pieces]
