@@ -2,7 +2,8 @@
 
     python -m training all --config smoke --run runs/smoke
     python -m training all --config phe_sich --data ../data/phe-sich --run runs/phe_sich
-    python -m training evaluate --config phe_sich --data ../data/phe-sich --run runs/phe_sich
+    python -m training all --config best --data ../data/phe-sich --data ../data/ct-ich --run runs/best
+    python -m training measure --data ../data/ct-ich --out OUT
     python -m training phantoms FOLDER --cases 20
 
 A stage that is done is skipped; one that was interrupted goes on where it was; one whose configuration or inputs
