@@ -256,7 +256,7 @@ def test_measure_and_the_table_of_experiments(two_sets: tuple[Path, Path], tmp_p
     write_experiments(runs, tmp_path / "experiments.md")
     assert (tmp_path / "experiments.md").read_text().count("| second |") == 1
     with pytest.raises(HemsegError, match="no recorded experiment"):
-        write_experiments(tmp_path / "out", tmp_path / "x.md")
+        write_experiments(tmp_path / "pictures", tmp_path / "x.md")
     with pytest.raises(HemsegError, match="holds no evaluation"):
         gather(tmp_path / "nowhere")
 
