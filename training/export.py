@@ -14,6 +14,7 @@ import onnx
 import onnxruntime as ort
 import torch
 from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
 from torch import Tensor, nn
 
 import hemseg
@@ -49,7 +50,9 @@ def export_model(network: nn.Module, config: Config, folder: Path, provenance: d
     path = folder / "hemseg.onnx"
     _export(model, image, path)
     if config.export.half:
-        onnx.save(convert_float_to_float16(onnx.load(str(path)), keep_io_types=True), str(path))
+        halved = OnnxModel(convert_float_to_float16(onnx.load(str(path)), keep_io_types=True))
+        halved.topological_sort()  # the conversion appends its casts at the end
+        onnx.save(halved.model, str(path))
     onnx.checker.check_model(str(path), full_check=True)
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     with torch.no_grad():
