@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from training.datasets import DataSet
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
-STAGES = ("prepare", "classify", "sequence", "cam", "pseudolabel", "segment", "relabel", "resegment")
-STAGES += ("export", "panels", "evaluate")
+TRAINING = ("prepare", "classify", "sequence", "cam", "pseudolabel", "segment", "relabel", "resegment")
+STAGES = (*TRAINING, "export", "panels", "evaluate")
 ConfigOption = Annotated[
     str, typer.Option("--config", help="A YAML file, or the bare name of one in training/configs.")
 ]
