@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,7 @@ def build_stages(
     def volumes(*splits: str) -> Volumes:
         return Volumes(cases(*splits), config)
 
+    @cache  # evaluation asks for it once a case
     def classifier() -> SliceNetwork:
         network = SliceNetwork(replace(config.classifier, pretrained=""))
         return load_network(network, run / f"sequence{net}" / "network.pt")  # type: ignore[return-value]
