@@ -21,6 +21,8 @@ from training.hardware import Hardware
 
 RARE = -4.0  # first logit: about one voxel in fifty is hemorrhage, or training spends its first epochs learning that
 
+FAST = torch.channels_last_3d  # two CPU cores train 1.9 times as fast with it
+
 LEFT_OUT = -1  # label of voxels of which nothing is known
 
 
@@ -47,6 +49,7 @@ def build_unet(settings: Segmenter, channels: int) -> nn.Module:
 
 def combined_loss(logits: Tensor, target: Tensor, epsilon: float = 1.0) -> Tensor:
     """Eq. 2: (1 - soft Dice) + binary cross-entropy; Dice over the whole batch. `LEFT_OUT` voxels do not count."""
+    logits = logits.float()  # with mixed precision, sums over a million voxels are not for 16 bits
     known = (target > LEFT_OUT / 2).to(logits)  # a moved patch has values in between
     target = target.clamp(0, 1)
     probability = logits.sigmoid() * known
@@ -117,6 +120,7 @@ class SegmenterTask(Task):
         image, target = batch
         if self.settings.augment:
             image, target = augmented_patches(image, target, self.generator(batch_idx), self.settings.degrade)
+        image = image.contiguous(memory_format=FAST)
         loss = combined_loss(self.network(image), target)
         self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(image))
         return loss
@@ -149,6 +153,7 @@ def train_segmenter(
     network = build_unet(settings, len(config.preprocessing.channels))
     if start:
         load_network(network, start)
+    network.to(memory_format=FAST)  # type: ignore[call-overload]
     task = SegmenterTask(network, settings, config.seed)
     batches = loader(Patches(train, labels, config), settings.optimization, config.seed)
     figures = fit(task, batches, DataLoader(_whole(val, labels, config), 1), folder, hardware)
