@@ -39,6 +39,9 @@ DataOption = Annotated[
 ]
 TablesOption = Annotated[Path, typer.Option("--out", help="Folder for the tables.")]
 RunOption = Annotated[Path, typer.Option("--run", help="Folder of the run.")]
+DevicesOption = Annotated[int, typer.Option(help="Devices a node; start one process for each (torchrun, srun).")]
+NodesOption = Annotated[int, typer.Option(help="Nodes.")]
+PrecisionOption = Annotated[str, typer.Option(help="32-true, 16-mixed or bf16-mixed.")]
 
 
 def _run(last: str, config_name: str, data: list[Path] | None, run: Path, hardware: Hardware) -> None:
@@ -90,9 +93,9 @@ def _stage_command(name: str) -> None:
         config: ConfigOption,
         run: RunOption,
         data: DataOption = None,
-        devices: Annotated[int, typer.Option(help="Devices a node; start one process for each (torchrun, srun).")] = 1,
-        nodes: Annotated[int, typer.Option(help="Nodes.")] = 1,
-        precision: Annotated[str, typer.Option(help="32-true, 16-mixed or bf16-mixed.")] = "32-true",
+        devices: DevicesOption = 1,
+        nodes: NodesOption = 1,
+        precision: PrecisionOption = "32-true",
     ) -> None:
         _run(name, config, data, run, Hardware(devices, nodes, precision))
 
@@ -207,11 +210,14 @@ def _bundle(
     run: RunOption,
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     data: DataOption = None,
+    devices: DevicesOption = 1,
+    nodes: NodesOption = 1,
+    precision: PrecisionOption = "32-true",
 ) -> None:
     """Write the U-Net of a run as a MONAI bundle; runs what is not done yet."""
     from training.bundle import write_bundle
 
-    _run("export", config, data, run, Hardware())
+    _run("export", config, data, run, Hardware(devices, nodes, precision))
     write_bundle(_config_and_data(config, data, run)[0], run, out)
 
 
@@ -222,19 +228,26 @@ def _crossval(
     out: TablesOption,
     data: DataOption = None,
     folds: Annotated[int, typer.Option(help="Disjoint test sets of a fifth of the patients each.")] = 3,
+    devices: DevicesOption = 1,
+    nodes: NodesOption = 1,
+    precision: PrecisionOption = "32-true",
 ) -> None:
     """Cross-validate the whole recipe by patient; write the tables to OUT."""
     from training.crossval import crossvalidate
 
-    crossvalidate(*_config_and_data(config, data, run), run, folds, out, Hardware())
+    hardware = Hardware(devices, nodes, precision)
+    hardware.check()
+    crossvalidate(*_config_and_data(config, data, run), run, folds, out, hardware)
 
 
 @app.command("bench")
-def _bench(config: ConfigOption, run: RunOption, data: DataOption = None) -> None:
+def _bench(
+    config: ConfigOption, run: RunOption, data: DataOption = None, precision: PrecisionOption = "32-true"
+) -> None:
     """Time the loader, the network alone and real training, in slices a second and as ratios."""
     from training.bench import bench
 
-    rates = bench(*_config_and_data(config, data, run), run)
+    rates = bench(*_config_and_data(config, data, run), run, precision=precision)
     for name in ("loader", "network", "training"):
         print(f"{name:9} {rates[name]:8.1f} slices/s, {rates[name] / rates['network']:.2f} of the network alone")
 
@@ -245,19 +258,33 @@ def _ablate(
     run: RunOption,
     out: TablesOption,
     data: DataOption = None,
+    devices: DevicesOption = 1,
+    nodes: NodesOption = 1,
+    precision: PrecisionOption = "32-true",
 ) -> None:
     """Run the paper's ablation (Table 2), the supervised upper bound and the threshold; write the tables to OUT."""
     from training.ablation import ablate
 
-    ablate(*_config_and_data(config, data, run), run, out)
+    hardware = Hardware(devices, nodes, precision)
+    hardware.check()
+    ablate(*_config_and_data(config, data, run), run, out, hardware)
 
 
 @app.command("control")
-def _control(config: ConfigOption, run: RunOption, data: DataOption = None) -> None:
+def _control(
+    config: ConfigOption,
+    run: RunOption,
+    data: DataOption = None,
+    devices: DevicesOption = 1,
+    nodes: NodesOption = 1,
+    precision: PrecisionOption = "32-true",
+) -> None:
     """Train once more with slice labels permuted within each volume: it must fail. Dice beside the threshold's."""
     from training.ablation import control
 
-    for name, dice in control(*_config_and_data(config, data, run), run).items():
+    hardware = Hardware(devices, nodes, precision)
+    hardware.check()
+    for name, dice in control(*_config_and_data(config, data, run), run, hardware).items():
         print(f"{name} {dice:.4f}")
 
 

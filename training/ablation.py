@@ -18,6 +18,7 @@ from scipy import stats
 from training.config import Config
 from training.datasets import DataSet
 from training.evaluation import METRICS_VERSION, evaluate, threshold_predictor, write_table
+from training.hardware import Hardware, rank
 from training.pipeline import Variant, build_stages
 from training.stages import Stage, console, run_stage
 
@@ -32,18 +33,21 @@ ROWS: dict[str, Variant | None] = {
 FIGURES = {"dice": 1, "rvd": -1, "tpr": 1, "hd": -1, "surface_dice": 1}  # and whether more is better
 
 
-def ablate(config: Config, dataset: DataSet, run: Path, out: Path) -> None:
+def ablate(config: Config, dataset: DataSet, run: Path, out: Path, hardware: Hardware | None = None) -> None:
     """Run all rows and write ``table.md``, ``table.csv``, ``per_case.csv`` and ``dice.png`` to ``out``."""
     table, per_case = [], []
     before: list[dict[str, Any]] | None = None
     for name, variant in ROWS.items():
-        stage, stages = _row(config, dataset, run, variant)
+        stage, stages = _row(config, dataset, run, variant, hardware)
         figures = run_stage(stage, run, stages)
         cases = read_cases(run / stage.name / "per_case.csv")
         table.append({"row": name, **_shown(figures, cases, before)})
         per_case += [{"row": name, **case} for case in cases]
         before = cases
-        console.print(f"[bold]{name}[/bold]: Dice {figures['dice_mean']:.3f}")
+        if rank() == 0:
+            console.print(f"[bold]{name}[/bold]: Dice {figures['dice_mean']:.3f}")
+    if rank() > 0:
+        return
     write_table(table, out / "table.csv")
     write_table(per_case, out / "per_case.csv")
     header = [
@@ -57,7 +61,7 @@ def ablate(config: Config, dataset: DataSet, run: Path, out: Path) -> None:
     _plot(per_case, out / "dice.png")
 
 
-def control(config: Config, dataset: DataSet, run: Path) -> dict[str, float]:
+def control(config: Config, dataset: DataSet, run: Path, hardware: Hardware | None = None) -> dict[str, float]:
     """Mean Dice of the recipe, of the same with slice labels permuted within each volume, and of the threshold."""
     rows = {
         "slice labels": Variant(),
@@ -66,14 +70,16 @@ def control(config: Config, dataset: DataSet, run: Path) -> dict[str, float]:
     }
     result = {}
     for name, variant in rows.items():
-        stage, stages = _row(config, dataset, run, variant)
+        stage, stages = _row(config, dataset, run, variant, hardware)
         result[name] = float(run_stage(stage, run, stages)["dice_mean"])
     return result
 
 
-def _row(config: Config, dataset: DataSet, run: Path, variant: Variant | None) -> tuple[Stage, dict[str, Stage]]:
+def _row(
+    config: Config, dataset: DataSet, run: Path, variant: Variant | None, hardware: Hardware | None
+) -> tuple[Stage, dict[str, Stage]]:
     if variant is not None:
-        stages = build_stages(config, dataset, run, variant)
+        stages = build_stages(config, dataset, run, variant, hardware)
         return stages[f"evaluate{variant.labels}"], stages
     stage = Stage(
         "evaluate@baseline",

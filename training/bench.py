@@ -21,7 +21,9 @@ from training.pipeline import build_stages
 from training.stages import run_stage
 
 
-def bench(config: Config, dataset: DataSet, run: Path, rounds: int = 3, steps: int = 8) -> dict[str, float]:
+def bench(
+    config: Config, dataset: DataSet, run: Path, rounds: int = 3, steps: int = 8, precision: str = "32-true"
+) -> dict[str, float]:
     """Median slices a second of ``loader``, ``network`` (steps on one batch in memory) and ``training`` (both)."""
     stages = build_stages(config, dataset, run)
     run_stage(stages["prepare"], run, stages)
@@ -32,12 +34,15 @@ def bench(config: Config, dataset: DataSet, run: Path, rounds: int = 3, steps: i
     task = SliceTask(SliceNetwork(config.classifier), config.classifier, config.seed)
     optimizer = torch.optim.SGD(task.parameters(), 1e-4)
     fixed = next(iter(batches))
+    kind = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(precision)
+    mixed = torch.autocast("cpu", kind, enabled=kind is not None)
 
     def load() -> int:
         return sum(len(labels) for (_, labels), _ in zip(batches, range(steps)))
 
     def step(hu: torch.Tensor, labels: torch.Tensor) -> int:
-        loss = task.bce(task.network(hu), labels)
+        with mixed:
+            loss = task.bce(task.network(hu), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -72,7 +72,8 @@ def write_bundle(config: Config, run: Path, out: Path) -> None:
     (out / "configs").mkdir(parents=True, exist_ok=True)
     (out / "models").mkdir(exist_ok=True)
     (out / "docs").mkdir(exist_ok=True)
-    (out / "models" / "model.pt").write_bytes((run / "segment" / "network.pt").read_bytes())
+    last = "resegment" if config.self_training.enabled else "segment"
+    (out / "models" / "model.pt").write_bytes((run / last / "network.pt").read_bytes())
     manifest = Manifest.read(run / "export")
     manifest.write(out / "configs")
     (out / "docs" / "README.md").write_text(f"hemseg {manifest.version}: research only, not a medical device.\n")

@@ -18,7 +18,7 @@ from training.ablation import markdown, read_cases
 from training.config import Config
 from training.datasets import DataSet
 from training.evaluation import write_table
-from training.hardware import Hardware
+from training.hardware import Hardware, rank
 from training.metrics import summary
 from training.pipeline import build_stages
 from training.stages import run_stage
@@ -57,7 +57,7 @@ def crossvalidate(config: Config, dataset: DataSet, run: Path, folds: int, out: 
     for number, fold in enumerate(split_into_folds(dataset, folds, config.seed), start=1):
         place = run / f"fold{number}"
         place.mkdir(exist_ok=True)
-        if not (place / "prepare").exists():
+        if not (place / "prepare").exists() and rank() == 0:
             (place / "prepare").symlink_to(Path("..") / "prepare", target_is_directory=True)
         stages = build_stages(config, fold, place, hardware=hardware)
         run_stage(stages["evaluate"], place, stages)
@@ -65,6 +65,8 @@ def crossvalidate(config: Config, dataset: DataSet, run: Path, folds: int, out: 
         per_case += [{"fold": number, **case} for case in cases]
         table.append({"fold": str(number), **_shown(cases)})
     table.append({"fold": "all", **_shown(per_case)})
+    if rank() > 0:
+        return
     write_table(per_case, out / "per_case.csv")
     write_table(table, out / "table.csv")
     command = f"python -m training crossval --config {config.name} --data {dataset.name} --folds {folds}"
