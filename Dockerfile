@@ -1,6 +1,6 @@
 # The container as Grand Challenge users know it: scans in /input, masks in /output, no network, any uid, no torch.
 ARG BASE_IMAGE=python:3.11-slim
-FROM ${BASE_IMAGE}
+FROM ${BASE_IMAGE} AS common
 
 # cuda: ONNX Runtime with the CUDA 12 libraries (runs on CPU too); cpu: a much smaller image
 ARG ACCELERATOR=cuda
@@ -15,7 +15,7 @@ RUN groupadd -r user && useradd -m --no-log-init -r -g user user \
     && chown user:user /opt/app /input /output
 
 WORKDIR /opt/app
-COPY requirements.txt requirements-cuda.txt ./
+COPY requirements.txt requirements-cuda.txt requirements-serve.txt ./
 
 # a host behind a proxy with its own certificates hands them over as the secret pip_ca; nothing of it stays in the image
 RUN --mount=type=secret,id=pip_ca \
@@ -35,3 +35,18 @@ RUN python -m compileall -q hemseg process.py && chmod -R a+rX /opt/app
 
 USER user
 ENTRYPOINT ["python", "-m", "process"]
+
+# hemseg:serve, for the platform's HTTP calls: GET /health, POST /invoke
+FROM common AS serve
+USER root
+RUN --mount=type=secret,id=pip_ca \
+    if [ -s /run/secrets/pip_ca ]; then export PIP_CERT=/run/secrets/pip_ca; fi; \
+    export PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1; \
+    pip install --quiet -r requirements-serve.txt
+USER user
+ENV HEMSEG_MODE=serve
+LABEL org.grand-challenge.api-method="invoke"
+EXPOSE 4743
+
+# hemseg:latest, one run a call: what `docker build` makes when no target is named
+FROM common AS batch

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build the container image hemseg:latest.
+# Build the container images: hemseg:latest (one run a call) and hemseg:serve (the platform's HTTP calls).
 #
 #   ./build.sh
 #
@@ -22,7 +22,12 @@ esac
 args=(--build-arg "ACCELERATOR=$accelerator")
 [[ -n ${BASE_IMAGE:-} ]] && args+=(--build-arg "BASE_IMAGE=$BASE_IMAGE")
 
-# shellcheck disable=SC2086  # BUILD_ARGS holds several words
-DOCKER_BUILDKIT=1 docker build --quiet --platform=linux/amd64 "${args[@]}" ${BUILD_ARGS:-} --tag hemseg:latest . >/dev/null
-bytes=$(docker image inspect --format '{{.Size}}' hemseg:latest)
-echo "built hemseg:latest ($accelerator, $((bytes / 1000000)) MB)"
+for target in batch serve; do
+  tag=hemseg:latest
+  [[ $target == serve ]] && tag=hemseg:serve
+  # shellcheck disable=SC2086  # BUILD_ARGS holds several words
+  DOCKER_BUILDKIT=1 docker build --quiet --platform=linux/amd64 "${args[@]}" ${BUILD_ARGS:-} \
+    --target "$target" --tag "$tag" . >/dev/null
+  bytes=$(docker image inspect --format '{{.Size}}' "$tag")
+  echo "built $tag ($accelerator, $((bytes / 1000000)) MB)"
+done

@@ -1,93 +1,65 @@
-"""Entry point of the container, as Grand Challenge's legacy evalutils layout calls it.
+"""Entry point of the container, for every way in which Grand Challenge and its users call one.
 
     docker run --rm -v /path/in:/input -v /path/out:/output hemseg
     python process.py --input IN --output OUT
 
-Every scan below the input folder gets a mask ``OUTPUT/images/<same name>`` (``.mhd`` becomes ``.mha``), and
-``OUTPUT/results.json`` tells for each case what was written, or why nothing was. Exit code 1 if a case failed.
+What is mounted decides the mode (gc, gc-generic, instance, legacy; see docs/grand-challenge.md), --mode or HEMSEG_MODE
+overrides it; --mode serve answers the platform's HTTP calls. Exit code 1 if a case failed, 143 after SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
+import signal
 import sys
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-import SimpleITK as sitk
-from evalutils import SegmentationAlgorithm
-from pandas import DataFrame
-
-from hemseg.cohort import Job, attempt, find_scans, refused
+from hemseg.cohort import Job, attempt, walk
 from hemseg.errors import HemsegError
-from hemseg.model import DEVICES, Model, load
-from hemseg.segmentation import segment
-from hemseg.volume import from_itk, mask_name, mask_to_itk
+from hemseg.grand_challenge import MODES, Sockets, Work, choose, load_sockets, read_inputs
+from hemseg.model import DEVICES, default_weights, load
+
+if TYPE_CHECKING:
+    from hemseg.model import Model
 
 logger = logging.getLogger("hemseg")
 
 
-class HemorrhageSegmentation(SegmentationAlgorithm):
-    """evalutils' algorithm without its traps.
+def run(work: Work, source: Path, target: Path, predict: Path, sockets: Sockets, model: Model) -> int:
+    """Do what was chosen; returns how many cases failed.
 
-    evalutils 0.4.2 tries folders and JSON files as images, loses ``results.json`` for all when one case fails,
-    overwrites a mask when two subfolders hold a file of one name, rejects identical images, and needs an output
-    folder that exists. Finding, running and saving are therefore our own.
+    Args:
+        source, target, predict: ``/input``, ``/output`` and, for INSTANCE, ``/predict``.
     """
+    report = target / sockets.report_path if sockets.report_path else None
+    if work.mode in ("legacy", "gc-generic"):
+        from hemseg.legacy import HemorrhageSegmentation
 
-    def __init__(self, input_path: Path, output_path: Path, model: Model) -> None:
-        super().__init__(
-            input_path=input_path,
-            output_path=output_path / "images",
-            output_file=output_path / "results.json",
-            validators={},
+        algorithm = HemorrhageSegmentation(
+            source, target, model, work.scans, report if work.mode == "gc-generic" else None
         )
-        self._model = model
-        self.failed = 0
+        algorithm.process()
+        return algorithm.failed
+    failed = 0
+    for scan in work.scans:
+        if work.mode == "instance":
+            job = Job(Path(scan), source / scan, predict / scan.name)
+        else:
+            job = Job(Path(scan), source / scan, target / sockets.mask_path / "output.mha", report=report)
+        outcome = attempt(job, model)
+        failed += bool(outcome.error)
+        logger.info("%s: %s", job.case, "failed" if outcome.error else "done")
+        if outcome.error:
+            print(f"error: {outcome.error}", file=sys.stderr)
+    return failed
 
-    def load(self) -> None:
-        """Find the scans; they are read one at a time, later."""
-        paths = find_scans(self._input_path, leave_out=self._output_path.parent)
-        self._cases = {self._index_key: DataFrame({"path": paths})}
 
-    def process_cases(self, file_loader_key: str | None = None) -> None:
-        """All cases, each on its own: a bad one is named, and the others are done."""
-        paths = self._cases[file_loader_key or self._index_key]["path"]
-        jobs = [Job(p.relative_to(self._input_path), p, self._output_path / mask_name(p)) for p in paths]
-        reasons = refused(jobs)
-        for number, job in enumerate(jobs):
-            result = self.process_case(idx=number, case={"job": job, "refused": reasons.get(job, "")})
-            self._case_results.append(result)
-            logger.info("[%d/%d] %s: %s", number + 1, len(jobs), job.case, "done" if result["outputs"] else "failed")
-            for message in result["error_messages"]:
-                print(f"error: {message}", file=sys.stderr)
-
-    def process_case(self, *, idx: int, case: Any) -> dict[str, Any]:
-        """Segment and write one case; its entry in ``results.json``."""
-        job: Job = case["job"]
-        error = case["refused"] or attempt(job, self._model).error
-        self.failed += bool(error)
-        return {
-            "outputs": [] if error else [{"type": "metaio_image", "filename": job.mask.name}],
-            "inputs": [{"type": "metaio_image", "filename": job.scan.name}],
-            "error_messages": [error] if error else [],
-        }
-
-    def predict(self, *, input_image: sitk.Image) -> sitk.Image:
-        """Segment an image in memory: evalutils' own interface, for those who call it."""
-        volume = from_itk(input_image)
-        return mask_to_itk(segment(volume, self._model).mask, volume)
-
-    def save(self) -> None:
-        """Write ``results.json``, all or nothing."""
-        target = Path(self._output_file)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(".results.json.part")
-        partial.write_text(json.dumps(self._case_results, indent=1))
-        os.replace(partial, target)
+def _stop(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+    raise SystemExit(128 + signal.SIGTERM)  # lets every `finally` run: no temporary file stays behind
 
 
 def main() -> int:
@@ -95,19 +67,43 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, default=Path("/input"), help="folder of scans (default: /input)")
     parser.add_argument("--output", type=Path, default=Path("/output"), help="folder for the masks (default: /output)")
+    parser.add_argument("--predict", type=Path, default=Path("/predict"), help="folder for INSTANCE's masks")
+    modes = ("auto", "serve", *MODES)
+    parser.add_argument("--mode", default=os.environ.get("HEMSEG_MODE") or "auto", help=f"one of {', '.join(modes)}")
     parser.add_argument("--weights", type=Path, help="folder with manifest.json")
-    parser.add_argument("--device", choices=DEVICES, default=os.environ.get("HEMSEG_DEVICE", "auto"))
+    parser.add_argument("--port", type=int, default=4743, help="of mode serve (default: 4743)")
+    parser.add_argument("--device", default=os.environ.get("HEMSEG_DEVICE") or "auto", help=", ".join(DEVICES))
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    signal.signal(signal.SIGTERM, _stop)
     try:
-        model = load(arguments.weights, arguments.device)
+        weights = arguments.weights or default_weights()
+        sockets = load_sockets(os.environ, weights)
+        if arguments.mode == "serve":
+            from hemseg.server import serve
+
+            model = load(weights, arguments.device)
+            # the server has a handler of its own; when it is done it raises the signal again, for the one before it
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            serve(model, arguments.input, arguments.output, sockets, arguments.port)
+            return 0
+        if arguments.input.resolve() == arguments.output.resolve():
+            raise HemsegError(f"{arguments.output}: is the input folder; give another one for the masks.")
+        files = [
+            PurePosixPath(p.relative_to(arguments.input)) for p in walk(arguments.input, leave_out=arguments.output)
+        ]
+        inputs = read_inputs(arguments.input)
+        work = choose(files, inputs, arguments.predict.is_dir(), sockets, arguments.mode)
+        if work.mode == "instance" and not arguments.predict.is_dir():
+            raise HemsegError(f"mode instance writes to {arguments.predict}, but there is no such folder; mount it.")
+        model = load(weights, arguments.device)
         logger.info("weights %s %s on %s", model.manifest.name, model.manifest.version, model.provider)
-        algorithm = HemorrhageSegmentation(arguments.input, arguments.output, model)
-        algorithm.process()
+        logger.info("mode %s, %d scan%s", work.mode, len(work.scans), "s" * (len(work.scans) != 1))
+        failed = run(work, arguments.input, arguments.output, arguments.predict, sockets, model)
     except (HemsegError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 1 if algorithm.failed else 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

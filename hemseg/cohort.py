@@ -19,30 +19,41 @@ from hemseg.volume import SUFFIXES, mask_name, read, stem, suffix
 
 @dataclass(frozen=True)
 class Job:
-    """One scan to do. ``case``: its path relative to the input folder. ``overlay``: where its picture goes, if any."""
+    """One scan to do.
+
+    Attributes:
+        case: its path relative to the input folder.
+        overlay, report: where its picture and its report (JSON) go, if anywhere.
+    """
 
     case: Path
     scan: Path
     mask: Path
     overlay: Path | None = None
+    report: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What became of a job: a result, or the sentence that says why there is none."""
+    """What became of a job: a result, or the sentence that says why there is none.
+
+    Attributes:
+        unexpected: the fault is not the input's but ours, or the machine's.
+    """
 
     job: Job
     result: Segmentation | None
     error: str = ""
+    unexpected: bool = False
 
 
-def find_scans(folder: Path, leave_out: Path | None = None) -> list[Path]:
-    """All images below a folder, in order; hidden files and the folder ``leave_out`` are passed over.
+def walk(folder: Path, leave_out: Path | None = None) -> list[Path]:
+    """All files below a folder, in order; hidden ones and the folder ``leave_out`` are passed over.
 
     Linked folders are followed once, linked files count under their own name.
 
     Raises:
-        HemsegError: the folder is missing, not a folder, or holds no image.
+        HemsegError: the folder is missing, or not a folder.
     """
     if not folder.exists():
         raise HemsegError(f"{folder}: there is no such folder.")
@@ -50,7 +61,7 @@ def find_scans(folder: Path, leave_out: Path | None = None) -> list[Path]:
         raise HemsegError(f"{folder}: is not a folder.")
     without = leave_out.resolve() if leave_out else None
     seen: set[Path] = set()
-    scans = []
+    found = []
     for parent, folders, files in os.walk(folder, followlinks=True):
         here = Path(parent).resolve()
         if here in seen or here == without:
@@ -58,10 +69,20 @@ def find_scans(folder: Path, leave_out: Path | None = None) -> list[Path]:
             continue
         seen.add(here)
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        scans += [Path(parent) / f for f in files if suffix(Path(f)) and not f.startswith(".")]
+        found += [Path(parent) / f for f in files if not f.startswith(".")]
+    return sorted(found)
+
+
+def find_scans(folder: Path, leave_out: Path | None = None) -> list[Path]:
+    """The images among the files of `walk`.
+
+    Raises:
+        HemsegError: the folder is missing, not a folder, or holds no image.
+    """
+    scans = [path for path in walk(folder, leave_out) if suffix(path)]
     if not scans:
         raise HemsegError(f"{folder}: holds no scans; hemseg looks for {', '.join(SUFFIXES)}.")
-    return sorted(scans)
+    return scans
 
 
 def plan(source: Path, target: Path, overlay: bool = False) -> list[Job]:
@@ -95,7 +116,7 @@ def plan(source: Path, target: Path, overlay: bool = False) -> list[Job]:
 def refused(jobs: Iterable[Job]) -> dict[Job, str]:
     """The jobs that would write one and the same file, each with a sentence; told before any work is done."""
     jobs = list(jobs)
-    outputs = {job: [str(p.absolute()) for p in (job.mask, job.overlay) if p] for job in jobs}
+    outputs = {job: [str(p.absolute()) for p in (job.mask, job.overlay, job.report) if p] for job in jobs}
     count = Counter(path for paths in outputs.values() for path in paths)
     reasons = {}
     for job, paths in outputs.items():
@@ -123,12 +144,15 @@ def attempt(job: Job, model: Model) -> Outcome:
             from hemseg.report import write_overlay
 
             write_overlay(result, job.overlay, title=str(job.case))
+        if job.report:
+            from hemseg.report import findings, write_json
+
+            write_json(findings(result, model, str(job.case)), job.report)
     except HemsegError as error:
         return Outcome(job, None, str(error))
     except MemoryError:
-        return Outcome(job, None, f"{job.scan}: there is not enough memory for it.")
+        return Outcome(job, None, f"{job.scan}: there is not enough memory for it.", unexpected=True)
     except Exception as error:  # a fault of ours: name the case, and go on with the others
-        return Outcome(
-            job, None, f"{job.scan}: failed unexpectedly ({type(error).__name__}: {error}); please report it."
-        )
+        said = f"{job.scan}: failed unexpectedly ({type(error).__name__}: {error}); please report it."
+        return Outcome(job, None, said, unexpected=True)
     return Outcome(job, result)

@@ -108,6 +108,16 @@ class WorkingGrid:
         z = _resampling(working.shape[0], self.spacing[0], self.scan_shape[0], self.scan_spacing[0], centered=False)
         return np.tensordot(z, array, axes=1)
 
+    def nearest(self, voxels: np.ndarray) -> np.ndarray:
+        """The working grid's voxels that voxels (n, 3) of the scan fall into; both (z, y, x) in LPS order."""
+        z = voxels[:, 0] // self.slab
+        at = []
+        for axis in (1, 2):
+            shift = (self.shape[axis] * self.spacing[axis] - self.scan_shape[axis] * self.scan_spacing[axis]) / 2
+            index = ((voxels[:, axis] + 0.5) * self.scan_spacing[axis] + shift) // self.spacing[axis]
+            at.append(np.clip(index, 0, self.shape[axis] - 1).astype(int))
+        return np.stack([z, *at], axis=1)
+
 
 def _resampling(n_in: int, mm_in: float, n_out: int, mm_out: float, centered: bool = True) -> np.ndarray:
     """Weights (n_out, n_in) that resample one axis with a tent as wide as the coarser of the two pixels.

@@ -1,17 +1,23 @@
-"""Pictures of a result: slices with the hemorrhage outlined."""
+"""What people read of a result: figures as JSON, pictures of slices with the hemorrhage outlined."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
+from hemseg import __version__
 from hemseg.errors import HemsegError
 from hemseg.segmentation import Segmentation
+
+if TYPE_CHECKING:
+    from hemseg.model import Model
 
 WINDOW = (0.0, 80.0)  # HU, the brain window
 COLUMNS, ROWS, TILE = 4, 3, 300  # px
@@ -71,19 +77,58 @@ def _write(picture: np.ndarray, text: str, at: tuple[int, int], color: tuple[int
     cv2.putText(picture, shown, at, cv2.FONT_HERSHEY_SIMPLEX, size, color, 1, cv2.LINE_AA)
 
 
+def findings(result: Segmentation, model: Model, case: str) -> dict[str, Any]:
+    """A result in figures, for ``report.json``: mL, mm (LPS), HU, seconds."""
+    manifest = model.manifest
+    return {
+        "case": case,
+        "volume_ml": round(result.volume_ml, 3),
+        "lesions": [
+            {
+                "volume_ml": round(lesion.volume_ml, 3),
+                "centroid_mm": [round(v, 2) for v in lesion.centroid],
+                "slices": list(lesion.slices),
+                "side": lesion.side,
+                "mean_hu": round(lesion.mean_hu, 1),
+                "skull_mm": round(lesion.skull_mm, 1),
+            }
+            for lesion in result.lesions
+        ],
+        "warnings": [],
+        "hemseg": __version__,
+        "weights": {"name": manifest.name, "version": manifest.version, "sha256": manifest.sha256},
+        "device": model.provider,
+        "seconds": round(result.seconds, 2),
+        "notice": "Research only. Not a medical device.",
+    }
+
+
+def write_json(values: Any, path: Path) -> None:
+    """Write JSON, all or nothing.
+
+    Raises:
+        HemsegError: it cannot be written.
+    """
+    _write_whole(json.dumps(values, indent=1, ensure_ascii=False).encode(), path, "the file")
+
+
 def write_overlay(result: Segmentation, path: Path, title: str = "") -> None:
     """Write `overlay` as PNG, all or nothing.
 
     Raises:
         HemsegError: it cannot be written.
     """
-    partial = path.with_name(f".{uuid.uuid4().hex}.part.png")
+    _write_whole(cv2.imencode(".png", overlay(result, title))[1].tobytes(), path, "the picture")
+
+
+def _write_whole(content: bytes, path: Path, what: str) -> None:
+    partial = path.with_name(f".{uuid.uuid4().hex}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(cv2.imencode(".png", overlay(result, title))[1].tobytes())
+        partial.write_bytes(content)
         os.replace(partial, path)
     except OSError as error:
-        raise HemsegError(f"{path}: the picture could not be written ({error.strerror}).") from None
+        raise HemsegError(f"{path}: {what} could not be written ({error.strerror}).") from None
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

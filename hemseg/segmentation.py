@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from scipy import ndimage
 
@@ -14,16 +15,29 @@ from hemseg.model import Model
 from hemseg.preprocessing import WorkingImage, network_input, working_image
 from hemseg.volume import Volume, write_mask
 
+MIDLINE_MM = 5.0
 _TOUCHING = np.ones((3, 3, 3), bool)  # lesions are 26-connected
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """One connected piece of hemorrhage. ``centroid``: (x, y, z) in mm, LPS. ``slices``: first and last, 0-based."""
+    """One connected piece of hemorrhage.
+
+    Attributes:
+        centroid: (x, y, z) in mm, LPS, as the scan's header has it.
+        slices: first and last, 0-based, in the order of the file.
+        mean_hu: of its voxels, as stored.
+        side: ``left`` or ``right`` (the patient's) where its centroid lies more than 5 mm from the middle of the
+            skull's inside, else ``midline``.
+        skull_mm: in-plane distance of its outermost voxel to the edge of the skull's inside.
+    """
 
     volume_ml: float
     centroid: tuple[float, float, float]
     slices: tuple[int, int]
+    mean_hu: float
+    side: str
+    skull_mm: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +51,7 @@ class Segmentation:
         seconds: wall time.
         slice_probability: float32 (slice,), the network's largest probability in each slice of the scan, before
             the threshold, from inferior to superior.
+        working: the scan as the network saw it.
     """
 
     volume: Volume
@@ -45,6 +60,7 @@ class Segmentation:
     lesions: tuple[Lesion, ...]
     seconds: float
     slice_probability: np.ndarray
+    working: WorkingImage
 
     def save(self, path: str | Path) -> Path:
         """Write the mask with the scan's geometry."""
@@ -60,7 +76,7 @@ def segment(volume: Volume, model: Model) -> Segmentation:
     mask = volume.from_lps(
         restored(confident(probability, manifest.threshold, manifest.min_peak), working, manifest.threshold)
     )
-    mask, lesions = _lesions(mask, volume, manifest.min_lesion_ml)
+    mask, lesions = _lesions(mask, volume, manifest.min_lesion_ml, working)
     return Segmentation(
         volume=volume,
         mask=mask,
@@ -68,6 +84,7 @@ def segment(volume: Volume, model: Model) -> Segmentation:
         lesions=lesions,
         seconds=time.perf_counter() - start,
         slice_probability=np.repeat(probability.max(axis=(1, 2)), working.grid.slab)[: working.grid.scan_shape[0]],
+        working=working,
     )
 
 
@@ -158,7 +175,9 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
     return found[0] if found else None
 
 
-def _lesions(mask: np.ndarray, volume: Volume, min_ml: float) -> tuple[np.ndarray, tuple[Lesion, ...]]:
+def _lesions(
+    mask: np.ndarray, volume: Volume, min_ml: float, working: WorkingImage
+) -> tuple[np.ndarray, tuple[Lesion, ...]]:
     """Split a mask into connected pieces and drop those below ``min_ml``."""
     mask = np.ascontiguousarray(mask)
     box = _bounding_box(mask)
@@ -173,14 +192,36 @@ def _lesions(mask: np.ndarray, volume: Volume, min_ml: float) -> tuple[np.ndarra
     for i, where in enumerate(ndimage.find_objects(labels), start=1):
         if not keep[i]:
             continue
-        center = np.mean(np.argwhere(labels[where] == i), axis=0) + [w.start + b.start for w, b in zip(where, box)]
-        at = np.array(volume.origin) + direction @ (center[::-1] * volume.spacing)
-        first = where[0].start + box[0].start
+        voxels = np.argwhere(labels[where] == i) + [w.start + b.start for w, b in zip(where, box)]
+        at = np.array(volume.origin) + direction @ (voxels.mean(axis=0)[::-1] * volume.spacing)
+        side, skull_mm = _place(working.grid.nearest(volume.indices_in_lps(voxels)), working)
         lesions.append(
             Lesion(
-                float(sizes[i - 1]),
-                (float(at[0]), float(at[1]), float(at[2])),
-                (first, where[0].stop + box[0].start - 1),
+                volume_ml=float(sizes[i - 1]),
+                centroid=(float(at[0]), float(at[1]), float(at[2])),
+                slices=(int(voxels[:, 0].min()), int(voxels[:, 0].max())),
+                mean_hu=float(volume.hu[tuple(voxels.T)].mean()),
+                side=side,
+                skull_mm=skull_mm,
             )
         )
     return mask, tuple(sorted(lesions, key=lambda lesion: -lesion.volume_ml))
+
+
+def _place(voxels: np.ndarray, working: WorkingImage) -> tuple[str, float]:
+    """Side of the head and in-plane distance to the skull of voxels (n, 3) of the working grid, (z, y, x)."""
+    distances, middles = [], []
+    mm = working.grid.spacing[2]
+    for z in np.unique(voxels[:, 0]):
+        inside = working.intracranial[z]
+        if not inside.any():
+            continue
+        y, x = voxels[voxels[:, 0] == z, 1:].T
+        padded = np.pad(inside.astype(np.uint8), 1)  # where the picture ends, the inside ends
+        distances.append(float(cv2.distanceTransform(padded, cv2.DIST_L2, 5)[y + 1, x + 1].min()))
+        middles.append(np.flatnonzero(inside.any(axis=0))[[0, -1]].mean())
+    if not middles:
+        return "midline", 0.0
+    offset = (voxels[:, 2].mean() - np.mean(middles)) * mm
+    side = "midline" if abs(offset) <= MIDLINE_MM else ("left" if offset > 0 else "right")
+    return side, max(0.0, min(distances) - 1) * mm

@@ -96,6 +96,14 @@ class Volume:
         axes, flips = self._to_lps()
         return np.flip(array, flips).transpose(np.argsort(axes))
 
+    def indices_in_lps(self, voxels: np.ndarray) -> np.ndarray:
+        """Where voxels (n, 3) of this volume, (z, y, x), lie in the array of `in_lps`."""
+        axes, flips = self._to_lps()
+        moved = voxels[:, axes]
+        for axis in flips:
+            moved[:, axis] = self.hu.shape[axes[axis]] - 1 - moved[:, axis]
+        return moved
+
 
 def suffix(path: Path) -> str:
     """The image suffix of a path in lower case (``.nii.gz`` counts as one), or '' if it has none that we read."""
@@ -206,8 +214,8 @@ def write_mask(mask: np.ndarray, volume: Volume, path: str | Path) -> Path:
     Args:
         mask: array (z, y, x) of 0 and 1, shaped like ``volume.hu``.
         volume: the scan.
-        path: the file to write, of the scan's own format (`mask_name`). It is replaced if it exists; missing
-            folders are made.
+        path: the file to write, of the scan's own format (`mask_name`), or MetaImage, which holds any geometry. It is
+            replaced if it exists; missing folders are made.
 
     Raises:
         HemsegError: the file cannot be written, what was written is not what was meant, or ``path`` has
@@ -216,9 +224,10 @@ def write_mask(mask: np.ndarray, volume: Volume, path: str | Path) -> Path:
     path = Path(path)
     if suffix(path) in ("", ".mhd"):
         raise HemsegError(f"{path}: a mask's name must end in one of {', '.join(s for s in SUFFIXES if s != '.mhd')}.")
-    if volume.path is not None and FORMATS[suffix(path)] != (own := FORMATS[suffix(volume.path)]):
+    kind = FORMATS[suffix(path)]
+    if volume.path is not None and kind not in ("MetaImage", own := FORMATS[suffix(volume.path)]):
         raise HemsegError(
-            f"{path}: the mask of {volume.path.name} is written as {own} too, since other formats round its geometry."
+            f"{path}: the mask of {volume.path.name} is written as {own} or MetaImage, {kind} would round its geometry."
         )
     if mask.shape != volume.hu.shape:
         raise ValueError(f"mask {mask.shape} and scan {volume.hu.shape} differ in shape")
@@ -226,9 +235,9 @@ def write_mask(mask: np.ndarray, volume: Volume, path: str | Path) -> Path:
     partial = path.with_name(f".{uuid.uuid4().hex}.part{suffix(path)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if volume.path is not None and FORMATS[suffix(path)] == "NIfTI":
+        if volume.path is not None and kind == "NIfTI":
             _write_nifti(mask, volume.path, partial)
-        elif volume.path is not None and FORMATS[suffix(path)] == "NRRD":
+        elif volume.path is not None and kind == "NRRD":
             _write_nrrd(mask, volume.path, partial)
         else:
             sitk.WriteImage(mask_to_itk(mask, volume), str(partial), useCompression=True)

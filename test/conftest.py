@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +61,18 @@ def same_geometry(a: Path, b: Path) -> bool:
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * float((a.astype(bool) & b.astype(bool)).sum()) / max(1.0, float(a.sum() + b.sum()))
+
+
+def process(*arguments: object, check: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the container's entry point, ``process.py``."""
+    done = subprocess.run(
+        [sys.executable, "process.py", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        env=os.environ | environment,
+    )
+    assert done.returncode == check, done.stderr
+    assert "Traceback" not in done.stderr
+    return done

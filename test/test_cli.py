@@ -81,7 +81,7 @@ def test_bad_files_are_named_and_the_others_done(scan: Path, tmp_path: Path) -> 
         ("in", "in", "replace the scan"),
         ("in/case.nii.gz", "in/case.nii.gz", "replace the scan"),
         ("in/case.nii.gz", "in", "replace the scan"),
-        ("in/case.nii.gz", "mask.mha", "NIfTI"),
+        ("in/case.nii.gz", "mask.nrrd", "NIfTI"),
     ],
 )
 def test_mistakes_end_in_one_sentence(scan: Path, tmp_path: Path, source: str, target: str, said: str) -> None:

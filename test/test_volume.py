@@ -105,10 +105,16 @@ def test_what_is_no_scan_is_refused(tmp_path: Path, name: str, said: str) -> Non
         read(tmp_path / name)
 
 
-def test_a_mask_keeps_its_scans_format(tmp_path: Path, scan: Path) -> None:
-    volume = read(scan)
-    with pytest.raises(HemsegError, match="NIfTI"):
-        write_mask(np.zeros(volume.hu.shape), volume, tmp_path / "mask.mha")
+def test_a_mask_keeps_its_scans_format_or_is_metaimage(tmp_path: Path) -> None:
+    for seed in range(20):
+        for suffix in (".nii.gz", ".nrrd"):
+            scan = tmp_path / f"scan{seed}{suffix}"
+            sitk.WriteImage(random_image(seed), str(scan))
+            volume = read(scan)
+            mask = write_mask(np.ones(volume.hu.shape), volume, tmp_path / "mask.mha")
+            assert same_geometry(scan, mask)
+    with pytest.raises(HemsegError, match="NIfTI would round"):
+        write_mask(np.zeros(volume.hu.shape), volume, tmp_path / "mask.nii.gz")
     with pytest.raises(HemsegError, match="must end in"):
         write_mask(np.zeros(volume.hu.shape), volume, tmp_path / "mask.png")
 

@@ -1,0 +1,231 @@
+"""The Grand Challenge contract: which case the platform means, and where its mask belongs.
+
+What is mounted decides the mode (`choose`, a pure function of what lies there); ``--mode`` overrides it:
+
+gc          one image socket in a folder of its own, ``/input/images/ct``: ``/output/<output path>/output.mha``
+gc-generic  the generic image socket, ``/input/images`` or ``/input``: ``/output/images/<same name>``, results.json
+instance    INSTANCE 2022, ``/input/*.nii.gz``: ``/predict/<same name>``, nothing else
+legacy      evalutils' layout, every image below ``/input``: ``/output/images/<same name>``, results.json
+
+The platform's newer way of calling, HTTP, is in `hemseg.server`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from hemseg.errors import HemsegError
+from hemseg.volume import SUFFIXES, suffix
+
+MODES = ("gc", "gc-generic", "instance", "legacy")
+INPUTS = "inputs.json"
+SOCKETS = "sockets.yaml"
+UNREAD = (".tif", ".tiff", ".dcm")  # images that the platform may hold, and that are not read here
+
+
+@dataclass(frozen=True)
+class Sockets:
+    """Which sockets of the platform an algorithm reads and writes.
+
+    Attributes:
+        input_slugs: image sockets that are accepted; any single one when empty.
+        output_slug: the socket of the mask.
+        output_path: its relative path; ``images/<output_slug>`` when empty.
+        report_path: relative path of a second output, JSON; none when empty.
+    """
+
+    input_slugs: tuple[str, ...] = ()
+    output_slug: str = "hemorrhage-segmentation"
+    output_path: str = ""
+    report_path: str = ""
+
+    def __post_init__(self) -> None:
+        _relative(self.mask_path, "output_path")
+        if self.report_path and _relative(self.report_path, "report_path").suffix != ".json":
+            raise HemsegError(f"report_path {self.report_path!r}: the report is JSON, its name must end in .json.")
+
+    @property
+    def mask_path(self) -> str:
+        """The folder of the mask, relative to the output folder."""
+        return self.output_path or f"images/{self.output_slug}"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run has to do. ``scans``: paths relative to the input folder."""
+
+    mode: str
+    scans: tuple[PurePosixPath, ...]
+
+
+def load_sockets(environment: Mapping[str, str], weights: Path | None = None) -> Sockets:
+    """Sockets from the environment, over those of a YAML file.
+
+    ``HEMSEG_INPUT_SLUGS`` (separated by commas), ``HEMSEG_OUTPUT_SLUG``, ``HEMSEG_OUTPUT_PATH``,
+    ``HEMSEG_REPORT_PATH``. The file is the one that ``HEMSEG_SOCKETS`` names, else ``sockets.yaml`` beside the weights,
+    if there is one; its keys are the names of `Sockets`.
+
+    Raises:
+        HemsegError: the file is missing or wrong.
+    """
+    named = environment.get("HEMSEG_SOCKETS", "")
+    path = Path(named) if named else (weights / SOCKETS if weights else None)
+    values: dict[str, Any] = {}
+    if path and (named or path.is_file()):
+        values = _read_sockets(path)
+    for field in fields(Sockets):
+        if text := environment.get(f"HEMSEG_{field.name.upper()}", ""):
+            several = field.name == "input_slugs"
+            values[field.name] = tuple(s.strip() for s in text.split(",") if s.strip()) if several else text
+    return Sockets(**values)
+
+
+def _read_sockets(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise HemsegError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]}).") from None
+    known = [field.name for field in fields(Sockets)]
+    if not isinstance(values, dict) or (set(values) - set(known)):
+        raise HemsegError(f"{path}: holds the keys {', '.join(known)} and no others.")
+    slugs = values.get("input_slugs", [])
+    texts = [v for k, v in values.items() if k != "input_slugs"]
+    if not isinstance(slugs, list) or not all(isinstance(v, str) for v in [*slugs, *texts]):
+        raise HemsegError(f"{path}: input_slugs is a list of names, the other values are text.")
+    return values | {"input_slugs": tuple(slugs)}
+
+
+def read_inputs(folder: Path) -> Any:
+    """What ``inputs.json`` of an input folder holds; None when there is none.
+
+    Raises:
+        HemsegError: it cannot be read as JSON.
+    """
+    path = folder / INPUTS
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise HemsegError(f"{path}: cannot be read as JSON ({error}).") from None
+
+
+def choose(
+    files: Collection[PurePosixPath],
+    inputs: Any = None,
+    predict: bool = False,
+    sockets: Sockets | None = None,
+    mode: str = "auto",
+) -> Work:
+    """What is to be done, from what is mounted. A pure function.
+
+    Args:
+        files: every file below the input folder, relative to it; hidden ones are passed over.
+        inputs: the contents of ``inputs.json``, or None.
+        predict: whether ``/predict`` is mounted.
+        sockets: which sockets are accepted.
+        mode: one of `MODES`, or ``auto``.
+
+    Raises:
+        HemsegError: nothing to do, or more than one thing that might be meant.
+    """
+    sockets = sockets or Sockets()
+    seen = sorted(p for p in files if not any(part.startswith(".") for part in p.parts))
+    images = [p for p in seen if suffix(Path(p))]
+    if mode not in ("auto", *MODES):
+        raise HemsegError(f"mode {mode!r} is not known; give one of auto, serve, {', '.join(MODES)}.")
+    if mode == "legacy":
+        return Work("legacy", _some(images, seen))
+    if mode == "instance":
+        return _instance(images)
+    if inputs is not None:
+        if predict and mode == "auto":
+            raise HemsegError(f"both /predict and {INPUTS} are there; say with --mode which is meant.")
+        return _socket_case(images, seen, inputs, sockets, mode)
+    if mode == "auto" and predict:
+        return _instance(images)
+    alone = len(images) == 1
+    in_socket = alone and len(images[0].parts) == 3 and images[0].parts[0] == "images"
+    if mode == "auto":
+        return Work("gc", tuple(images)) if in_socket else Work("legacy", _some(images, seen))
+    if not alone:
+        raise HemsegError(f"mode {mode} segments one image, but the input folder holds {len(images)}{_names(images)}.")
+    return Work(mode, tuple(images))
+
+
+def _socket_case(
+    images: list[PurePosixPath], seen: list[PurePosixPath], inputs: Any, sockets: Sockets, mode: str
+) -> Work:
+    named = _image_sockets(inputs)
+    usable = {slug: path for slug, path in named.items() if not sockets.input_slugs or slug in sockets.input_slugs}
+    if not usable:
+        wanted = f" of {', '.join(sockets.input_slugs)}" if sockets.input_slugs else ""
+        there = f"it names {', '.join(named)}" if named else "it names none"
+        raise HemsegError(f"{INPUTS}: no image socket{wanted}; {there}.")
+    if len(usable) > 1:
+        raise HemsegError(
+            f"{INPUTS}: several image sockets ({', '.join(usable)}); say with HEMSEG_INPUT_SLUGS which holds the CT."
+        )
+    ((slug, relative),) = usable.items()
+    folder = _relative(relative, f"{INPUTS}: relative_path of {slug}") if relative else PurePosixPath()
+    kind = "gc-generic" if relative in ("", "images") else "gc"
+    if mode not in ("auto", kind):
+        kind = mode
+    here = [p for p in images if p.parent == folder]
+    if len(here) != 1:
+        other = [p for p in seen if p.parent == folder and p.suffix.lower() in UNREAD]
+        hint = f" Files such as {other[0].name} are not read." if other and not here else ""
+        where = f"{folder}/" if relative else "the input folder"
+        raise HemsegError(f"socket {slug}: {where} should hold one image, but holds {len(here)}{_names(here)}.{hint}")
+    return Work(kind, tuple(here))
+
+
+def _image_sockets(inputs: Any) -> dict[str, str]:
+    """Slug and relative path of the image sockets that ``inputs.json`` names (``socket``, else ``interface``)."""
+    if not isinstance(inputs, list) or not all(isinstance(item, dict) for item in inputs):
+        raise HemsegError(f"{INPUTS}: should be a list of sockets.")
+    found: dict[str, str] = {}
+    for item in inputs:
+        socket = item.get("socket") or item.get("interface")
+        if not isinstance(socket, dict) or not isinstance(socket.get("slug"), str):
+            raise HemsegError(f"{INPUTS}: an item has neither a socket nor an interface with a slug.")
+        kind = socket.get("super_kind")
+        if (kind.lower() == "image") if isinstance(kind, str) else item.get("image") is not None:
+            path = socket.get("relative_path", f"images/{socket['slug']}")
+            if not isinstance(path, str):
+                raise HemsegError(f"{INPUTS}: relative_path of {socket['slug']} should be text.")
+            if socket["slug"] in found:
+                raise HemsegError(f"{INPUTS}: names the socket {socket['slug']} twice.")
+            found[socket["slug"]] = path.rstrip("/")
+    return found
+
+
+def _relative(text: str, what: str) -> PurePosixPath:
+    path = PurePosixPath(text)
+    if path.is_absolute() or ".." in path.parts or "\0" in text:
+        raise HemsegError(f"{what}: {text!r} leaves the folder it belongs to.")
+    return path
+
+
+def _instance(images: list[PurePosixPath]) -> Work:
+    scans = tuple(p for p in images if len(p.parts) == 1 and p.name.lower().endswith(".nii.gz"))
+    if not scans:
+        raise HemsegError("mode instance: the input folder holds no scans; it looks for *.nii.gz, without subfolders.")
+    return Work("instance", scans)
+
+
+def _some(images: list[PurePosixPath], seen: list[PurePosixPath]) -> tuple[PurePosixPath, ...]:
+    if not images:
+        other = next((f" (files such as {p.name} are not read)" for p in seen if p.suffix.lower() in UNREAD), "")
+        raise HemsegError(f"the input folder holds no scans; hemseg looks for {', '.join(SUFFIXES)}{other}.")
+    return tuple(images)
+
+
+def _names(paths: list[PurePosixPath]) -> str:
+    return f" ({', '.join(p.name for p in paths[:5])}{', ...' if len(paths) > 5 else ''})" if paths else ""

@@ -1,0 +1,103 @@
+"""Grand Challenge's legacy layout: evalutils' algorithm, without its traps. Imports evalutils, which takes a while.
+
+evalutils 0.4.2 tries folders and JSON files as images, loses ``results.json`` for all when one case fails, overwrites
+a mask when two subfolders hold a file of one name, rejects identical images, and needs an output folder that exists.
+Finding, running and saving are therefore our own.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import SimpleITK as sitk
+from evalutils import SegmentationAlgorithm
+from pandas import DataFrame
+
+from hemseg.cohort import Job, attempt, refused
+from hemseg.model import Model
+from hemseg.report import write_json
+from hemseg.segmentation import segment
+from hemseg.volume import from_itk, mask_name, mask_to_itk
+
+logger = logging.getLogger("hemseg")
+
+
+class HemorrhageSegmentation(SegmentationAlgorithm):
+    """Scans of ``input_path`` to ``output_path/images`` and ``output_path/results.json``.
+
+    Args:
+        scans: paths relative to ``input_path``.
+        report: where the report of a single scan goes, if anywhere.
+    """
+
+    def __init__(
+        self,
+        input_path: Path,
+        output_path: Path,
+        model: Model,
+        scans: Sequence[PurePosixPath],
+        report: Path | None = None,
+    ) -> None:
+        super().__init__(
+            input_path=input_path,
+            output_path=output_path / "images",
+            output_file=output_path / "results.json",
+            validators={},
+        )
+        self._model, self._scans, self._report = model, scans, report
+        self.failed = 0
+
+    def load(self) -> None:
+        """Name the scans; they are read one at a time, later."""
+        self._cases = {self._index_key: DataFrame({"path": [self._input_path / scan for scan in self._scans]})}
+
+    def process_cases(self, file_loader_key: str | None = None) -> None:
+        """All cases, each on its own: a bad one is named, and the others are done."""
+        paths = self._cases[file_loader_key or self._index_key]["path"]
+        jobs = [
+            Job(p.relative_to(self._input_path), p, self._output_path / mask_name(p), report=self._report)
+            for p in paths
+        ]
+        reasons = refused(jobs)
+        try:
+            for number, job in enumerate(jobs):
+                result = self.process_case(idx=number, case={"job": job, "refused": reasons.get(job, "")})
+                self._case_results.append(result)
+                logger.info(
+                    "[%d/%d] %s: %s", number + 1, len(jobs), job.case, "done" if result["outputs"] else "failed"
+                )
+                for message in result["error_messages"]:
+                    print(f"error: {message}", file=sys.stderr)
+        except SystemExit:  # SIGTERM, at any moment: tell what there is
+            left = jobs[len(self._case_results) :]
+            self._case_results += [self._entry(job, f"{job.case}: not done, stopped.") for job in left]
+            self.save()
+            raise
+
+    def process_case(self, *, idx: int, case: Any) -> dict[str, Any]:
+        """Segment and write one case; its entry in ``results.json``."""
+        job: Job = case["job"]
+        error = case["refused"] or attempt(job, self._model).error
+        self.failed += bool(error)
+        return self._entry(job, error)
+
+    @staticmethod
+    def _entry(job: Job, error: str) -> dict[str, Any]:
+        return {
+            "outputs": [] if error else [{"type": "metaio_image", "filename": job.mask.name}],
+            "inputs": [{"type": "metaio_image", "filename": job.scan.name}],
+            "error_messages": [error] if error else [],
+        }
+
+    def predict(self, *, input_image: sitk.Image) -> sitk.Image:
+        """Segment an image in memory: evalutils' own interface, for those who call it."""
+        volume = from_itk(input_image)
+        return mask_to_itk(segment(volume, self._model).mask, volume)
+
+    def save(self) -> None:
+        """Write ``results.json``, all or nothing."""
+        write_json(self._case_results, Path(self._output_file))

@@ -1,0 +1,168 @@
+"""Which case is meant, and where its mask belongs: a test a row of the contract, and one for each ambiguity."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+
+from hemseg.errors import HemsegError
+from hemseg.grand_challenge import Sockets, choose, load_sockets, read_inputs
+
+
+def tree(*names: str) -> list[PurePosixPath]:
+    return [PurePosixPath(name) for name in names]
+
+
+def socket(slug: str, path: str | None = None, key: str = "socket", **more: Any) -> dict[str, Any]:
+    described = {"slug": slug, "kind": "Image", "super_kind": "Image"} | (
+        {} if path is None else {"relative_path": path}
+    )
+    return {key: described, "value": None, "file": None, "image": {"pk": "1", "name": "a.mha"}, "pk": 1} | more
+
+
+VALUE = {
+    "socket": {"slug": "age", "kind": "Integer", "super_kind": "Value", "relative_path": "age.json"},
+    "value": 70,
+    "file": None,
+    "image": None,
+}
+LEGACY_KEY = {"interface": {"slug": "ct", "relative_path": "images/ct"}, "image": {"name": "a.mha"}}
+
+ROWS: dict[str, tuple[list[PurePosixPath], Any, bool, str, list[str]]] = {
+    "a socket of its own": (tree("inputs.json", "images/ct/u.mha"), [socket("ct-image", "images/ct")], False, "gc", [
+        "images/ct/u.mha"]),
+    "slug and path differ": (tree("images/ct/u.mha"), [socket("head", "images/ct")], False, "gc", ["images/ct/u.mha"]),
+    "interface only": (tree("images/ct/u.mha"), [LEGACY_KEY], False, "gc", ["images/ct/u.mha"]),
+    "socket and interface": (tree("images/ct/u.mha", "images/old/v.mha"), [
+        socket("ct", "images/ct") | {"interface": {"slug": "old", "relative_path": "images/old"}}], False, "gc", [
+        "images/ct/u.mha"]),
+    "no relative path": (tree("images/ct/u.mha"), [socket("ct")], False, "gc", ["images/ct/u.mha"]),
+    "generic": (tree("images/u.mha"), [socket("generic-medical-image", "images")], False, "gc-generic", [
+        "images/u.mha"]),
+    "generic with a slash": (tree("images/u.mha"), [socket("generic-medical-image", "images/")], False, "gc-generic", [
+        "images/u.mha"]),
+    "generic of old releases": (tree("u.mha"), [socket("generic-medical-image", "")], False, "gc-generic", ["u.mha"]),
+    "other sockets beside it": (tree("age.json", "images/ct/u.mha"), [VALUE, socket("ct", "images/ct")], False, "gc", [
+        "images/ct/u.mha"]),
+    "files of no known type": (tree("images/ct/u.mha", "images/ct/notes.txt", "images/ct/x.h5"), [
+        socket("ct", "images/ct")], False, "gc", ["images/ct/u.mha"]),
+    "hidden files": (tree("images/ct/u.mha", "images/ct/.u.mha", ".cache/v.mha"), [
+        socket("ct", "images/ct")], False, "gc", ["images/ct/u.mha"]),
+    "spaces and other scripts": (tree("images/ct/Schädel CT 頭.mha"), [socket("ct", "images/ct")], False, "gc", [
+        "images/ct/Schädel CT 頭.mha"]),
+    "one socket folder, no inputs.json": (tree("images/ct/u.mha"), None, False, "gc", ["images/ct/u.mha"]),
+    "no folder of its own, no inputs.json": (tree("images/u.mha"), None, False, "legacy", ["images/u.mha"]),
+    "two images in one folder, no inputs.json": (tree("images/ct/u.mha", "images/ct/v.mha"), None, False, "legacy", [
+        "images/ct/u.mha", "images/ct/v.mha"]),
+    "two folders, no inputs.json": (tree("images/ct/u.mha", "images/mr/v.mha"), None, False, "legacy", [
+        "images/ct/u.mha", "images/mr/v.mha"]),
+    "a socket folder and a loose image": (tree("images/ct/u.mha", "v.nii.gz"), None, False, "legacy", [
+        "images/ct/u.mha", "v.nii.gz"]),
+    "a plain folder": (tree("a.nii.gz", "b/c.mhd", "b/c.raw", "d.nrrd", "e.json", ".f.mha"), None, False, "legacy", [
+        "a.nii.gz", "b/c.mhd", "d.nrrd"]),
+    "predict is mounted": (tree("b.nii.gz", "a.nii.gz", "c.mha", "d/e.nii.gz"), None, True, "instance", [
+        "a.nii.gz", "b.nii.gz"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_mode(name: str) -> None:
+    files, inputs, predict, mode, scans = ROWS[name]
+    work = choose(files, inputs, predict)
+    assert (work.mode, [str(scan) for scan in work.scans]) == (mode, scans)
+
+
+CT = socket("ct", "images/ct")
+REFUSED: dict[str, tuple[list[PurePosixPath], Any, bool, str]] = {
+    "nothing": (tree(), None, False, "holds no scans"),
+    "DICOM only": (tree("a/1.dcm"), None, False, "1.dcm are not read"),
+    "two images in a socket": (tree("images/ct/u.mha", "images/ct/v.mha"), [CT], False, "one image, but holds 2"),
+    "none in the socket": (tree("images/other/u.mha"), [CT], False, "one image, but holds 0"),
+    "TIFF in the socket": (tree("images/ct/u.tif"), [CT], False, "u.tif are not read"),
+    "two sockets": (
+        tree("images/ct/u.mha", "images/mr/v.mha"),
+        [CT, socket("mr", "images/mr")],
+        False,
+        "several image",
+    ),
+    "one socket twice": (tree("images/ct/u.mha"), [CT, CT], False, "twice"),
+    "no image socket": (tree("images/ct/u.mha"), [VALUE], False, "no image socket"),
+    "an empty list": (tree("images/ct/u.mha"), [], False, "no image socket"),
+    "not a list": (tree("images/ct/u.mha"), {"a": 1}, False, "list of sockets"),
+    "no slug": (tree("images/ct/u.mha"), [{"socket": {}}], False, "neither a socket"),
+    "a path that leaves the folder": (tree("u.mha"), [socket("ct", "../..")], False, "leaves the folder"),
+    "an absolute path": (tree("u.mha"), [socket("ct", "/etc")], False, "leaves the folder"),
+    "predict and inputs.json": (tree("images/ct/u.mha"), [CT], True, "--mode"),
+    "predict without scans": (tree("a.mha"), None, True, "looks for"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_ambiguous_is_refused(name: str) -> None:
+    files, inputs, predict, said = REFUSED[name]
+    with pytest.raises(HemsegError, match=said.replace(".", r"\.")):
+        choose(files, inputs, predict)
+
+
+def test_a_list_of_slugs_chooses_and_restricts() -> None:
+    files = tree("images/ct/u.mha", "images/mr/v.mha")
+    both = [CT, socket("mr", "images/mr")]
+    assert choose(files, both, sockets=Sockets(input_slugs=("x", "ct"))).scans == tuple(tree("images/ct/u.mha"))
+    with pytest.raises(HemsegError, match=r"no image socket of x; it names ct, mr"):
+        choose(files, both, sockets=Sockets(input_slugs=("x",)))
+
+
+def test_a_mode_that_is_named_overrides() -> None:
+    files = tree("images/ct/u.mha", "v.nii.gz")
+    assert choose(files, [CT], mode="legacy").scans == tuple(sorted(files))
+    assert choose(files, [CT], predict=True, mode="gc").mode == "gc"
+    assert choose(files, [CT], mode="gc-generic").mode == "gc-generic"
+    assert choose(files, mode="instance").scans == tuple(tree("v.nii.gz"))
+    assert choose(tree("v.nii.gz"), mode="gc").scans == tuple(tree("v.nii.gz"))
+    with pytest.raises(HemsegError, match="holds 2"):
+        choose(files, mode="gc")
+    with pytest.raises(HemsegError, match="not known"):
+        choose(files, mode="batch")
+
+
+def test_sockets_from_a_file_and_the_environment(tmp_path: Path) -> None:
+    assert load_sockets({}).mask_path == "images/hemorrhage-segmentation"
+    path = tmp_path / "sockets.yaml"
+    path.write_text("input_slugs: [ct-image]\noutput_slug: blood\nreport_path: report.json\n")
+    assert load_sockets({}, tmp_path) == load_sockets({"HEMSEG_SOCKETS": str(path)})
+    assert load_sockets({}, tmp_path) == Sockets(("ct-image",), "blood", "", "report.json")
+    changed = load_sockets({"HEMSEG_INPUT_SLUGS": "a, b", "HEMSEG_OUTPUT_PATH": "images/x"}, tmp_path)
+    assert changed == Sockets(("a", "b"), "blood", "images/x", "report.json")
+    assert changed.mask_path == "images/x"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("output: x", "no others"),
+        ("input_slugs: ct", "list of names"),
+        ("output_slug: 3", "text"),
+        ("{", "cannot be read"),
+        ("output_path: ../x", "leaves"),
+        ("report_path: a.txt", "json"),
+    ],
+)
+def test_wrong_sockets_get_a_sentence(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "sockets.yaml").write_text(text)
+    with pytest.raises(HemsegError, match=said):
+        load_sockets({}, tmp_path)
+
+
+def test_a_missing_sockets_file_is_an_error_only_when_it_was_named(tmp_path: Path) -> None:
+    assert load_sockets({}, tmp_path) == Sockets()
+    with pytest.raises(HemsegError, match="cannot be read"):
+        load_sockets({"HEMSEG_SOCKETS": str(tmp_path / "gone.yaml")})
+
+
+def test_broken_inputs_json(tmp_path: Path) -> None:
+    assert read_inputs(tmp_path) is None
+    (tmp_path / "inputs.json").write_text("[")
+    with pytest.raises(HemsegError, match="cannot be read as JSON"):
+        read_inputs(tmp_path)
