@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Build the image, run it on test/cases as the platform would and harder, and compare the masks with test/expected.
+# Build the images, run them on test/cases in every mode as the platform would and harder, and compare the masks with
+# test/expected.
 #
 #   ./test.sh
 #
-# The container runs offline, with a read-only root and input, no capabilities, a random user and 4 GB of memory.
-# From the environment: ACCELERATOR, BASE_IMAGE, BUILD_ARGS, see build.sh.
+# Hardened: offline, read-only root and input, no capabilities, no new privileges, a random user, 256 processes, 4 GB of
+# memory. From the environment: ACCELERATOR, BASE_IMAGE, BUILD_ARGS, see build.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 case ${1:-} in
@@ -14,48 +15,172 @@ esac
 
 ./build.sh
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+name=hemseg-test-$$
+cleanup() {
+  docker rm --force "$name" >/dev/null 2>&1 || true
+  docker volume rm --force "$name" >/dev/null 2>&1 || true
+  rm -rf "$work"
+}
+trap cleanup EXIT
 chmod 755 "$work"
 
 gpus=()
 if [[ ${ACCELERATOR:-cuda} == cuda ]] && command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then
   gpus=(--gpus all)
 fi
+# the flags of the platform's own kit, then harder ones
+platform=(--platform=linux/amd64 "${gpus[@]}" --network none)
+hardened=("${platform[@]}" --memory=4g --memory-swap=4g --shm-size=128m --pids-limit=256
+  --cap-drop=ALL --security-opt=no-new-privileges --read-only --tmpfs /tmp)
 
-# run INPUT OUTPUT [DOCKER OPTION ...]: one run of the container
+fail() { echo "error: $*" >&2; exit 1; }
+# folder NAME: an output folder that any user may write to
+folder() { mkdir -p "$work/$1"; chmod 777 "$work/$1"; echo "$work/$1"; }
+someone() { echo "--user=$((10000 + RANDOM)):$((10000 + RANDOM))"; }
+# run INPUT OUTPUT [DOCKER OPTION ...]: one hardened run
 run() {
   local input=$1 output=$2
   shift 2
-  mkdir -p "$output"
-  chmod 777 "$output"
-  docker run --rm --platform=linux/amd64 "${gpus[@]}" \
-    --network none --memory=4g --memory-swap=4g --shm-size=128m --pids-limit=256 \
-    --cap-drop=ALL --security-opt=no-new-privileges --read-only --tmpfs /tmp \
-    --user "$((10000 + RANDOM)):$((10000 + RANDOM))" \
-    -v "$input:/input:ro" -v "$output:/output" "$@" hemseg:latest
+  docker run --rm "${hardened[@]}" "$(someone)" -v "$input:/input:ro" -v "$output:/output" "$@" hemseg:latest
 }
-
-# check FOLDER: compare its masks with the expected ones, with the libraries of the image
-check() {
-  docker run --rm --network none --read-only --entrypoint python -v "$PWD/test:/test:ro" -v "$1:/masks:ro" \
-    hemseg:latest /test/compare_masks.py /test/cases /test/expected /masks
+# judge ARGUMENTS: test/compare_masks.py, with the libraries of the image
+judge() {
+  docker run --rm --network none --read-only --entrypoint python -v "$PWD/test:/test:ro" -v "$work:/work:ro" \
+    hemseg:latest /test/compare_masks.py "$@" || fail "the masks are not the expected ones"
 }
+# holds FOLDER FILE ...: these files and no others
+holds() {
+  local here=$1 there
+  shift
+  there=$(cd "$here" && find . -type f -printf '%P\n' | sort)
+  [[ $there == "$(printf '%s\n' "$@" | sort)" ]] || fail "$here holds: ${there:-nothing}; expected: $*"
+}
+# socket FOLDER RELATIVE_PATH: a case as the platform lays it out
+socket() {
+  mkdir -p "$work/$1/$2"
+  cp test/cases/phantom-lobar.mha "$work/$1/$2/4f1c9a.mha"
+  printf '[{"socket": {"slug": "ct-image", "super_kind": "Image", "relative_path": "%s"}, "image": {"name": "a.mha"}}]\n' \
+    "$2" >"$work/$1/inputs.json"
+  chmod -R a+rX "$work/$1"
+}
+lobar=(/test/cases/phantom-lobar.mha /test/expected/phantom-lobar.mha)
 
-run "$PWD/test/cases" "$work/batch"
-check "$work/batch/images"
-[[ -s $work/batch/results.json ]] || { echo "error: results.json is missing" >&2; exit 1; }
+# the images
+for image in latest serve; do
+  user=$(docker image inspect --format '{{.Config.User}}' "hemseg:$image")
+  [[ -n $user && $user != root && $user != 0 ]] || fail "hemseg:$image runs as root"
+done
+label='{{index .Config.Labels "org.grand-challenge.api-method"}}'
+[[ $(docker image inspect --format "$label" hemseg:serve) == invoke ]] || fail "hemseg:serve lacks its label"
+[[ $(docker image inspect --format "$label" hemseg:latest) == "" ]] || fail "hemseg:latest must not have the label"
 
+# legacy
+output=$(folder legacy)
+run "$PWD/test/cases" "$output"
+judge /test/cases /test/expected /work/legacy/images
+mapfile -t cases < <(ls test/cases)
+holds "$output" results.json "${cases[@]/#/images/}"
+echo "legacy: passed"
+
+# a batch with a broken scan
 mkdir "$work/broken"
 cp test/cases/*.mha "$work/broken/"
 echo "this is no scan" >"$work/broken/broken.nii.gz"
 chmod -R a+rX "$work/broken"
-if run "$work/broken" "$work/partial" 2>"$work/stderr"; then
-  echo "error: a batch with a broken scan must not exit with 0" >&2
-  exit 1
-fi
-grep -q '^error: /input/broken.nii.gz' "$work/stderr"
-grep -q 'broken.nii.gz' "$work/partial/results.json"
-for scan in test/cases/*.mha; do [[ -s $work/partial/images/$(basename "$scan") ]]; done
-[[ ! -e $work/partial/images/broken.nii.gz ]]
-echo "a broken scan is named, the others are done"
+output=$(folder partial)
+if run "$work/broken" "$output" 2>"$work/stderr"; then fail "a batch with a broken scan must not exit with 0"; fi
+grep -q '^error: /input/broken.nii.gz' "$work/stderr" || fail "the broken scan is not named: $(cat "$work/stderr")"
+grep -q 'broken.nii.gz: cannot be read' "$output/results.json" || fail "results.json does not name the broken scan"
+mapfile -t good < <(basename -a test/cases/*.mha)
+holds "$output" results.json "${good[@]/#/images/}"
+echo "a broken scan: named, the others are done"
+
+# gc, with the platform's own flags, and with the weights as its tarball; then hardened, with a report
+socket gc images/ct
+docker volume create "$name" >/dev/null
+output=$(folder platform)
+docker run --rm "${platform[@]}" -v "$work/gc:/input:ro" -v "$output:/output" -v "$name:/tmp" \
+  -v "$PWD/weights:/opt/ml/model:ro" hemseg:latest
+holds "$output" images/hemorrhage-segmentation/output.mha
+judge "${lobar[@]}" /work/platform/images/hemorrhage-segmentation/output.mha
+output=$(folder gc-out)
+run "$work/gc" "$output" -e HEMSEG_OUTPUT_SLUG=ich -e HEMSEG_REPORT_PATH=report.json
+holds "$output" images/ich/output.mha report.json
+judge "${lobar[@]}" /work/gc-out/images/ich/output.mha
+grep -q '"volume_ml"' "$output/report.json" || fail "the report has no volume"
+echo "gc: passed"
+
+# gc-generic
+socket generic images
+output=$(folder generic-out)
+run "$work/generic" "$output"
+holds "$output" images/4f1c9a.mha results.json
+judge "${lobar[@]}" /work/generic-out/images/4f1c9a.mha
+echo "gc-generic: passed"
+
+# instance
+mkdir "$work/instance"
+cp test/cases/phantom-intraparenchymal.nii.gz "$work/instance/001.nii.gz"
+chmod -R a+rX "$work/instance"
+output=$(folder predict)
+run "$work/instance" "$(folder unused)" -v "$output:/predict"
+holds "$output" 001.nii.gz
+[[ -z $(ls "$work/unused") ]] || fail "mode instance writes to /output"
+judge /test/{cases,expected}/phantom-intraparenchymal.nii.gz /work/predict/001.nii.gz
+echo "instance: passed"
+
+# `docker stop` in the middle of a batch
+mkdir "$work/many"
+for number in {10..59}; do cp test/cases/phantom-lobar.mha "$work/many/$number.mha"; done
+chmod -R a+rX "$work/many"
+output=$(folder stopped)
+docker run --detach --name "$name" "${hardened[@]}" "$(someone)" -v "$work/many:/input:ro" -v "$output:/output" \
+  hemseg:latest >/dev/null
+until docker logs "$name" 2>/dev/null | grep -q '^\[2/50\]'; do
+  [[ $(docker inspect --format '{{.State.Running}}' "$name") == true ]] || fail "the batch ended too early"
+  sleep 0.2
+done
+docker stop "$name" >/dev/null
+code=$(docker inspect --format '{{.State.ExitCode}}' "$name")
+docker rm "$name" >/dev/null
+[[ $code == 143 ]] || fail "a stopped batch should exit with 143, not $code"
+grep -q 'not done, stopped' "$output/results.json" || fail "results.json does not say what was not done"
+done=$(find "$output/images" -type f | wc -l)
+((done >= 2 && done < 50)) || fail "$done masks were written before the stop"
+for mask in "$output"/images/*; do
+  cmp "$mask" "$work/legacy/images/phantom-lobar.mha" || fail "$mask is not whole"
+done
+[[ -z $(find "$output" -name '.*.part*') ]] || fail "a temporary file is left"
+echo "docker stop: $done whole masks, nothing else"
+
+# serve
+output=$(folder serve-out)
+docker run --detach --name "$name" "${hardened[@]}" "$(someone)" -v "$work/gc:/input:ro" -v "$output:/output" \
+  hemseg:serve >/dev/null
+# ask METHOD PATH: the status, from inside the container, for it has no network
+ask() {
+  docker exec "$name" python -c "
+import http.client
+connection = http.client.HTTPConnection('127.0.0.1', 4743, timeout=300)
+try:
+    connection.request('$1', '$2')
+    print(connection.getresponse().status)
+except OSError:
+    print('no answer')"
+}
+until [[ $(ask GET /health) == 200 ]]; do
+  [[ $(docker inspect --format '{{.State.Running}}' "$name") == true ]] || fail "no server: $(docker logs "$name" 2>&1)"
+  sleep 0.5
+done
+[[ $(ask POST /invoke) == 201 ]] || fail "/invoke: $(docker logs "$name" 2>&1)"
+holds "$output" images/hemorrhage-segmentation/output.mha
+judge "${lobar[@]}" /work/serve-out/images/hemorrhage-segmentation/output.mha
+echo "this is no scan" >"$work/gc/images/ct/4f1c9a.mha"
+[[ $(ask POST /invoke) == 422 ]] || fail "a broken scan should be answered with 422"
+[[ $(ask GET /health) == 200 ]] || fail "the server did not live on"
+docker stop "$name" >/dev/null
+code=$(docker inspect --format '{{.State.ExitCode}}' "$name")
+[[ $code == 0 ]] || fail "a stopped server should exit with 0, not $code"
+echo "serve: passed"
+
 echo "test.sh: all checks passed"

@@ -1,6 +1,7 @@
 """Compare masks with the expected ones: same files, uint8 of 0 and 1, the scan's geometry, Dice of at least 0.99.
 
     python test/compare_masks.py test/cases test/expected MASKS
+    python test/compare_masks.py SCAN EXPECTED MASK          (three files)
 
 Runs inside the container, where there is no test framework.
 """
@@ -39,6 +40,10 @@ def faults(scan: Path, expected: Path, mask: Path) -> list[str]:
 
 def main(cases: Path, expected: Path, masks: Path) -> int:
     """Compare all; returns the exit code."""
+    if cases.is_file():
+        for sentence in (found := faults(cases, expected, masks)):
+            print(f"error: {masks.name}: {sentence}", file=sys.stderr)
+        return 1 if found else 0
     scans = sorted(p for p in cases.iterdir() if p.is_file())
     wrong = {scan.name: faults(scan, expected / scan.name, masks / scan.name) for scan in scans}
     if extra := {p.name for p in masks.iterdir()} - {scan.name for scan in scans}:
