@@ -14,10 +14,11 @@ import logging
 import os
 import signal
 import sys
+from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from hemseg.cohort import Job, attempt, walk
+from hemseg.cohort import Job, run, walk
 from hemseg.errors import HemsegError
 from hemseg.grand_challenge import MODES, Sockets, Work, choose, load_sockets, read_inputs
 from hemseg.model import DEVICES, default_weights, load
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("hemseg")
 
 
-def run(work: Work, source: Path, target: Path, predict: Path, sockets: Sockets, model: Model) -> int:
+def perform(work: Work, source: Path, target: Path, predict: Path, sockets: Sockets, model: Model) -> int:
     """Do what was chosen; returns how many cases failed.
 
     Args:
@@ -43,17 +44,18 @@ def run(work: Work, source: Path, target: Path, predict: Path, sockets: Sockets,
         )
         algorithm.process()
         return algorithm.failed
+    if work.mode == "instance":
+        jobs = [Job(Path(scan), source / scan, predict / scan.name) for scan in work.scans]
+    else:
+        (scan,) = work.scans
+        jobs = [Job(Path(scan), source / scan, target / sockets.mask_path / "output.mha", report=report)]
     failed = 0
-    for scan in work.scans:
-        if work.mode == "instance":
-            job = Job(Path(scan), source / scan, predict / scan.name)
-        else:
-            job = Job(Path(scan), source / scan, target / sockets.mask_path / "output.mha", report=report)
-        outcome = attempt(job, model)
-        failed += bool(outcome.error)
-        logger.info("%s: %s", job.case, "failed" if outcome.error else "done")
-        if outcome.error:
-            print(f"error: {outcome.error}", file=sys.stderr)
+    with closing(run(jobs, model)) as outcomes:
+        for outcome in outcomes:
+            failed += bool(outcome.error)
+            logger.info("%s: %s", outcome.job.case, "failed" if outcome.error else "done")
+            if outcome.error:
+                print(f"error: {outcome.error}", file=sys.stderr)
     return failed
 
 
@@ -99,7 +101,7 @@ def main() -> int:
         model = load(weights, arguments.device)
         logger.info("weights %s %s on %s", model.manifest.name, model.manifest.version, model.provider)
         logger.info("mode %s, %d scan%s", work.mode, len(work.scans), "s" * (len(work.scans) != 1))
-        failed = run(work, arguments.input, arguments.output, arguments.predict, sockets, model)
+        failed = perform(work, arguments.input, arguments.output, arguments.predict, sockets, model)
     except (HemsegError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""A folder of scans: which files are scans, where their masks go, and one case after the other.
+"""A folder of scans: which files are scans, where their masks go, and the pipeline that does them.
 
 A case that fails is named with its reason, and the others are still done.
 """
@@ -6,15 +6,24 @@ A case that fails is named with its reason, and the others are still done.
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 from hemseg.errors import HemsegError
 from hemseg.model import Model
-from hemseg.segmentation import Segmentation, segment
-from hemseg.volume import SUFFIXES, mask_name, read, stem, suffix
+from hemseg.preprocessing import WorkingImage, working_image
+from hemseg.segmentation import Segmentation, outlined, working_probability
+from hemseg.volume import SUFFIXES, Volume, mask_name, read, stem, suffix
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -128,26 +137,91 @@ def refused(jobs: Iterable[Job]) -> dict[Job, str]:
     return reasons
 
 
-def run(jobs: list[Job], model: Model) -> Iterator[Outcome]:
-    """Do the jobs in order. A job's files are written, whole, before its outcome is given."""
+def run(jobs: Iterable[Job], model: Model) -> Generator[Outcome]:
+    """Do the jobs in order. A job's files are written, whole, before its outcome is given.
+
+    While the network works on a scan, the next one is read and prepared and the one before it written: two threads
+    beside the caller's, and never more than three scans in memory. What goes wrong with a scan becomes a sentence.
+    """
+    jobs = list(jobs)
     reasons = refused(jobs)
-    for job in jobs:
-        yield Outcome(job, None, reasons[job]) if job in reasons else attempt(job, model)
+
+    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
+
+        def prepared(job: Job) -> Future[_Ready | Outcome]:
+            return ahead.submit(_step, job, lambda: _prepare(job, model, reasons.get(job, "")))
+
+        coming = prepared(jobs[0]) if jobs else None
+        leaving: Future[Outcome] | None = None
+        for job, after in zip(jobs, [*jobs[1:], None], strict=True):
+            assert coming
+            ready = coming.result()
+            coming = prepared(after) if after else None
+            if isinstance(ready, _Ready):
+                ready = _step(job, partial(_answered, ready, model))
+            if leaving:
+                yield leaving.result()
+            leaving = behind.submit(_finished, job, ready, model)
+            del ready  # its voxels live only as long as they are needed
+        if leaving:
+            yield leaving.result()
 
 
 def attempt(job: Job, model: Model) -> Outcome:
     """Do one job; what goes wrong becomes a sentence."""
+    (outcome,) = run([job], model)
+    return outcome
+
+
+@dataclass(frozen=True, eq=False)
+class _Ready:
+    """A scan that was read and prepared, and later what the network said of it; ``seconds`` so far."""
+
+    volume: Volume
+    working: WorkingImage
+    seconds: float
+    probability: np.ndarray | None = None
+
+
+def _prepare(job: Job, model: Model, refusal: str) -> _Ready:
+    if refusal:
+        raise HemsegError(refusal)
+    volume = read(job.scan)
+    start = time.perf_counter()
+    working = working_image(volume, model.manifest.preprocessing)
+    return _Ready(volume, working, time.perf_counter() - start)
+
+
+def _answered(ready: _Ready, model: Model) -> _Ready:
+    start = time.perf_counter()
+    probability = working_probability(ready.working, model)
+    return replace(ready, probability=probability, seconds=ready.seconds + time.perf_counter() - start)
+
+
+def _finished(job: Job, ready: _Ready | Outcome, model: Model) -> Outcome:
+    return ready if isinstance(ready, Outcome) else _step(job, lambda: _written(job, ready, model))
+
+
+def _written(job: Job, ready: _Ready, model: Model) -> Outcome:
+    assert ready.probability is not None
+    result = outlined(ready.volume, ready.working, ready.probability, model.manifest)
+    result = replace(result, seconds=ready.seconds + result.seconds)
+    if job.overlay:
+        from hemseg.report import write_overlay
+
+        write_overlay(result, job.overlay, title=str(job.case))
+    if job.report:
+        from hemseg.report import findings, write_json
+
+        write_json(findings(result, model, str(job.case)), job.report)
+    result.save(job.mask)  # last: where there is a mask, there is all of the case
+    return Outcome(job, result)
+
+
+def _step(job: Job, step: Callable[[], Result]) -> Result | Outcome:
+    """A step's result, or the outcome that says what went wrong."""
     try:
-        result = segment(read(job.scan), model)
-        result.save(job.mask)
-        if job.overlay:
-            from hemseg.report import write_overlay
-
-            write_overlay(result, job.overlay, title=str(job.case))
-        if job.report:
-            from hemseg.report import findings, write_json
-
-            write_json(findings(result, model, str(job.case)), job.report)
+        return step()
     except HemsegError as error:
         return Outcome(job, None, str(error))
     except MemoryError:
@@ -155,4 +229,3 @@ def attempt(job: Job, model: Model) -> Outcome:
     except Exception as error:  # a fault of ours: name the case, and go on with the others
         said = f"{job.scan}: failed unexpectedly ({type(error).__name__}: {error}); please report it."
         return Outcome(job, None, said, unexpected=True)
-    return Outcome(job, result)

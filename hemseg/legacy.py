@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,7 +18,7 @@ import SimpleITK as sitk
 from evalutils import SegmentationAlgorithm
 from pandas import DataFrame
 
-from hemseg.cohort import Job, attempt, refused
+from hemseg.cohort import Job, Outcome, run
 from hemseg.model import Model
 from hemseg.report import write_json
 from hemseg.segmentation import segment
@@ -62,16 +63,14 @@ class HemorrhageSegmentation(SegmentationAlgorithm):
             Job(p.relative_to(self._input_path), p, self._output_path / mask_name(p), report=self._report)
             for p in paths
         ]
-        reasons = refused(jobs)
         try:
-            for number, job in enumerate(jobs):
-                result = self.process_case(idx=number, case={"job": job, "refused": reasons.get(job, "")})
-                self._case_results.append(result)
-                logger.info(
-                    "[%d/%d] %s: %s", number + 1, len(jobs), job.case, "done" if result["outputs"] else "failed"
-                )
-                for message in result["error_messages"]:
-                    print(f"error: {message}", file=sys.stderr)
+            with closing(run(jobs, self._model)) as outcomes:
+                for number, outcome in enumerate(outcomes, start=1):
+                    self._case_results.append(self.process_case(idx=number - 1, case=outcome))
+                    said = "failed" if outcome.error else "done"
+                    logger.info("[%d/%d] %s: %s", number, len(jobs), outcome.job.case, said)
+                    if outcome.error:
+                        print(f"error: {outcome.error}", file=sys.stderr)
         except SystemExit:  # SIGTERM, at any moment: tell what there is
             left = jobs[len(self._case_results) :]
             self._case_results += [self._entry(job, f"{job.case}: not done, stopped.") for job in left]
@@ -79,11 +78,10 @@ class HemorrhageSegmentation(SegmentationAlgorithm):
             raise
 
     def process_case(self, *, idx: int, case: Any) -> dict[str, Any]:
-        """Segment and write one case; its entry in ``results.json``."""
-        job: Job = case["job"]
-        error = case["refused"] or attempt(job, self._model).error
-        self.failed += bool(error)
-        return self._entry(job, error)
+        """The entry in ``results.json`` of a case that was done."""
+        outcome: Outcome = case
+        self.failed += bool(outcome.error)
+        return self._entry(outcome.job, outcome.error)
 
     @staticmethod
     def _entry(job: Job, error: str) -> dict[str, Any]:

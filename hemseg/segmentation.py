@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 from scipy import ndimage
 
-from hemseg.model import Model
+from hemseg.model import Manifest, Model
 from hemseg.preprocessing import WorkingImage, network_input, working_image
 from hemseg.volume import Volume, write_mask
 
@@ -71,11 +71,18 @@ def segment(volume: Volume, model: Model) -> Segmentation:
     """Segment one scan. A mask is never invented: an empty one is a valid answer."""
     start = time.perf_counter()
     working = working_image(volume, model.manifest.preprocessing)
-    probability = working_probability(working, model)
-    manifest = model.manifest
-    mask = volume.from_lps(
-        restored(confident(probability, manifest.threshold, manifest.min_peak), working, manifest.threshold)
-    )
+    result = outlined(volume, working, working_probability(working, model), model.manifest)
+    return replace(result, seconds=time.perf_counter() - start)
+
+
+def outlined(volume: Volume, working: WorkingImage, probability: np.ndarray, manifest: Manifest) -> Segmentation:
+    """The network's answer (z, y, x; working grid) as a mask and lesions on the scan's own grid.
+
+    Its ``seconds`` are those of this step alone.
+    """
+    start = time.perf_counter()
+    certain = confident(probability, manifest.threshold, manifest.min_peak)
+    mask = volume.from_lps(restored(certain, working, manifest.threshold))
     mask, lesions = _lesions(mask, volume, manifest.min_lesion_ml, working)
     return Segmentation(
         volume=volume,
