@@ -1,0 +1,84 @@
+"""The network alone in other runtimes and precisions, for `hemseg.bench`: ``python -m training.runtimes``.
+
+The shipped weights in ONNX Runtime as float16 and int8, and the recipe's own U-Net in torch (its weights do not
+matter for the time). Two threads each; one JSON line.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
+
+from hemseg.bench import Row, repeated
+from hemseg.model import Manifest, default_weights
+from training.config import load_config
+from training.segmenter import build_unet
+
+THREADS = 2
+
+
+class Patches(CalibrationDataReader):
+    """A few patches of noise: enough to calibrate a timing, not a product."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        rng = np.random.default_rng(0)
+        self._left = [rng.random(shape, np.float32) for _ in range(2)]
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return {"image": self._left.pop()} if self._left else None
+
+
+def in_onnxruntime(what: str, path: Path, image: np.ndarray) -> Row:
+    """Time a model file."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return repeated(what, lambda: session.run(None, {"image": image}))
+
+
+def rows() -> list[Row]:
+    """All rows of the table."""
+    weights = default_weights()
+    manifest = Manifest.read(weights)
+    image = np.random.default_rng(0).random((1, len(manifest.preprocessing.channels), *manifest.patch), np.float32)
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        half, whole = Path(folder) / "half.onnx", Path(folder) / "int8.onnx"
+        model = OnnxModel(convert_float_to_float16(onnx.load(str(weights / manifest.file)), keep_io_types=True))
+        model.topological_sort()
+        onnx.save(model.model, str(half))
+        found.append(in_onnxruntime(f"ONNX Runtime, float16, {THREADS} threads", half, image))
+        quantize_static(
+            str(weights / manifest.file),
+            str(whole),
+            Patches(image.shape),
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+        )
+        found.append(in_onnxruntime(f"ONNX Runtime, int8, {THREADS} threads", whole, image))
+    torch.set_num_threads(THREADS)
+    network = build_unet(load_config("best").segmenter, image.shape[1]).eval()
+    tensor = torch.from_numpy(image)
+    with torch.inference_mode():
+        found.append(repeated(f"torch eager, {THREADS} threads", lambda: network(tensor)))
+        network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        tensor = tensor.to(memory_format=torch.channels_last_3d)
+        found.append(repeated(f"torch eager, channels last, {THREADS} threads", lambda: network(tensor)))
+    return found
+
+
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # what the quantizer would rather have been given
+    print(json.dumps([asdict(row) for row in rows()]))
