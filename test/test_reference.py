@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,10 +118,9 @@ def thin(volume: Volume) -> Volume:
     return Volume(np.repeat(volume.hu, 3, axis=0), (x, y, z / 3))
 
 
-@pytest.mark.parametrize("made", [lambda v: v, turned, thin], ids=["as it is", "turned", "thin"])
-@pytest.mark.parametrize("scan", CASES, ids=lambda p: p.name)
-def test_fast_and_plain_agree(scan, made, model: Model) -> None:  # type: ignore[no-untyped-def]
-    volume = made(read(scan))
+@pytest.mark.parametrize(("scan", "made"), [*((scan, Volume) for scan in CASES), (CASES[1], turned), (CASES[1], thin)])
+def test_fast_and_plain_agree(scan: Path, made: Callable[[Volume], Volume], model: Model) -> None:
+    volume = read(scan) if made is Volume else made(read(scan))
     settings = model.manifest.preprocessing
     hu, grid = plain_working(volume, settings)
     working = working_image(volume, settings)
