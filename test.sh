@@ -150,7 +150,7 @@ done=$(find "$output/images" -type f | wc -l)
 for mask in "$output"/images/*; do
   cmp "$mask" "$work/legacy/images/phantom-lobar.mha" || fail "$mask is not whole"
 done
-[[ -z $(find "$output" -name '.*.part*') ]] || fail "a temporary file is left"
+[[ -z $(find "$output" -name '.hemseg-*') ]] || fail "a temporary file is left"
 echo "docker stop: $done whole masks, nothing else"
 
 # serve

@@ -12,7 +12,8 @@ from hemseg import __version__
 from hemseg.errors import HemsegError
 
 if TYPE_CHECKING:
-    from hemseg.cohort import Outcome
+    from hemseg.cohort import Job
+    from hemseg.summary import Journal, Row
 
 app = typer.Typer(
     help="Find intracranial hemorrhage on non-contrast head CT, outline it in 3D. Research only, not a medical device.",
@@ -28,56 +29,138 @@ Device = Annotated[str, typer.Option(help="auto (CUDA where it works, else CPU),
 @app.command()
 def segment(
     source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="A scan, or a folder of scans (searched with its subfolders).")
+        Path,
+        typer.Argument(
+            metavar="INPUT", help="A scan, a zip archive of DICOM, or a folder (searched with its subfolders)."
+        ),
     ],
     target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A folder; for one scan also the mask's file name.")],
+    form: Annotated[
+        str, typer.Option("--format", help="Of the masks: same (as the scan; mha for DICOM), mha, nii.gz, dicom-seg.")
+    ] = "same",
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also write a picture of each case, <case>.png.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Also write <case>/report.html, a viewer to open, and report.json.")
+    ] = False,
+    series: Annotated[
+        str, typer.Option(help="Of a DICOM study: number or SeriesInstanceUID, in place of the rule.")
+    ] = "",
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=1, help="Processes for a folder; each takes about 1 GB.")
+    ] = 1,
+    ray: Annotated[
+        str, typer.Option(help="Do a folder on a Ray cluster: its address, auto, or local. --jobs: its workers.")
+    ] = "",
+    redo: Annotated[bool, typer.Option("--redo", help="Do cases again that are done already.")] = False,
     weights: Weights = None,
     device: Device = "auto",
-    overlay: Annotated[bool, typer.Option("--overlay", help="Also write a picture of each case, <case>.png.")] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress and no table; errors are still told.")
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Tell weights, device, the chosen series and every warning.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")] = False,
 ) -> None:
     """Segment a scan, or every scan of a folder.
 
-    Reads NIfTI, MetaImage and NRRD. The mask has the scan's name, format and geometry; 1 is hemorrhage.
-    Exit code 0: every case done; 1: at least one was not (each is named on stderr); 2: wrong usage.
+    Reads NIfTI, MetaImage, NRRD, and DICOM series. The mask has the scan's name, format and geometry; 1 is hemorrhage.
+    A folder also gets summary.csv and summary.html; the same command again goes on where it was stopped.
+
+    Exit code 0: every case done; 1: at least one was not (each is named on stderr); 2: wrong usage; 130, 143: stopped.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from hemseg.cohort import Wanted, plan
+    from hemseg.model import default_weights
+    from hemseg.summary import Journal, settings_key_of_weights
 
-    from hemseg.cohort import plan, run
-    from hemseg.model import load
+    planned = plan(source, target, Wanted(overlay, report, form, series))
+    folder = weights or default_weights()
+    key = settings_key_of_weights(folder)
+    journal = None
+    todo = planned
+    if planned[0].thumbnail:  # a folder
+        from hemseg.files import remove_leftovers
 
-    jobs = plan(source, target, overlay)
-    model = load(weights, device)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    rows, failed = [], 0
-    with Progress(*columns, console=Console(stderr=True), disable=quiet or len(jobs) == 1, transient=True) as progress:
-        task = progress.add_task("segmenting", total=len(jobs))
-        for outcome in run(jobs, model):
-            rows.append(_row(outcome))
-            if outcome.error:
-                failed += 1
-                progress.console.print(
-                    f"error: {outcome.error}", style="red", markup=False, highlight=False, soft_wrap=True
-                )
-            progress.advance(task)
-    if not quiet:
+        remove_leftovers(target)
+        journal = Journal(target)
+        done = [] if redo else [job for job in planned if journal.is_done(job, key)]
+        journal.start([journal.rows[str(job.case)] for job in done])
+        before = set(done)
+        todo = [job for job in planned if job not in before]
+        if done and not quiet:
+            print(f"{len(done)} of {len(planned)} scans were done before; --redo does them again", file=sys.stderr)
+    rows = _work(todo, folder, device, key, target, jobs, ray, journal, quiet, verbose)
+    if journal:
+        journal.finish(planned)
+        rows = list(journal.rows.values())
+    failed = sum(row.status != "done" for row in rows)
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        print(json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False))
+    elif not quiet:
         _print_table(rows)
+        if journal:
+            said = f", {failed} failed" if failed else ""
+            print(f"{len(rows) - failed} of {len(rows)} scans done{said}; see {journal.path.with_suffix('.html')}")
     if failed:
         raise typer.Exit(1)
 
 
-def _row(outcome: Outcome) -> tuple[str, ...]:
-    """What the table shows of a case: name, volume, lesions, seconds. The voxels are let go."""
-    result = outcome.result
-    if result is None:
-        return str(outcome.job.case), "failed", "", ""
-    return str(outcome.job.case), f"{result.volume_ml:.1f}", str(len(result.lesions)), f"{result.seconds:.1f}"
+def _work(
+    todo: list[Job],
+    weights: Path,
+    device: str,
+    key: str,
+    target: Path,
+    jobs: int,
+    ray: str,
+    journal: Journal | None,
+    quiet: bool,
+    verbose: bool,
+) -> list[Row]:
+    """Do what is to be done, with a progress bar; errors go to stderr as they come, rows to the journal."""
+    from contextlib import closing
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from hemseg import workers
+
+    if not todo:
+        return []
+    if ray:
+        from hemseg.cluster import rows_of_ray
+
+        coming = rows_of_ray(todo, weights, device, key, target, ray, jobs)
+    elif jobs > 1 and len(todo) > 1:
+        coming = workers.rows_of_processes(todo, weights, device, key, target, min(jobs, len(todo)))
+    else:
+        from hemseg.model import load
+
+        model = load(weights, device)
+        if verbose:
+            print(f"weights {model.manifest.name} {model.manifest.version}, {model.provider}", file=sys.stderr)
+        coming = workers.rows_here(todo, model, target)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console, rows = Console(stderr=True), []
+    with closing(coming), Progress(*columns, console=console, disable=quiet or len(todo) == 1, transient=True) as bar:
+        task = bar.add_task("segmenting", total=len(todo))
+        for row in coming:
+            rows.append(row)
+            if journal:
+                journal.add(row)
+            told = [("error", row.error, "red")] if row.error else []
+            told += [("warning", f"{row.case}: {row.warnings}", "yellow")] if row.warnings and not quiet else []
+            told += [("series", f"{row.case}: {row.series}", "")] if row.series and verbose else []
+            for kind, text, style in told:
+                bar.console.print(f"{kind}: {text}", style=style, markup=False, highlight=False, soft_wrap=True)
+            bar.advance(task)
+    return rows
 
 
-def _print_table(rows: list[tuple[str, ...]]) -> None:
+def _print_table(rows: list[Row]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -87,8 +170,10 @@ def _print_table(rows: list[tuple[str, ...]]) -> None:
     table.add_column("case", overflow="fold")
     for name in ("volume (mL)", "lesions", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
-    for case, volume, lesions, seconds in rows:
-        table.add_row(Text(case), volume, lesions, seconds, style="red" if volume == "failed" else None)
+    for row in rows:
+        volume = f"{float(row.volume_ml):.1f}" if row.status == "done" else "failed"
+        seconds = f"{float(row.seconds):.1f}" if row.seconds else ""
+        table.add_row(Text(row.case), volume, row.lesions, seconds, style=None if row.status == "done" else "red")
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
 
@@ -136,11 +221,21 @@ def _options(
 
 def main() -> None:
     """Run the command line; a mistake of the user ends in one sentence."""
+    import signal
+
+    signal.signal(signal.SIGTERM, _stop)
     try:
-        app()
+        app(standalone_mode=True)
     except HemsegError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _stop(*_: object) -> None:
+    import signal
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(128 + signal.SIGTERM)  # every `finally` runs: no temporary file stays behind
 
 
 if __name__ == "__main__":

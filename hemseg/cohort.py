@@ -23,6 +23,7 @@ from hemseg.preprocessing import WorkingImage, working_image
 from hemseg.segmentation import Segmentation, outlined, working_probability
 from hemseg.volume import SUFFIXES, Volume, mask_name, read, stem, suffix
 
+MASK_FORMATS = ("same", "mha", "nii.gz", "dicom-seg")
 Result = TypeVar("Result")
 
 
@@ -32,7 +33,12 @@ class Job:
 
     Attributes:
         case: its path relative to the input folder.
-        overlay, report: where its picture and its report (JSON) go, if anywhere.
+        scan: a file, or the folder of a DICOM study.
+        overlay, report, thumbnail: where its pictures and its report (JSON, with an HTML page beside it) go, if
+            anywhere.
+        files: those of a DICOM study; only the scan itself when empty.
+        series: of a DICOM study, when the rule of `hemseg.dicom` shall not choose.
+        page: whether the report has an HTML page.
     """
 
     case: Path
@@ -40,6 +46,16 @@ class Job:
     mask: Path
     overlay: Path | None = None
     report: Path | None = None
+    thumbnail: Path | None = None
+    files: tuple[Path, ...] = ()
+    series: str = ""
+    page: bool = False
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """Every file that it writes."""
+        page = self.report.with_suffix(".html") if self.report and self.page else None
+        return tuple(p for p in (self.mask, self.overlay, self.report, page, self.thumbnail) if p)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,50 +98,125 @@ def walk(folder: Path, leave_out: Path | None = None) -> list[Path]:
     return sorted(found)
 
 
-def find_scans(folder: Path, leave_out: Path | None = None) -> list[Path]:
-    """The images among the files of `walk`.
+@dataclass(frozen=True)
+class Wanted:
+    """What to write for each case beside the mask, and how.
+
+    Attributes:
+        format: of the mask: ``same`` as the scan's (MetaImage for DICOM), ``mha``, ``nii.gz``, or ``dicom-seg``.
+        series: see `Job`.
+    """
+
+    overlay: bool = False
+    report: bool = False
+    format: str = "same"
+    series: str = ""
+
+    def __post_init__(self) -> None:
+        if self.format not in MASK_FORMATS:
+            raise HemsegError(f"format {self.format!r} is not known; give one of {', '.join(MASK_FORMATS)}.")
+
+
+def find_scans(folder: Path, leave_out: Path | None = None) -> list[tuple[Path, Path, tuple[Path, ...]]]:
+    """The scans of a folder: images, DICOM studies (the files of one study together) and zip archives of DICOM.
+
+    Returns:
+        For each its case (relative to the folder), its path, and for a study its files.
 
     Raises:
-        HemsegError: the folder is missing, not a folder, or holds no image.
+        HemsegError: the folder is missing, not a folder, or holds no scan.
     """
-    scans = [path for path in walk(folder, leave_out) if suffix(path)]
-    if not scans:
-        raise HemsegError(f"{folder}: holds no scans; hemseg looks for {', '.join(SUFFIXES)}.")
-    return scans
+    files = walk(folder, leave_out)
+    scans = [p for p in files if suffix(p) or p.suffix.lower() == ".zip"]
+    found: list[tuple[Path, Path, tuple[Path, ...]]] = [(p.relative_to(folder), p, ()) for p in scans]
+    from hemseg.dicom import is_dicom
+
+    instances = [p for p in files if p not in set(scans) and is_dicom(p)]
+    if instances:
+        found += _studies(folder, instances)
+    if not found:
+        raise HemsegError(f"{folder}: holds no scans; hemseg looks for {', '.join(SUFFIXES)}, DICOM and zip archives.")
+    return sorted(found)
 
 
-def plan(source: Path, target: Path, overlay: bool = False) -> list[Job]:
+def _studies(folder: Path, instances: list[Path]) -> list[tuple[Path, Path, tuple[Path, ...]]]:
+    """DICOM files by study; a study's case is the folder that its files have in common."""
+    from hemseg.dicom import Source, find_series, studies
+
+    found = []
+    series = find_series(Source(p) for p in instances)
+    for study in studies(series):
+        files = tuple(sorted({p for one in study for p in one.paths}))
+        common = Path(os.path.commonpath([p.parent for p in files]))
+        found.append((common.relative_to(folder), common, files))
+    if not found:
+        raise HemsegError(f"{folder}: its DICOM files hold no CT slices ({len(instances)} files).")
+    places = Counter(case for case, _, _ in found)
+    return [
+        (Path(case, f"study{number}") if places[case] > 1 else case, path, files)
+        for number, (case, path, files) in enumerate(sorted(found), start=1)
+    ]
+
+
+def plan(source: Path, target: Path, wanted: Wanted = Wanted()) -> list[Job]:
     """What is to be done for ``hemseg segment SOURCE TARGET``.
 
-    A folder's scan ``a/b.nii.gz`` gets the mask ``TARGET/a/b.nii.gz``; a single scan gets ``TARGET`` itself if
-    that ends in an image suffix, else a file of its own name in the folder ``TARGET``.
+    A folder's scan ``a/b.nii.gz`` gets the mask ``TARGET/a/b.nii.gz``, the DICOM files in ``a/b`` get
+    ``TARGET/a/b.mha``; a single scan gets ``TARGET`` itself if that ends in an image suffix, else a file of its own
+    name in the folder ``TARGET``.
 
     Raises:
         HemsegError: nothing to do, or a mask would replace a scan.
     """
-    if source.is_dir() or not (source.exists() or suffix(source)):
-        if suffix(target) and not target.is_dir():
+    alone = source.is_file() or (not source.exists() and bool(suffix(source)))
+    to_file = bool(suffix(target) or target.suffix == ".dcm") and not target.is_dir()
+    if alone:
+        found: list[tuple[Path, Path, tuple[Path, ...]]] = [(Path(source.name), source, ())]
+    else:
+        found = find_scans(source, leave_out=target if target.resolve() != source.resolve() else None)
+        if to_file and (len(found) > 1 or not found[0][2]):
             raise HemsegError(
                 f"{target}: is the name of one image, but {source} is a folder; give a folder for the masks."
             )
-        scans = find_scans(source, leave_out=target if target.resolve() != source.resolve() else None)
-        cases = [scan.relative_to(source) for scan in scans]
-        masks = [target / case.parent / mask_name(scan) for case, scan in zip(cases, scans, strict=True)]
-    else:
-        scans, cases = [source], [Path(source.name)]
-        to_file = suffix(target) and not target.is_dir()
-        masks = [target if to_file else target / mask_name(source)]
-    for scan, mask in zip(scans, masks, strict=True):
+    jobs = []
+    for case, scan, files in found:
+        if case == Path("."):  # the input folder is itself the study
+            case = Path(source.resolve().name)
+        folder = target / case.parent
+        name = _mask_name(scan, case, bool(files), wanted.format)
+        mask = target if to_file else folder / name
         if mask.exists() and scan.exists() and mask.samefile(scan):
             raise HemsegError(f"{mask}: the mask would replace the scan; give another folder for the output.")
-    pictures = [mask.with_name(f"{stem(mask)}.png") if overlay else None for mask in masks]
-    return [Job(*job) for job in zip(cases, scans, masks, pictures, strict=True)]
+        own = stem(mask) if suffix(mask) else mask.stem
+        beside = mask.parent
+        jobs.append(
+            Job(
+                case=case,
+                scan=scan,
+                mask=mask,
+                overlay=beside / f"{own}.png" if wanted.overlay else None,
+                report=beside / own / "report.json" if wanted.report else None,
+                thumbnail=None if alone else target / "thumbnails" / case.parent / f"{own}.jpg",
+                files=files,
+                series=wanted.series,
+                page=wanted.report,
+            )
+        )
+    return jobs
+
+
+def _mask_name(scan: Path, case: Path, study: bool, form: str) -> str:
+    """File name of a mask."""
+    own = case.name if study else stem(scan) if suffix(scan) else scan.stem
+    if form == "same":
+        return mask_name(scan) if suffix(scan) else f"{own}.mha"
+    return f"{own}.dcm" if form == "dicom-seg" else f"{own}.{form}"
 
 
 def refused(jobs: Iterable[Job]) -> dict[Job, str]:
     """The jobs that would write one and the same file, each with a sentence; told before any work is done."""
     jobs = list(jobs)
-    outputs = {job: [str(p.absolute()) for p in (job.mask, job.overlay, job.report) if p] for job in jobs}
+    outputs = {job: [str(p.absolute()) for p in job.outputs] for job in jobs}
     count = Counter(path for paths in outputs.values() for path in paths)
     reasons = {}
     for job, paths in outputs.items():
@@ -186,10 +277,18 @@ class _Ready:
 def _prepare(job: Job, model: Model, refusal: str) -> _Ready:
     if refusal:
         raise HemsegError(refusal)
-    volume = read(job.scan)
+    volume = _volume(job)
     start = time.perf_counter()
     working = working_image(volume, model.manifest.preprocessing)
     return _Ready(volume, working, time.perf_counter() - start)
+
+
+def _volume(job: Job) -> Volume:
+    if not job.files:
+        return read(job.scan, job.series)
+    from hemseg.dicom import Source, read_series
+
+    return read_series([Source(path) for path in job.files], job.scan, job.series)
 
 
 def _answered(ready: _Ready, model: Model) -> _Ready:
@@ -206,14 +305,20 @@ def _written(job: Job, ready: _Ready, model: Model) -> Outcome:
     assert ready.probability is not None
     result = outlined(ready.volume, ready.working, ready.probability, model.manifest)
     result = replace(result, seconds=ready.seconds + result.seconds)
-    if job.overlay:
-        from hemseg.report import write_overlay
+    if job.overlay or job.thumbnail or job.report:
+        from hemseg import report
 
-        write_overlay(result, job.overlay, title=str(job.case))
-    if job.report:
-        from hemseg.report import findings, write_json
+        if job.overlay:
+            report.write_overlay(result, job.overlay, title=str(job.case))
+        if job.thumbnail:
+            report.write_thumbnail(result, job.thumbnail)
+        if job.report:
+            found = report.findings(result, model, str(job.case))
+            report.write_json(found, job.report)
+            if job.page:
+                from hemseg.viewer import write_page
 
-        write_json(findings(result, model, str(job.case)), job.report)
+                write_page(result, found, job.report.with_suffix(".html"))
     result.save(job.mask)  # last: where there is a mask, there is all of the case
     return Outcome(job, result)
 

@@ -113,12 +113,23 @@ class Model:
         return self._session.run(None, {"image": np.ascontiguousarray(patches, dtype=np.float32)})[0]
 
 
-def load(weights: str | Path | None = None, device: str = "auto") -> Model:
+def cores() -> int:
+    """CPU cores that this process may use: a container's limit counts, the machine's number does not."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(allowed, -(-int(quota) // int(period))))
+    except (OSError, ValueError):
+        return allowed
+
+
+def load(weights: str | Path | None = None, device: str = "auto", threads: int = 0) -> Model:
     """Load weights.
 
     Args:
         weights: folder with a manifest; `default_weights` when None.
         device: ``auto`` (CUDA where it works, else CPU), ``cpu``, or ``cuda`` (CUDA or an error).
+        threads: of the network; `cores` when 0.
 
     Raises:
         HemsegError: weights missing, damaged or of a newer format; CUDA asked for but not to be had.
@@ -127,7 +138,7 @@ def load(weights: str | Path | None = None, device: str = "auto") -> Model:
     manifest = Manifest.read(folder)
     path = folder / manifest.file
     _check_file(path, manifest)
-    return Model(manifest, _session(path, device), folder)
+    return Model(manifest, _session(path, device, threads or cores()), folder)
 
 
 def _check_file(path: Path, manifest: Manifest) -> None:
@@ -141,14 +152,14 @@ def _check_file(path: Path, manifest: Manifest) -> None:
         raise HemsegError(f"{path}: does not match the manifest's sha256; it is damaged or of another version.")
 
 
-def _session(path: Path, device: str) -> Any:
+def _session(path: Path, device: str, threads: int) -> Any:
     import onnxruntime as ort
 
     if device not in DEVICES:
         raise HemsegError(f"device {device!r} is not known; give one of {', '.join(DEVICES)}.")
     options = ort.SessionOptions()
     options.log_severity_level = 4  # its warnings about missing GPUs are said below in one sentence
-    options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it burns a sixth of the CPU time
     wanted = device != "cpu" and "CUDAExecutionProvider" in ort.get_available_providers()
     if device == "cuda" and not wanted:

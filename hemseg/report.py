@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +11,7 @@ import numpy as np
 
 from hemseg import __version__
 from hemseg.errors import HemsegError
+from hemseg.files import whole
 from hemseg.segmentation import Segmentation
 
 if TYPE_CHECKING:
@@ -94,7 +92,8 @@ def findings(result: Segmentation, model: Model, case: str) -> dict[str, Any]:
             }
             for lesion in result.lesions
         ],
-        "warnings": [],
+        "warnings": list(result.volume.warnings),
+        "series": result.volume.chosen,
         "hemseg": __version__,
         "weights": {"name": manifest.name, "version": manifest.version, "sha256": manifest.sha256},
         "device": model.provider,
@@ -112,6 +111,15 @@ def write_json(values: Any, path: Path) -> None:
     _write_whole(json.dumps(values, indent=1, ensure_ascii=False).encode(), path, "the file")
 
 
+def write_text(text: str, path: Path) -> None:
+    """Write text, all or nothing.
+
+    Raises:
+        HemsegError: it cannot be written.
+    """
+    _write_whole(text.encode(), path, "the file")
+
+
 def write_overlay(result: Segmentation, path: Path, title: str = "") -> None:
     """Write `overlay` as PNG, all or nothing.
 
@@ -121,14 +129,23 @@ def write_overlay(result: Segmentation, path: Path, title: str = "") -> None:
     _write_whole(cv2.imencode(".png", overlay(result, title))[1].tobytes(), path, "the picture")
 
 
+def write_thumbnail(result: Segmentation, path: Path) -> None:
+    """Write the slice with the most hemorrhage (the middle one if there is none) as a small JPEG, all or nothing.
+
+    Raises:
+        HemsegError: it cannot be written.
+    """
+    hu, (_, mm_y, mm_x) = result.volume.in_lps()
+    mask, _ = result.volume.with_voxels(result.mask).in_lps()
+    areas = mask.sum(axis=(1, 2), dtype=np.int64)
+    z = int(areas.argmax()) if areas.any() else len(mask) // 2
+    small = cv2.resize(_tile(hu[z], mask[z], mm_y, mm_x, z), (150, 150), interpolation=cv2.INTER_AREA)
+    _write_whole(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes(), path, "the thumbnail")
+
+
 def _write_whole(content: bytes, path: Path, what: str) -> None:
-    partial = path.with_name(f".{uuid.uuid4().hex}.part{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        with whole(path) as partial:
+            partial.write_bytes(content)
     except OSError as error:
         raise HemsegError(f"{path}: {what} could not be written ({error.strerror}).") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -52,6 +53,7 @@ class Segmentation:
         slice_probability: float32 (slice,), the network's largest probability in each slice of the scan, before
             the threshold, from inferior to superior.
         working: the scan as the network saw it.
+        working_probability: float32 (z, y, x), the network's answer on the working grid.
     """
 
     volume: Volume
@@ -61,9 +63,25 @@ class Segmentation:
     seconds: float
     slice_probability: np.ndarray
     working: WorkingImage
+    working_probability: np.ndarray
+
+    @cached_property
+    def probability(self) -> np.ndarray:
+        """Probability of hemorrhage on the scan's own grid, float32 (z, y, x)."""
+        shape = self.working.grid.scan_shape
+        whole = self.working.grid.to_scan(self.working_probability, slice(0, shape[1]), slice(0, shape[2]))
+        return np.ascontiguousarray(self.volume.from_lps(whole), dtype=np.float32)
 
     def save(self, path: str | Path) -> Path:
-        """Write the mask with the scan's geometry."""
+        """Write the mask with the scan's geometry; ``.dcm`` makes a DICOM segmentation of a DICOM scan.
+
+        Raises:
+            HemsegError: it cannot be written, or not in this format.
+        """
+        if Path(path).suffix.lower() == ".dcm":
+            from hemseg.dicom_seg import write_segmentation
+
+            return write_segmentation(self, Path(path))
         return write_mask(self.mask, self.volume, path)
 
 
@@ -92,6 +110,7 @@ def outlined(volume: Volume, working: WorkingImage, probability: np.ndarray, man
         seconds=time.perf_counter() - start,
         slice_probability=np.repeat(probability.max(axis=(1, 2)), working.grid.slab)[: working.grid.scan_shape[0]],
         working=working,
+        working_probability=probability,
     )
 
 

@@ -8,21 +8,23 @@ one (they change by up to 6e-8) and the space directions of the other.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import itertools
 import os
-import uuid
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import SimpleITK as sitk
 
 from hemseg.errors import HemsegError
+from hemseg.files import whole
 from hemseg.integrity import stored_bytes
+
+if TYPE_CHECKING:
+    from hemseg.dicom import Stack
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's own chatter; real errors arrive as exceptions
 
@@ -47,6 +49,9 @@ class Volume:
         origin: position of voxel 0 (x, y, z) in mm, LPS.
         direction: row-major 3x3 direction cosines, LPS.
         path: the file that it was read from, if any.
+        warnings: what looks odd about it, in sentences.
+        stack: how the slices of a DICOM series lie in it, see `hemseg.dicom`.
+        chosen: which series of a DICOM study this is, and why.
     """
 
     hu: np.ndarray
@@ -54,6 +59,9 @@ class Volume:
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
     direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
     path: Path | None = field(default=None, repr=False)
+    warnings: tuple[str, ...] = ()
+    stack: Stack | None = field(default=None, repr=False)
+    chosen: str = ""
 
     @property
     def voxel_ml(self) -> float:
@@ -121,18 +129,36 @@ def mask_name(path: Path) -> str:
     return f"{stem(path)}.mha" if suffix(path) == ".mhd" else path.name
 
 
-def read(path: str | Path) -> Volume:
-    """Read a NIfTI, MetaImage or NRRD file.
+def read(path: str | Path, series: str = "") -> Volume:
+    """Read a NIfTI, MetaImage or NRRD file, or the CT series of a DICOM folder, zip archive or file.
+
+    Args:
+        series: of a DICOM study: a SeriesInstanceUID (or its end) or number, in place of the rule of `hemseg.dicom`.
 
     Raises:
         HemsegError: the file is missing, unreadable, damaged, or not one 3D volume of numbers.
     """
     path = Path(path)
+    if holds_dicom(path):
+        from hemseg.dicom import read_series, sources_of
+
+        return read_series(sources_of(path), path, series)
     image = _read_image(path)
     volume = from_itk(image, path)
     if not np.isfinite(volume.hu).all():
         raise HemsegError(f"{path}: has voxels that are NaN or infinite; replace them (with -1024, say) and try again.")
     return volume
+
+
+def holds_dicom(path: Path) -> bool:
+    """Whether a path is a folder, a zip archive, or a file without an image's suffix that begins as DICOM does."""
+    if path.is_dir() or path.suffix.lower() == ".zip":
+        return path.exists()
+    if suffix(path) or not path.is_file():
+        return False
+    from hemseg.dicom import is_dicom
+
+    return is_dicom(path)
 
 
 def from_itk(image: sitk.Image, path: Path | None = None) -> Volume:
@@ -225,29 +251,26 @@ def write_mask(mask: np.ndarray, volume: Volume, path: str | Path) -> Path:
     if suffix(path) in ("", ".mhd"):
         raise HemsegError(f"{path}: a mask's name must end in one of {', '.join(s for s in SUFFIXES if s != '.mhd')}.")
     kind = FORMATS[suffix(path)]
-    if volume.path is not None and kind not in ("MetaImage", own := FORMATS[suffix(volume.path)]):
+    scan = volume.path if volume.path is not None and suffix(volume.path) else None  # a file whose header counts
+    own = FORMATS[suffix(scan)] if scan else ""
+    if scan and kind not in ("MetaImage", own):
         raise HemsegError(
-            f"{path}: the mask of {volume.path.name} is written as {own} or MetaImage, {kind} would round its geometry."
+            f"{path}: the mask of {scan.name} is written as {own} or MetaImage, {kind} would round its geometry."
         )
     if mask.shape != volume.hu.shape:
         raise ValueError(f"mask {mask.shape} and scan {volume.hu.shape} differ in shape")
     mask = np.ascontiguousarray(mask, dtype=np.uint8)
-    partial = path.with_name(f".{uuid.uuid4().hex}.part{suffix(path)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if volume.path is not None and kind == "NIfTI":
-            _write_nifti(mask, volume.path, partial)
-        elif volume.path is not None and kind == "NRRD":
-            _write_nrrd(mask, volume.path, partial)
-        else:
-            sitk.WriteImage(mask_to_itk(mask, volume), str(partial), useCompression=True)
-        _check_written(partial, mask, volume)
-        os.replace(partial, path)
+        with whole(path) as partial:
+            if scan and kind == "NIfTI":
+                _write_nifti(mask, scan, partial)
+            elif scan and kind == "NRRD":
+                _write_nrrd(mask, scan, partial)
+            else:
+                sitk.WriteImage(mask_to_itk(mask, volume), str(partial), useCompression=True)
+            _check_written(partial, mask, volume, exact=bool(scan) or kind == "MetaImage")
     except (RuntimeError, OSError) as error:
         raise HemsegError(f"{path}: the mask could not be written ({_reason(error)}).") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
     return path
 
 
@@ -286,13 +309,15 @@ def _write_nrrd(mask: np.ndarray, scan: Path, path: Path) -> None:
     path.write_bytes(header.encode() + gzip.compress(mask.tobytes()))
 
 
-def _check_written(path: Path, mask: np.ndarray, volume: Volume) -> None:
+def _check_written(path: Path, mask: np.ndarray, volume: Volume, exact: bool) -> None:
+    """Read it back. Not exact: NIfTI holds 32-bit numbers, and there is no header of the scan to copy from."""
     image = sitk.ReadImage(str(path))
-    same = (
-        image.GetSpacing() == volume.spacing
-        and image.GetOrigin() == volume.origin
-        and image.GetDirection() == volume.direction
-        and np.array_equal(sitk.GetArrayViewFromImage(image), mask)
-    )
+    geometry: list[tuple[tuple[float, ...], tuple[float, ...]]] = [
+        (image.GetSpacing(), volume.spacing),
+        (image.GetOrigin(), volume.origin),
+        (image.GetDirection(), volume.direction),
+    ]
+    same = all(a == b if exact else np.allclose(a, b, rtol=1e-5, atol=1e-4) for a, b in geometry)
+    same = same and np.array_equal(sitk.GetArrayViewFromImage(image), mask)
     if not same:
         raise RuntimeError("read back, it differs from what was written")

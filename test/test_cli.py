@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from conftest import ROOT, same_geometry
 from faults import write_faulty
 
-from hemseg.cohort import find_scans, plan
+from hemseg.cohort import Wanted, find_scans, plan
 from hemseg.errors import HemsegError
 
 
@@ -30,7 +30,9 @@ def hemseg(*arguments: object, check: int = 0) -> subprocess.CompletedProcess[st
 
 
 def files(folder: Path) -> set[str]:
-    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    """What was written, without the summary of a folder."""
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    return {name for name in found if not name.startswith(("summary.", "thumbnails/"))}
 
 
 def test_a_folder_keeps_its_structure_and_formats(scan: Path, tmp_path: Path) -> None:
@@ -118,13 +120,13 @@ def test_output_that_cannot_be_written(scan: Path, tmp_path: Path) -> None:
 def test_linked_folders_are_followed_once(scan: Path, tmp_path: Path) -> None:
     (scan.parent / "loop").symlink_to(scan.parent, target_is_directory=True)
     (scan.parent / "link.nii.gz").symlink_to(scan)
-    assert [p.name for p in find_scans(scan.parent)] == ["case.nii.gz", "link.nii.gz"]
+    assert [case.name for case, _, _ in find_scans(scan.parent)] == ["case.nii.gz", "link.nii.gz"]
 
 
 def test_plan_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "in" / "a").mkdir(parents=True)
     (tmp_path / "in" / "a" / "b.mhd").touch()
-    (job,) = plan(tmp_path / "in", tmp_path / "out", overlay=True)
+    (job,) = plan(tmp_path / "in", tmp_path / "out", Wanted(overlay=True))
     assert (job.case, job.mask, job.overlay) == (Path("a/b.mhd"), tmp_path / "out/a/b.mha", tmp_path / "out/a/b.png")
     with pytest.raises(HemsegError, match="is not a folder"):
         find_scans(tmp_path / "in" / "a" / "b.mhd")

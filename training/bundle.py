@@ -72,7 +72,8 @@ def write_bundle(config: Config, run: Path, out: Path) -> None:
     (out / "configs").mkdir(parents=True, exist_ok=True)
     (out / "models").mkdir(exist_ok=True)
     (out / "docs").mkdir(exist_ok=True)
-    last = "resegment" if config.self_training.enabled else "segment"
+    rounds = config.self_training.rounds if config.self_training.enabled else 0
+    last = f"resegment{rounds if rounds > 1 else ''}" if rounds else "segment"
     (out / "models" / "model.pt").write_bytes((run / last / "network.pt").read_bytes())
     manifest = Manifest.read(run / "export")
     manifest.write(out / "configs")

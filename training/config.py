@@ -82,6 +82,7 @@ class Pseudolabels:
     min_pixels: int = 0  # drop in-plane specks below this area (working-grid pixels)
     method: str = "clusters"  # clusters (the paper's) | pieces (training/pieces.py)
     contrast_hu: float = 14.0  # pieces: candidates are so much brighter than the slice's brain
+    max_hu: float = 0.0  # pieces: candidates that are brighter in the mean are the skull's blurred edge; 0: no limit
     pieces: int = 8  # pieces: at most so many candidates a slice
     opening_mm: float = 0.0  # pieces: candidates lose what is thinner than about twice this (the skull's blurred edge)
     rounds: int = 3  # pieces: after the first, take out so many more while the classifier still says yes
@@ -109,9 +110,10 @@ class Segmenter:
 
 @dataclass(frozen=True)
 class SelfTraining:
-    """A second round: the U-Net relabels its own positive slices and is trained on from there (beyond the paper)."""
+    """Later rounds: the U-Net relabels its own positive slices and is trained on from there (beyond the paper)."""
 
     enabled: bool = False
+    rounds: int = 1
     core: float = 0.7  # probability from which the first U-Net adds to a label
     sure: float = 0.95  # and what a piece must reach somewhere to be added
     doubt: float = 0.1  # a piece of the pseudo-label with a lower mean probability is taken out

@@ -48,6 +48,9 @@ def choose_pieces(
     if steps := round(settings.opening_mm / mm):
         bright = ndimage.binary_opening(bright, iterations=steps)
     connected, count = ndimage.label(bright)
+    if settings.max_hu and count:
+        means = np.asarray(ndimage.mean(intensities, connected, np.arange(count + 1)))
+        connected, count = ndimage.label(bright & ~(means > settings.max_hu)[connected])
     pieces = _ranked(connected, count, activation, settings)
     n = int(pieces.max(initial=0))
     if not n:

@@ -105,7 +105,10 @@ def build_stages(
     first, source = f"classify{variant.slices}", f"pseudolabel{own}"
     again = config.self_training
     twice = again.enabled and not variant.reference
-    last = f"resegment{own}" if twice else f"segment{own}"
+    rounds = [f"{number if number > 1 else ''}{own}" for number in range(1, again.rounds + 1)] if twice else []
+    unets = [f"segment{own}", *(f"resegment{suffix}" for suffix in rounds)]
+    marks = [source, *(f"relabel{suffix}" for suffix in rounds)]
+    last = unets[-1]
 
     def cases(*splits: str) -> list[Prepared]:
         found = list(prepared(run / "prepare", dataset, *splits))
@@ -145,6 +148,33 @@ def build_stages(
         }
         return export_model(network, config, folder, provenance)
 
+    def self_training(number: int, teacher: str, before: str, suffix: str) -> list[Stage]:
+        """The two stages of a round: new labels by the U-Net before, and that U-Net trained on."""
+        own_settings = replace(again, rounds=1)  # one more round does not change those before it
+        return [
+            Stage(
+                f"relabel{suffix}",
+                (teacher, before),
+                (own_settings, config.pseudolabels.refine_mm),
+                lambda f: relabel(cases(*WEAK), unet(teacher), config, run / before, f),
+            ),
+            Stage(
+                f"resegment{suffix}",
+                (f"relabel{suffix}",),
+                (own_settings,),
+                lambda f: train_segmenter(
+                    cases("train"),
+                    cases("val"),
+                    labels(f"relabel{suffix}"),
+                    later_round(config, number),
+                    f,
+                    hardware,
+                    run / teacher / "network.pt",
+                ),
+                distributed=True,
+            ),
+        ]
+
     table = [
         Stage(
             "prepare",
@@ -182,26 +212,10 @@ def build_stages(
             lambda f: train_segmenter(cases("train"), cases("val"), labels(source), config, f, hardware),
             distributed=True,
         ),
-        Stage(
-            f"relabel{own}",
-            (f"segment{own}", source),
-            (again, config.pseudolabels.refine_mm),
-            lambda f: relabel(cases(*WEAK), unet(f"segment{own}"), config, run / source, f),
-        ),
-        Stage(
-            f"resegment{own}",
-            (f"relabel{own}",),
-            (again,),
-            lambda f: train_segmenter(
-                cases("train"),
-                cases("val"),
-                labels(f"relabel{own}"),
-                second_round(config),
-                f,
-                hardware,
-                run / f"segment{own}" / "network.pt",
-            ),
-            distributed=True,
+        *(
+            stage
+            for number in range(1, len(unets))
+            for stage in self_training(number, unets[number - 1], marks[number - 1], rounds[number - 1])
         ),
         Stage(
             f"export{own}",
@@ -322,11 +336,11 @@ def make_pseudolabels(
     }
 
 
-def second_round(config: Config) -> Config:
-    """The configuration of self-training's second U-Net: the first one's, with its own schedule."""
+def later_round(config: Config, number: int) -> Config:
+    """The configuration of a round's U-Net (from 1): the first one's, with a schedule and a seed of its own."""
     own = config.self_training
     segmenter = replace(config.segmenter, optimization=own.optimization, patches_per_case=own.patches_per_case)
-    return replace(config, seed=config.seed + 1, segmenter=segmenter)
+    return replace(config, seed=config.seed + number, segmenter=segmenter)
 
 
 def relabel(

@@ -1,0 +1,87 @@
+"""DICOM out: a segmentation object that refers to the source slices one by one."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hemseg import __version__
+from hemseg.errors import HemsegError
+from hemseg.files import whole
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+    from hemseg.segmentation import Segmentation
+
+
+# of patient and study, required but allowed to be empty; anonymisers like to remove them
+MAY_BE_EMPTY = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
+    "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+
+
+def _complete(dataset: Dataset) -> Dataset:
+    for name in MAY_BE_EMPTY:
+        if name not in dataset:
+            setattr(dataset, name, None)
+    if dataset.get("PatientIdentityRemoved") == "YES" and not dataset.get("DeidentificationMethod"):
+        dataset.DeidentificationMethod = "not stated by the source"  # the standard wants one
+    return dataset
+
+
+def write_segmentation(result: Segmentation, path: Path) -> Path:
+    """Write the mask as DICOM SEG: binary, one segment, SNOMED-coded, in the frame of reference of the scan.
+
+    Raises:
+        HemsegError: the scan is no DICOM series, highdicom is not installed, or the file cannot be written.
+    """
+    stack = result.volume.stack
+    if stack is None:
+        raise HemsegError(f"{path}: a DICOM segmentation refers to DICOM slices, but {result.volume.path} has none.")
+    try:
+        import highdicom as hd
+        from pydicom.sr.codedict import codes
+    except ImportError:
+        raise HemsegError("a DICOM segmentation needs highdicom; `pip install 'hemseg[dicom]'`.") from None
+    sources = [_complete(instance.source.read(pixels=False)) for instance in stack.series.instances]
+    description = hd.seg.SegmentDescription(
+        segment_number=1,
+        segment_label="Intracranial hemorrhage",
+        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+        segmented_property_type=hd.sr.CodedConcept("1386000", "SCT", "Intracranial hemorrhage"),
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name="hemseg", version=__version__, family=codes.DCM.ArtificialIntelligence
+        ),
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about values in the source headers that bend the standard
+            segmentation = hd.seg.Segmentation(
+                source_images=sources,
+                pixel_array=stack.to_slices(result.mask),
+                segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+                segment_descriptions=[description],
+                series_instance_uid=hd.UID(),
+                series_number=9000,
+                sop_instance_uid=hd.UID(),
+                instance_number=1,
+                manufacturer="hemseg",
+                manufacturer_model_name="hemseg",
+                software_versions=__version__,
+                device_serial_number="0",
+                series_description="Intracranial hemorrhage (research only)",
+                content_label="HEMORRHAGE",
+                omit_empty_frames=bool(result.mask.any()),
+            )
+            with whole(path) as partial:
+                segmentation.save_as(partial)
+    except OSError as error:
+        raise HemsegError(f"{path}: the segmentation could not be written ({error.strerror}).") from None
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise HemsegError(f"{path}: the scan's headers do not allow a DICOM segmentation ({reason}).") from None
+    return path

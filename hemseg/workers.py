@@ -1,0 +1,75 @@
+"""Who does the jobs of a folder: this process, several processes, or a Ray cluster. All of them give rows.
+
+A job that kills its process (out of memory, say) is tried once more in a new one, and then named as failed; the others
+are done.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+
+from hemseg.cohort import Job, attempt, run
+from hemseg.model import Model, cores, load
+from hemseg.summary import Row, failed_row, row_of, settings_key
+
+_model: Model | None = None  # of a worker process
+
+
+def rows_here(jobs: Sequence[Job], model: Model, target: Path) -> Generator[Row]:
+    """Do the jobs in this process, in order."""
+    key = settings_key(model.manifest)
+    for outcome in run(jobs, model):
+        yield row_of(outcome, key, target)
+
+
+def rows_of_processes(
+    jobs: Sequence[Job], weights: Path, device: str, key: str, target: Path, processes: int
+) -> Generator[Row]:
+    """Do the jobs in several processes, each with a model of its own; rows come as they are ready.
+
+    No more than two jobs a process are handed out ahead.
+    """
+
+    def batch(todo: Sequence[Job], processes: int) -> Generator[Row, None, tuple[list[Job], list[Job]]]:
+        """Until all is done or a process dies; returns the jobs that were under way then, and those not begun."""
+        left, busy = deque(todo), dict[Future[Row], Job]()
+        threads = max(1, cores() // processes)
+        pool = ProcessPoolExecutor(processes, get_context("spawn"), _start, (weights, device, threads))
+        try:
+            while left or busy:
+                while left and len(busy) < 2 * processes:
+                    busy[pool.submit(_do, left[0], key, target)] = left[0]
+                    left.popleft()
+                ready, _ = wait(busy, return_when=FIRST_COMPLETED)
+                for future in ready:
+                    row = future.result()
+                    del busy[future]
+                    yield row
+        except BrokenProcessPool:
+            pass
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+        return list(busy.values()), list(left)
+
+    left = list(jobs)
+    while left:
+        suspects, left = yield from batch(left, processes)
+        for job in suspects:  # one of them is to blame: each alone
+            guilty, _ = yield from batch([job], 1)
+            if guilty:
+                yield failed_row(job, key, "its process died while it was under way, perhaps for want of memory.")
+
+
+def _start(weights: Path, device: str, threads: int) -> None:
+    global _model
+    _model = load(weights, device, threads)
+
+
+def _do(job: Job, key: str, target: Path) -> Row:
+    assert _model
+    return row_of(attempt(job, _model), key, target)

@@ -1,0 +1,293 @@
+"""DICOM series that are written here from a phantom, and the real one of the shared data: in, and out as DICOM SEG."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+from conftest import ROOT, SHARED, dice
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, generate_uid
+
+import hemseg
+from hemseg.cohort import plan
+from hemseg.dicom import choose, find_series, is_sharp, members, read_series, sources_of
+from hemseg.errors import HemsegError
+from hemseg.model import Model
+from hemseg.segmentation import segment
+from hemseg.volume import Volume, read
+
+REAL = SHARED / "dicom-head-ge"
+SAMPLE = ROOT / "test" / "cases" / "phantom-intraparenchymal.nii.gz"
+
+
+def write_series(
+    folder: Path,
+    volume: Volume,
+    depth: np.ndarray | None = None,
+    tilt: float = 0.0,
+    syntax: str = ExplicitVRLittleEndian,
+    study: str = "",
+    **header: object,
+) -> list[Path]:
+    """A phantom as a CT series.
+
+    Args:
+        depth: positions of the slices along their normal (mm); even when None.
+        tilt: of the gantry, degrees: slices lean, and are shifted in their plane.
+        header: values to set beside the usual ones, None to leave one out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lean = np.radians(tilt)
+    along_row, along_column = np.array([1.0, 0, 0]), np.array([0.0, np.cos(lean), -np.sin(lean)])
+    normal = np.cross(along_row, along_column)
+    mm_x, mm_y, mm_z = volume.spacing
+    depth = mm_z * np.arange(len(volume.hu)) if depth is None else depth
+    study, series, frame = study or generate_uid(), generate_uid(), generate_uid()
+    written = []
+    for number, (plane, at) in enumerate(zip(volume.hu, depth, strict=True), start=1):
+        meta = FileMetaDataset()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
+        ds = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+        ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+        ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = study, series, frame
+        ds.Modality, ds.ImageType = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
+        ds.PatientName, ds.PatientID, ds.SeriesNumber, ds.InstanceNumber = "Phantom", "1", 2, number
+        ds.ImageOrientationPatient = [*along_row, *along_column]
+        # the table moves along z; with a tilt the positions are not along the normal
+        position = np.array([0.0, 0.0, at / normal[2]]) if tilt else at * normal
+        ds.ImagePositionPatient = [float(v) for v in position]
+        ds.PixelSpacing, ds.SliceThickness = [mm_y, mm_x], mm_z
+        ds.Rows, ds.Columns = plane.shape
+        ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
+        ds.RescaleSlope, ds.RescaleIntercept, ds.ConvolutionKernel = 1, -1024, "H31s"
+        ds.PixelData = (plane + 1024).round().astype(np.uint16).tobytes()
+        for name, value in header.items():
+            if value is None:
+                delattr(ds, name)
+            else:
+                setattr(ds, name, value)
+        if syntax != ExplicitVRLittleEndian:
+            ds.compress(syntax)
+        path = folder / f"{number:03}.dcm"
+        ds.save_as(path, enforce_file_format=True)
+        written.append(path)
+    return written
+
+
+@pytest.fixture(scope="module")
+def phantom() -> Volume:
+    return read(SAMPLE)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless])
+def test_a_plain_series_is_read_as_it_was_written(tmp_path: Path, phantom: Volume, syntax: str) -> None:
+    write_series(tmp_path / "series", phantom, syntax=syntax)
+    (tmp_path / "series" / "README.md").write_text("not DICOM")
+    volume = read(tmp_path / "series")
+    assert np.array_equal(volume.hu, phantom.hu.round())
+    assert volume.spacing == pytest.approx(phantom.spacing)
+    assert volume.direction == (1, 0, 0, 0, 1, 0, 0, 0, 1)
+    assert volume.warnings == ()
+    assert volume.stack is not None
+    assert np.array_equal(volume.stack.to_slices(volume.hu), volume.hu)
+
+
+def test_slope_intercept_and_padding(tmp_path: Path, phantom: Volume) -> None:
+    write_series(tmp_path, phantom, RescaleSlope=2, RescaleIntercept=-2048, PixelPaddingValue=24)
+    hu = read(tmp_path).hu
+    stored = (phantom.hu + 1024).round()
+    expected = np.where(stored == 24, -1024, np.maximum(2 * stored - 2048, -1024))
+    assert np.array_equal(hu, expected)
+    assert (stored == 24).any()
+
+
+def test_a_tilted_gantry_is_undone_and_the_mask_comes_back(tmp_path: Path, model: Model) -> None:
+    """The same head, cut by upright and by leaning slices, holds the same blood."""
+    phantom = read(SAMPLE)
+    tilt = 15.0
+    _, mm_y, mm_z = phantom.spacing
+    leaning = np.zeros_like(phantom.hu)
+    for k in range(len(leaning)):  # what a tilted gantry stores: each slice shifted in its own plane
+        shift = (k - len(leaning) // 2) * mm_z * np.tan(np.radians(tilt)) / mm_y
+        rows = np.round(np.arange(leaning.shape[1]) - shift).astype(int)
+        inside = (rows >= 0) & (rows < leaning.shape[1])
+        leaning[k] = -1000
+        leaning[k, inside] = phantom.hu[k, rows[inside]]
+    write_series(tmp_path, Volume(leaning, phantom.spacing), depth=mm_z * np.arange(len(leaning)), tilt=tilt)
+    volume = read(tmp_path)
+    assert any("tilted by 15.0 degrees" in said for said in volume.warnings)
+    assert volume.hu.shape[1] > leaning.shape[1]
+    assert volume.stack is not None
+    assert np.array_equal(volume.stack.to_slices(volume.hu), leaning.round())  # whole pixels: nothing was blurred
+    upright, tilted = segment(phantom, model), segment(volume, model)
+    assert tilted.volume_ml == pytest.approx(upright.volume_ml, rel=0.1)
+    direction = np.array(volume.direction).reshape(3, 3)
+    assert np.linalg.det(direction) == pytest.approx(1)
+
+
+def test_uneven_gaps_are_made_even(tmp_path: Path, phantom: Volume, model: Model) -> None:
+    keep = [*range(0, 10), *range(10, len(phantom.hu), 2)]  # 5 mm below, 10 mm above
+    depth = np.array(keep) * phantom.spacing[2]
+    write_series(tmp_path, Volume(phantom.hu[keep], phantom.spacing), depth=depth)
+    volume = read(tmp_path)
+    assert any("Gaps between slices go from 5.0 to 10.0 mm" in said for said in volume.warnings)
+    step = volume.spacing[2]
+    assert step * (len(volume.hu) - 1) == pytest.approx(depth[-1] - depth[0], abs=step / 2)
+    result, whole = segment(volume, model), segment(phantom, model)
+    assert result.volume_ml == pytest.approx(whole.volume_ml, rel=0.25)
+    assert volume.stack is not None
+    back = volume.stack.to_slices(result.mask)
+    assert back.shape == (len(keep), *phantom.hu.shape[1:])
+    assert dice(back, whole.mask[keep]) > 0.8
+
+
+def test_odd_slices_are_told(tmp_path: Path, phantom: Volume) -> None:
+    depth = phantom.spacing[2] * np.arange(len(phantom.hu))
+    depth[5] = depth[4] + 0.5
+    write_series(tmp_path / "near", phantom, depth=depth)
+    assert any("nearly coincide" in said for said in read(tmp_path / "near").warnings)
+    for path in write_series(tmp_path / "gone", phantom)[10:12]:
+        path.unlink()
+    assert any("others missing between them" in said for said in read(tmp_path / "gone").warnings)
+    files = write_series(tmp_path / "twice", phantom)
+    shutil.copy(files[3], tmp_path / "twice" / "copy.dcm")
+    assert any("1 slices lie where another" in said for said in read(tmp_path / "twice").warnings)
+
+
+def test_the_series_of_a_study_is_chosen_by_rule(tmp_path: Path, phantom: Volume) -> None:
+    study = generate_uid()
+    thick = Volume(phantom.hu[::4], phantom.spacing)
+    write_series(tmp_path / "bone", phantom, study=study, SeriesNumber=1, ConvolutionKernel="H60s", SliceThickness=1)
+    write_series(tmp_path / "derived", phantom, study=study, SeriesNumber=3, ImageType=["DERIVED", "SECONDARY"])
+    write_series(tmp_path / "contrast", phantom, study=study, SeriesNumber=4, ContrastBolusAgent="Iomeprol")
+    write_series(tmp_path / "thick", thick, study=study, SeriesNumber=5, SliceThickness=20)
+    write_series(tmp_path / "soft", phantom, study=study, SeriesNumber=6)
+    scout = Volume(phantom.hu[:1], phantom.spacing)
+    write_series(tmp_path / "scout", scout, study=study, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    coronal = [1.0, 0, 0, 0, 0, -1.0]
+    write_series(tmp_path / "coronal", phantom, study=study, SeriesNumber=8, ImageOrientationPatient=coronal)
+    write_series(tmp_path / "mr", phantom, study=study, Modality="MR")
+    series = find_series(sources_of(tmp_path))
+    best, rule = choose(series)
+    assert best.instances[0].get("SeriesNumber") == "6"
+    assert "series 6" in rule
+    assert choose(series, "1")[0].instances[0].get("SeriesNumber") == "1"
+    assert choose(series, best.uid)[0] is best
+    with pytest.raises(HemsegError, match="there is no series 99"):
+        choose(series, "99")
+    assert read(tmp_path).chosen == rule
+    (job,) = plan(tmp_path, tmp_path.parent / "out")
+    assert job.mask.name == f"{tmp_path.name}.mha"  # one study, one mask
+
+
+def test_kernels() -> None:
+    sharp = (
+        "BONE",
+        "BONEPLUS",
+        "EDGE",
+        "LUNG",
+        "H60s",
+        "H70h",
+        "Hr68f",
+        "J70h",
+        "['Br64d', '3']",
+        "FC30",
+        "FC81",
+        "YB",
+    )
+    assert all(is_sharp(name) for name in sharp)
+    soft = ("STANDARD", "STD+", "SOFT", "BRAIN", "H31s", "Hr40f", "J40s", "FC21", "FC64", "UB", "", "['Hr36', '2']")
+    assert not any(is_sharp(name) for name in soft)
+
+
+def test_zip(tmp_path: Path, phantom: Volume) -> None:
+    files = write_series(tmp_path / "series", phantom)
+    with zipfile.ZipFile(tmp_path / "study.zip", "w") as archive:
+        for path in files:
+            archive.write(path, f"../../{path.name}")  # names that would leave the folder are never unpacked
+        archive.writestr("README", "not DICOM")
+    assert len(members(tmp_path / "study.zip")) == len(files)
+    assert np.array_equal(read(tmp_path / "study.zip").hu, phantom.hu.round())
+    (tmp_path / "bad.zip").write_bytes(b"PK no archive")
+    with pytest.raises(HemsegError, match=r"bad\.zip: cannot be read as a zip archive"):
+        read(tmp_path / "bad.zip")
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ({"RescaleIntercept": None}, "no rescale slope and intercept"),
+        ({"PixelData": b"\0" * 10}, "cannot be decoded"),
+        ({"PixelSpacing": [0.0, 1.0]}, "pixel size"),
+        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "no axial CT series"),
+        ({"ImageOrientationPatient": [1, 0, 0, 0.5, 0.9, 0]}, "perpendicular"),
+        ({"Modality": "MR"}, "there are: none"),
+        ({"ImagePositionPatient": None}, "there are: none"),
+    ],
+)
+def test_bad_series_get_a_sentence(tmp_path: Path, phantom: Volume, header: dict, said: str) -> None:
+    write_series(tmp_path / "series", phantom, **header)
+    with pytest.raises(HemsegError, match=said) as error:
+        read(tmp_path / "series")
+    assert str(tmp_path / "series") in str(error.value)
+
+
+def test_dicom_segmentation(tmp_path: Path, phantom: Volume, model: Model) -> None:
+    depth = phantom.spacing[2] * np.arange(len(phantom.hu))
+    depth[15:] += 3.0
+    files = write_series(tmp_path / "series", phantom, depth=depth)
+    result = segment(read(tmp_path / "series"), model)
+    path = result.save(tmp_path / "mask.dcm")
+    read_back = hd.seg.segread(path)
+    uids = [pydicom.dcmread(p, stop_before_pixels=True).SOPInstanceUID for p in files]
+    assert read_back.SegmentationType == "BINARY"
+    frames = read_back.get_pixels_by_source_instance(uids, segment_numbers=[1], ignore_spatial_locations=True)
+    assert result.volume.stack is not None
+    assert np.array_equal(frames[..., 0], result.volume.stack.to_slices(result.mask))
+    assert frames.any()
+    code = read_back.get_segment_description(1).segmented_property_type
+    assert (code.value, code.scheme_designator) == ("1386000", "SCT")
+    if validator := shutil.which("dciodvfy"):
+        told = subprocess.run([validator, str(path)], capture_output=True, text=True, check=False)
+        assert "Error" not in told.stdout + told.stderr, told.stderr
+
+
+def test_an_empty_segmentation_is_valid(tmp_path: Path, model: Model) -> None:
+    healthy = read(ROOT / "test" / "cases" / "phantom-healthy.nii.gz")
+    write_series(tmp_path / "series", healthy)
+    result = segment(read(tmp_path / "series"), model)
+    result.mask[:] = 0
+    assert not hd.seg.segread(result.save(tmp_path / "mask.dcm")).pixel_array.any()
+
+
+def test_dicom_segmentations_are_of_dicom_scans(tmp_path: Path, phantom: Volume, model: Model) -> None:
+    with pytest.raises(HemsegError, match="refers to DICOM slices"):
+        segment(phantom, model).save(tmp_path / "mask.dcm")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the shared data are not here")
+def test_the_real_series(tmp_path: Path) -> None:
+    """A GE head with 18.5 degrees of tilt and gaps of 1 to 7 mm."""
+    volume = read_series(sources_of(REAL), REAL)
+    assert any("tilted by 18.5 degrees" in said for said in volume.warnings)
+    assert any("nearly coincide" in said for said in volume.warnings)
+    assert volume.stack is not None
+    assert volume.stack.to_slices(volume.hu).shape == (28, 512, 512)
+    for form, name in (("nii.gz", "series.nii.gz"), ("dicom-seg", "series.dcm")):
+        call = ["-m", "hemseg.cli", "segment", REAL, tmp_path / form, "--format", form, "--report", "--quiet"]
+        done = subprocess.run([sys.executable, *map(str, call)], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / form / name).is_file()
+        assert (tmp_path / form / "series" / "report.html").is_file()
+    assert hemseg.read(tmp_path / "nii.gz" / "series.nii.gz").hu.shape == volume.hu.shape

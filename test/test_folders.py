@@ -1,0 +1,210 @@
+"""A folder of scans: resume, several processes, a Ray cluster, the summary."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conftest import ROOT, same_geometry
+from test_cli import files, hemseg
+
+from hemseg import workers
+from hemseg.cohort import plan
+from hemseg.files import remove_leftovers, whole
+from hemseg.model import default_weights
+from hemseg.summary import Journal, settings_key_of_weights
+
+
+@pytest.fixture
+def folder(scan: Path) -> Path:
+    """Six copies of a small scan, one of them in a subfolder, and a broken file."""
+    source = scan.parent
+    for number in range(4):
+        shutil.copy(scan, source / f"c{number}.nii.gz")
+    (source / "sub dir").mkdir()
+    shutil.copy(scan, source / "sub dir" / "<b>&ü.nii.gz")
+    (source / "broken.mha").write_text("no scan")
+    return source
+
+
+def rows(target: Path) -> dict[str, dict[str, str]]:
+    with (target / "summary.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert len({row["case"] for row in found}) == len(found)
+    return {row["case"]: row for row in found}
+
+
+def times(target: Path) -> dict[str, int]:
+    masks = [p for p in target.rglob("*.nii.gz") if not p.name.startswith(".")]
+    return {str(p.relative_to(target)): p.stat().st_mtime_ns for p in masks}
+
+
+def test_summary_and_resume(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    hemseg("segment", folder, out, "--report", check=1)
+    found = rows(out)
+    assert len(found) == 7
+    assert found["broken.mha"]["status"] == "failed"
+    assert "cannot be read" in found["broken.mha"]["error"]
+    assert float(found["c0.nii.gz"]["volume_ml"]) > 1
+    page = (out / "summary.html").read_text()
+    assert "6 of 7 scans done, 1 failed" in page
+    assert "&lt;b&gt;&amp;ü.nii.gz" in page
+    assert "<b>&ü" not in page
+    assert "sub%20dir/%3Cb%3E%26%C3%BC/report.html" in page
+    report = json.loads((out / "sub dir" / "<b>&ü" / "report.json").read_text())
+    assert report["volume_ml"] == pytest.approx(float(found["c0.nii.gz"]["volume_ml"]), abs=1e-3)
+
+    before = times(out)
+    done = hemseg("segment", folder, out, "--report", check=1)  # the broken one is tried again
+    assert "6 of 7 scans were done before" in done.stderr
+    assert times(out) == before
+    shutil.copy(folder / "c0.nii.gz", folder / "broken.mha.new")
+    image = sitk.GetImageFromArray(sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "c0.nii.gz"))))
+    (folder / "broken.mha").unlink()
+    sitk.WriteImage(image, str(folder / "broken.mha"))
+    (out / "c1" / "report.html").unlink()  # a half-done case
+    os.utime(folder / "c2.nii.gz")  # a scan that changed
+    hemseg("segment", folder, out, "--report")
+    after = times(out)
+    assert {name for name, at in after.items() if before.get(name) != at} == {"c1.nii.gz", "c2.nii.gz"}
+    assert (out / "c1" / "report.html").is_file()
+    assert rows(out)["broken.mha"]["status"] == "done"
+    done = hemseg("segment", folder, out, "--redo", "--json", "--quiet")
+    assert [row["case"] for row in json.loads(done.stdout)] == list(rows(out))
+    assert all(times(out)[name] != at for name, at in after.items())
+
+
+def test_other_weights_do_it_again(folder: Path, tmp_path: Path) -> None:
+    (folder / "broken.mha").unlink()
+    weights = tmp_path / "weights"
+    shutil.copytree(default_weights(), weights)
+    hemseg("segment", folder, tmp_path / "out", "--quiet")
+    before = times(tmp_path / "out")
+    manifest = json.loads((weights / "manifest.json").read_text())
+    (weights / "manifest.json").write_text(json.dumps(manifest | {"threshold": 0.6}))
+    hemseg("segment", folder, tmp_path / "out", "--quiet", "--weights", weights)
+    assert all(times(tmp_path / "out")[name] != at for name, at in before.items())
+
+
+def test_a_killed_run_goes_on(folder: Path, tmp_path: Path) -> None:
+    (folder / "broken.mha").unlink()
+    for number in range(12):
+        shutil.copy(folder / "case.nii.gz", folder / f"d{number:02}.nii.gz")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "hemseg.cli", "segment", str(folder), str(out), "--quiet"]
+    for how in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        already = len(rows(out)) if (out / "summary.csv").exists() else 0
+        while running.poll() is None and (not (out / "summary.csv").exists() or len(rows(out)) < already + 2):
+            time.sleep(0.05)
+        running.send_signal(how)
+        _, errors = running.communicate(timeout=60)
+        assert running.returncode in {signal.SIGKILL: (-9,), signal.SIGTERM: (143,), signal.SIGINT: (130,)}[how]
+        assert "Traceback" not in errors
+    (out / f".hemseg-{os.uname().nodename.replace('-', '_')}-999999-0123abcd.part.nii.gz").touch()
+    before = times(out)
+    hemseg("segment", folder, out, "--quiet")
+    found = rows(out)
+    assert len(found) == 18
+    assert all(row["status"] == "done" for row in found.values())
+    assert len([name for name, at in before.items() if times(out)[name] == at]) >= 4
+    assert not [name for name in files(out) if ".part" in name]
+    masks = list(out.rglob("*.nii.gz"))
+    assert len(masks) == 18
+    assert all(same_geometry(folder / "case.nii.gz", mask) for mask in masks)
+
+
+def test_a_summary_of_somebody_else_is_not_overwritten(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "summary.csv").write_text("mine,own\n1,2\n")
+    assert "another output folder" in hemseg("segment", folder, tmp_path / "out", check=1).stderr
+    assert (tmp_path / "out" / "summary.csv").read_text() == "mine,own\n1,2\n"
+
+
+def test_a_cut_line_counts_as_not_done(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.start([])
+    text = (tmp_path / "summary.csv").read_text()
+    (tmp_path / "summary.csv").write_text(text + "a,done,1,1,1,1,,,,a.nii,x,y\nb,done,1")
+    assert list(Journal(tmp_path).rows) == ["a"]
+
+
+def test_leftovers_of_the_living_stay(tmp_path: Path) -> None:
+    with whole(tmp_path / "a.nii.gz") as partial:
+        partial.write_text("under way")
+        assert partial.name.endswith(".part.nii.gz")
+        assert remove_leftovers(tmp_path) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
+    with pytest.raises(ZeroDivisionError), whole(tmp_path / "b.txt") as partial:
+        partial.write_text(str(1 / 0))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
+
+
+def test_several_processes_give_the_same_masks(folder: Path, tmp_path: Path) -> None:
+    hemseg("segment", folder, tmp_path / "one", "--quiet", check=1)
+    hemseg("segment", folder, tmp_path / "two", "--quiet", "--jobs", "2", check=1)
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert list(one) == list(two)  # the order is that of the cases, whoever was first
+    assert [row["volume_ml"] for row in one.values()] == [row["volume_ml"] for row in two.values()]
+    for name in times(tmp_path / "one"):
+        a, b = (sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / n / name))) for n in ("one", "two"))
+        assert np.array_equal(a, b)
+
+
+def test_a_process_that_dies_costs_its_own_job_alone(folder: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    (folder / "broken.mha").unlink()
+    jobs = plan(folder, tmp_path / "out")
+    monkeypatch.setattr(workers, "_do", deadly)
+    key = settings_key_of_weights(default_weights())
+    found = list(workers.rows_of_processes(jobs, default_weights(), "cpu", key, tmp_path / "out", 2))
+    assert sorted(row.case for row in found) == sorted(str(job.case) for job in jobs)
+    (bad,) = (row for row in found if row.status != "done")
+    assert bad.case == "c1.nii.gz"
+    assert "process died" in bad.error
+
+
+_real_do = workers._do
+
+
+def deadly(job, key, target):  # type: ignore[no-untyped-def]
+    """Stands for a scan that takes all the memory: its process is killed."""
+    if job.case.name == "c1.nii.gz":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _real_do(job, key, target)
+
+
+def test_ray_loses_a_worker_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    for number in range(12):
+        shutil.copy(folder / "case.nii.gz", folder / f"d{number}.nii.gz")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "hemseg.cli", "segment", str(folder), str(out), "--ray", "local", "--jobs", "2"]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while running.poll() is None and (not (out / "summary.csv").exists() or len(rows(out)) < 3):
+        time.sleep(0.1)
+    listed = subprocess.run(["pgrep", "-f", "^ray::Worker"], capture_output=True, text=True, check=False).stdout
+    os.kill(int(listed.split()[0]), signal.SIGKILL)  # in the middle, one of the two
+    _, errors = running.communicate(timeout=300)
+    assert running.returncode == 1, errors  # for the broken scan
+    found = rows(out)
+    assert len(found) == 19
+    assert {case for case, row in found.items() if row["status"] != "done"} == {"broken.mha"}
+    masks = list(out.rglob("*.nii.gz"))
+    assert len(masks) == 18
+    assert all(same_geometry(folder / "case.nii.gz", mask) for mask in masks)
+    before = times(out)
+    (folder / "broken.mha").unlink()
+    hemseg("segment", folder, out, "--quiet")  # and what Ray has done counts as done
+    assert times(out) == before
+    assert not [name for name in files(out) if ".part" in name]

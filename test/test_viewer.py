@@ -1,0 +1,165 @@
+"""report.html and summary.html in a real browser, headless Chromium, offline."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from hemseg.cohort import Wanted, plan
+from hemseg.model import Model
+from hemseg.summary import Journal, settings_key
+from hemseg.workers import rows_here
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed")
+NASTY = "<script>document.title='broken'<!--.nii.gz"
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Path:
+    """Reports and the summary of a folder with a bleed, a healthy head and a nasty name."""
+    folder = tmp_path_factory.mktemp("scans")
+    shutil.copy(ROOT / "test" / "cases" / "phantom-intraparenchymal.nii.gz", folder / "bleed.nii.gz")
+    shutil.copy(ROOT / "test" / "cases" / "phantom-healthy.nii.gz", folder / NASTY)
+    out = tmp_path_factory.mktemp("out")
+    jobs = plan(folder, out, Wanted(report=True))
+    journal = Journal(out)
+    journal.start([])
+    assert settings_key(model.manifest)
+    for row in rows_here(jobs, model, out):
+        journal.add(row)
+    journal.finish(jobs)
+    return out
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    profile = tmp_path_factory.mktemp("profile")
+    for flag in (
+        "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync "
+        f"--disable-component-update --disable-dev-shm-usage --window-size=1300,900 --user-data-dir={profile}"
+    ).split():
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=str(DRIVER)))
+    yield driver
+    driver.quit()
+
+
+def opened(browser: Any, path: Path) -> Any:
+    """Open a page; it must neither complain nor ask for anything over a network."""
+    browser.get_log("performance")
+    browser.get(path.as_uri())
+    settled(browser)
+    return browser
+
+
+def settled(browser: Any) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(browser, 20).until(lambda b: b.execute_script("return document.readyState") == "complete")
+
+
+def requests(browser: Any) -> list[str]:
+    messages = [json.loads(line["message"])["message"] for line in browser.get_log("performance")]
+    sent = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    return [url for url in sent if not url.startswith(("file:", "data:"))]
+
+
+def pixels(browser: Any) -> str:
+    return browser.execute_script("return document.querySelector('canvas').toDataURL()")
+
+
+def shows(browser: Any, number: int) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(browser, 20).until(lambda b: b.execute_script("return document.body.dataset.slice") == str(number))
+
+
+def test_report(browser: Any, pages: Path) -> None:
+    from selenium.webdriver import ActionChains, Keys
+    from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
+    from selenium.webdriver.common.by import By
+
+    opened(browser, pages / "bleed" / "report.html")
+    report = json.loads((pages / "bleed" / "report.json").read_text())
+    text = browser.find_element(By.TAG_NAME, "body").text
+    assert f"{report['volume_ml']:.1f} mL" in text
+    assert "Not a medical device" in text
+    first = int(browser.execute_script("return data.area_cm2.indexOf(Math.max(...data.area_cm2))"))
+    shows(browser, first)  # it begins where there is most blood
+
+    with_mask = pixels(browser)
+    keys = ActionChains(browser)
+    keys.send_keys("m").perform()
+    assert browser.find_element(By.ID, "mask").get_attribute("aria-pressed") == "false"
+    wait_for_change(browser, with_mask)
+    without = pixels(browser)
+    browser.find_element(By.ID, "mask").click()
+    wait_for_change(browser, without)
+    assert pixels(browser) == with_mask
+
+    canvas = browser.find_element(By.TAG_NAME, "canvas")
+    ActionChains(browser).scroll_from_origin(ScrollOrigin.from_element(canvas), 0, -100).perform()
+    shows(browser, first + 1)
+    assert pixels(browser) != with_mask
+    ActionChains(browser).send_keys(Keys.ARROW_DOWN).perform()
+    shows(browser, first)
+    assert pixels(browser) == with_mask
+    for key in "23":
+        before = pixels(browser)
+        ActionChains(browser).send_keys(key).perform()
+        wait_for_change(browser, before)
+    ActionChains(browser).send_keys(Keys.HOME).perform()
+    shows(browser, 0)
+    browser.find_element(By.CSS_SELECTOR, "tr[data-slice]").click()
+    shows(browser, int(browser.find_element(By.CSS_SELECTOR, "tr[data-slice]").get_attribute("data-slice")))
+    assert abs(int(browser.execute_script("return document.body.dataset.slice")) - first) <= 3
+    assert requests(browser) == []
+    assert browser.get_log("browser") == []
+
+
+def wait_for_change(browser: Any, before: str) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(browser, 20).until(lambda b: pixels(b) != before)
+
+
+def test_names_cannot_break_a_page(browser: Any, pages: Path) -> None:
+    opened(browser, pages / NASTY.removesuffix(".nii.gz") / "report.html")
+    assert browser.title == f"hemseg: {NASTY}"
+    assert browser.execute_script("return document.querySelectorAll('script').length") == 1
+    opened(browser, pages / "summary.html")
+    assert browser.title == f"hemseg: {pages.name}"
+    assert browser.get_log("browser") == []
+
+
+def test_summary_sorts_and_links(browser: Any, pages: Path) -> None:
+    from selenium.webdriver.common.by import By
+
+    opened(browser, pages / "summary.html")
+    volume = next(b for b in browser.find_elements(By.CSS_SELECTOR, "th button") if "volume" in b.text)
+
+    def order() -> list[float]:
+        return [float(c.text) for c in browser.find_elements(By.CSS_SELECTOR, "tbody td:nth-child(3)")]
+
+    volume.click()
+    down = order()
+    volume.click()
+    assert down == sorted(down, reverse=True)
+    assert order() == sorted(down)
+    assert all(browser.execute_script("return [...document.images].map(i => i.naturalWidth > 0)"))
+    browser.find_element(By.LINK_TEXT, "bleed.nii.gz").click()
+    settled(browser)
+    assert browser.title == "hemseg: bleed.nii.gz"
+    assert requests(browser) == []
