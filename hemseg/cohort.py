@@ -178,31 +178,34 @@ def plan(source: Path, target: Path, wanted: Wanted = Wanted()) -> list[Job]:
             raise HemsegError(
                 f"{target}: is the name of one image, but {source} is a folder; give a folder for the masks."
             )
+    named = [(Path(source.resolve().name) if case == Path(".") else case, scan, files) for case, scan, files in found]
+    masks = [target if to_file else target / c.parent / _mask_name(s, c, bool(f), wanted.format) for c, s, f in named]
+    stems = Counter(_without_suffix(mask) for mask in masks)
     jobs = []
-    for case, scan, files in found:
-        if case == Path("."):  # the input folder is itself the study
-            case = Path(source.resolve().name)
-        folder = target / case.parent
-        name = _mask_name(scan, case, bool(files), wanted.format)
-        mask = target if to_file else folder / name
+    for (case, scan, files), mask in zip(named, masks, strict=True):
         if mask.exists() and scan.exists() and mask.samefile(scan):
             raise HemsegError(f"{mask}: the mask would replace the scan; give another folder for the output.")
-        own = stem(mask) if suffix(mask) else mask.stem
-        beside = mask.parent
+        own = _without_suffix(mask)
+        if stems[own] > 1:  # a.mha beside a.nii.gz
+            own = mask.with_name(case.name)
         jobs.append(
             Job(
                 case=case,
                 scan=scan,
                 mask=mask,
-                overlay=beside / f"{own}.png" if wanted.overlay else None,
-                report=beside / own / "report.json" if wanted.report else None,
-                thumbnail=None if alone else target / "thumbnails" / case.parent / f"{own}.jpg",
+                overlay=own.with_name(f"{own.name}.png") if wanted.overlay else None,
+                report=own / "report.json" if wanted.report else None,
+                thumbnail=None if alone else target / "thumbnails" / case.parent / f"{case.name}.jpg",
                 files=files,
                 series=wanted.series,
                 page=wanted.report,
             )
         )
     return jobs
+
+
+def _without_suffix(mask: Path) -> Path:
+    return mask.with_name(stem(mask)) if suffix(mask) else mask.with_suffix("")
 
 
 def _mask_name(scan: Path, case: Path, study: bool, form: str) -> str:

@@ -70,7 +70,7 @@ def test_bad_files_are_named_and_the_others_done(scan: Path, tmp_path: Path) -> 
     for name, words in said.items():
         assert any(name in line and words in line for line in errors), name
     assert files(tmp_path / "out") == {"case.nii.gz"}
-    assert done.stdout.count("failed") == len(said)
+    assert f"{len(said)} failed" in done.stdout
 
 
 @pytest.mark.parametrize(
