@@ -82,13 +82,19 @@ class WorkingGrid:
         )
         return z, y, x
 
-    def from_scan(self, hu: np.ndarray) -> np.ndarray:
-        """Average an array (z, y, x) of the scan onto the working grid; float32."""
+    def from_scan(self, hu: np.ndarray, hu_range: tuple[float, float] | None = None) -> np.ndarray:
+        """Average an array (z, y, x) of the scan onto the working grid; float32.
+
+        Thin slices are averaged first and clipped to ``hu_range`` then, as in a thick slice of the scanner: clipped
+        first, the skull's slanting edge would come out as bright as blood, all around the head.
+        """
         _, y, x = self.shape
         starts = np.arange(0, self.scan_shape[0], self.slab)
         if self.slab > 1:
             hu = np.add.reduceat(hu, starts, axis=0, dtype=np.float32)
             hu /= np.diff(np.append(starts, self.scan_shape[0])).astype(np.float32)[:, None, None]
+        if hu_range:
+            hu = np.clip(hu, *hu_range)
         rows = _resampling(self.scan_shape[1], self.scan_spacing[1], y, self.spacing[1])
         columns = _resampling(self.scan_shape[2], self.scan_spacing[2], x, self.spacing[2])
         return rows @ np.asarray(hu, dtype=np.float32) @ columns.T
@@ -152,12 +158,12 @@ class WorkingImage:
 def working_image(volume: Volume, settings: Settings) -> WorkingImage:
     """Clip to ``hu_range``, go to the working grid, strip the skull.
 
-    The clipping comes first, at the scan's own resolution: so a scan in full HU and the same scan stored
-    in a window give the same numbers.
+    In plane the clipping comes first, at the scan's own resolution: so a scan in full HU and the same scan stored in a
+    window give the same numbers, unless its slices are so thin that several are averaged.
     """
     hu, spacing = volume.in_lps()
     grid = WorkingGrid.of(hu.shape, spacing, settings)
-    hu = grid.from_scan(np.clip(hu, *settings.hu_range))
+    hu = grid.from_scan(hu, settings.hu_range)
     return WorkingImage(hu, intracranial_mask(hu, settings), grid)
 
 

@@ -43,9 +43,9 @@ def along(array: np.ndarray, axis: int, weights: list[list[tuple[int, float]]]) 
 def plain_working(volume: Volume, settings: Settings) -> tuple[np.ndarray, WorkingGrid]:
     hu, spacing = volume.in_lps()
     grid = WorkingGrid.of(hu.shape, spacing, settings)
-    hu = np.clip(hu.astype(np.float64), *settings.hu_range)
+    hu = hu.astype(np.float64)
     slabs = [hu[z : z + grid.slab].mean(axis=0) for z in range(0, len(hu), grid.slab)]
-    result = np.stack(slabs)
+    result = np.clip(np.stack(slabs), *settings.hu_range)
     for axis in (1, 2):
         result = along(result, axis, tents(hu.shape[axis], spacing[axis], grid.shape[axis], grid.spacing[axis]))
     return result, grid
