@@ -5,6 +5,7 @@ A case that fails is named with its reason, and the others are still done.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ from hemseg.preprocessing import WorkingImage, working_image
 from hemseg.segmentation import Segmentation, outlined, working_probability
 from hemseg.volume import SUFFIXES, Volume, mask_name, read, stem, suffix
 
+logger = logging.getLogger("hemseg")
 MASK_FORMATS = ("same", "mha", "nii.gz", "dicom-seg")
 Result = TypeVar("Result")
 
@@ -90,6 +92,8 @@ def walk(folder: Path, leave_out: Path | None = None) -> list[Path]:
     for parent, folders, files in os.walk(folder, followlinks=True):
         here = Path(parent).resolve()
         if here in seen or here == without:
+            if here in seen:
+                logger.warning("%s: leads to a folder that was searched already, passed over", parent)
             folders.clear()
             continue
         seen.add(here)

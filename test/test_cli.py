@@ -117,10 +117,11 @@ def test_output_that_cannot_be_written(scan: Path, tmp_path: Path) -> None:
     assert "could not be written" in done.stderr
 
 
-def test_linked_folders_are_followed_once(scan: Path, tmp_path: Path) -> None:
+def test_linked_folders_are_followed_once(scan: Path, caplog: pytest.LogCaptureFixture) -> None:
     (scan.parent / "loop").symlink_to(scan.parent, target_is_directory=True)
     (scan.parent / "link.nii.gz").symlink_to(scan)
     assert [case.name for case, _, _ in find_scans(scan.parent)] == ["case.nii.gz", "link.nii.gz"]
+    assert f"{scan.parent / 'loop'}: leads to a folder that was searched already" in caplog.text
 
 
 def test_plan_of_a_folder(tmp_path: Path) -> None:
