@@ -26,7 +26,7 @@ from training.measure import measure_all
 from training.panels import Shown, panel
 from training.phantom import make_phantom, write_dataset
 from training.pieces import brain_level, choose_pieces
-from training.pipeline import label_of, permuted
+from training.pipeline import build_stages, label_of, permuted
 from training.refinement import half_maximum
 from training.segmenter import LEFT_OUT, build_unet, combined_loss
 
@@ -135,6 +135,10 @@ def test_pieces_take_every_bleed_and_no_calcification() -> None:
     first_alone = choose_pieces(hu, hu, np.ones_like(hu), *arguments, replace(settings, rounds=0))
     assert first_alone.mask.sum() == 80  # the small bleed costs less than the share that goes with the first one
     assert not choose_pieces(hu, hu, np.zeros_like(hu), *arguments, settings).mask.any()
+    limit = float(hu[blood].max()) - 1  # candidates above a limit are bone and brain in one voxel
+    below = choose_pieces(hu, hu, np.ones_like(hu), *arguments, replace(settings, max_hu=limit))
+    assert below.mask.sum() < blood.sum()
+    assert len(below.sizes) < 3
     brain = np.full_like(hu, 32)
     assert not choose_pieces(brain, brain, np.ones_like(hu), *arguments, settings).mask.any()
     assert brain_level(np.full((4, 4), 500.0), np.ones((4, 4), bool)) == 30
@@ -148,6 +152,18 @@ def test_nothing_is_chosen_when_nothing_lowers_the_logit() -> None:
     )
     assert not choice.mask.any()
     assert choice.chosen == 0
+
+
+def test_rounds_of_self_training_follow_one_another(two_sets: tuple[Path, Path], tmp_path: Path) -> None:
+    config = load_config("best")
+    again = replace(config.self_training, rounds=2)
+    stages = build_stages(replace(config, self_training=again), load_dataset(two_sets[0]), tmp_path)
+    assert stages["relabel2"].needs == ("resegment", "relabel")
+    assert stages["resegment2"].needs == ("relabel2",)
+    assert stages["export"].needs == ("resegment2",)
+    one = build_stages(config, load_dataset(two_sets[0]), tmp_path)
+    assert one["export"].needs == ("resegment",)
+    assert one["resegment"].settings == stages["resegment"].settings  # one more round does not change the first
 
 
 def test_half_maximum_finds_the_edge_that_a_blur_hid() -> None:
