@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.inference  ## segment the sample scans; masks and pictures go to demo-output/
 	$(BIN)/hemseg segment test/cases demo-output --overlay
 
-test: $(VENV)/.development  ## the test suite (about ten minutes on two cores)
+test: $(VENV)/.development  ## the test suite (about a quarter of an hour on two cores)
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.development  ## ruff and mypy

@@ -411,6 +411,9 @@ def read_series(sources: Iterable[Source], path: Path, wanted: str = "") -> Volu
     Raises:
         HemsegError: there is no series to be segmented, or it cannot be read.
     """
+    sources = list(sources)
+    if not sources:
+        raise HemsegError(f"{path}: holds no DICOM files; give a scan, or the folder of a DICOM study.")
     try:
         series, rule = choose(find_series(sources), wanted)
     except HemsegError as error:

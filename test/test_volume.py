@@ -97,7 +97,7 @@ def test_bad_files_get_one_clear_sentence(tmp_path: Path, scan: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("missing.nii.gz", "no such file"), ("notes.txt", "not an image"), (".", "not a file")]
+    ("name", "said"), [("missing.nii.gz", "no such file"), ("notes.txt", "not an image"), (".", "no DICOM files")]
 )
 def test_what_is_no_scan_is_refused(tmp_path: Path, name: str, said: str) -> None:
     (tmp_path / "notes.txt").write_text("hello")
