@@ -66,8 +66,10 @@ def _volume(
         if scan.GetDimension() != 3 or scan.GetNumberOfComponentsPerPixel() != 1:
             raise HemsegError("the image is not one 3D volume of numbers.")
         volume = from_itk(scan)
+    elif isinstance(scan, Volume):
+        volume = scan
     else:
-        volume = scan if isinstance(scan, Volume) else read(scan, series)
+        return read(scan, series)  # looks at the voxels itself
     if not np.isfinite(volume.hu).all():
         raise HemsegError("the scan has voxels that are NaN or infinite; replace them (with -1024, say) and try again.")
     return volume

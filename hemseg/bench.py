@@ -92,19 +92,13 @@ def stages(scan: Path, folder: Path) -> list[Row]:
 def network(threads: int) -> Row:
     """The network alone on one patch, by ONNX Runtime, after a first run; the median of five."""
     import numpy as np
-    import onnxruntime as ort
 
-    from hemseg.model import Manifest, default_weights
+    from hemseg.model import load
 
-    weights = default_weights()
-    manifest = Manifest.read(weights)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(str(weights / manifest.file), options, providers=["CPUExecutionProvider"])
-    shape = (1, len(manifest.preprocessing.channels), *manifest.patch)
-    image = {"image": np.random.default_rng(0).random(shape, np.float32)}
-    return repeated(f"ONNX Runtime, {threads} thread{'s' * (threads > 1)}", lambda: session.run(None, image))
+    model = load(device="cpu", threads=threads)
+    shape = (1, len(model.manifest.preprocessing.channels), *model.manifest.patch)
+    image = np.random.default_rng(0).random(shape, np.float32)
+    return repeated(f"ONNX Runtime, {threads} thread{'s' * (threads > 1)}", lambda: model(image))
 
 
 def repeated(what: str, call: Callable[[], Any], times: int = 5) -> Row:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hemseg.cohort import Job, attempt
-from hemseg.errors import HemsegError
+from hemseg.errors import HemsegError, first_line
 from hemseg.model import load
 from hemseg.summary import Row, failed_row, row_of
 
@@ -55,9 +55,7 @@ def rows_of_ray(
         elif ours:
             ray.init(address=address, **options)
     except (RayError, ConnectionError, ValueError, RuntimeError) as error:
-        raise HemsegError(
-            f"the Ray cluster {address} cannot be reached ({str(error).splitlines()[0][:120]})."
-        ) from None
+        raise HemsegError(f"the Ray cluster {address} cannot be reached ({first_line(error)}).") from None
     resources: dict[str, Any] = {"num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
     actor: Any = ray.remote(**resources)(Worker)
     try:

@@ -131,11 +131,11 @@ def find_scans(folder: Path, leave_out: Path | None = None) -> list[tuple[Path, 
         HemsegError: the folder is missing, not a folder, or holds no scan.
     """
     files = walk(folder, leave_out)
-    scans = [p for p in files if suffix(p) or p.suffix.lower() == ".zip"]
+    scans = {p for p in files if suffix(p) or p.suffix.lower() == ".zip"}
     found: list[tuple[Path, Path, tuple[Path, ...]]] = [(p.relative_to(folder), p, ()) for p in scans]
     from hemseg.dicom import is_dicom
 
-    instances = [p for p in files if p not in set(scans) and is_dicom(p)]
+    instances = [p for p in files if p not in scans and is_dicom(p)]
     if instances:
         found += _studies(folder, instances)
     if not found:

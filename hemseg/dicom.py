@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage
 
-from hemseg.errors import HemsegError
+from hemseg.errors import HemsegError, first_line
 from hemseg.volume import Volume
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ class Source:
                 with zipfile.ZipFile(self.path) as archive:
                     return pydicom.dcmread(BytesIO(archive.read(self.member)), **options)
         except Exception as error:  # pydicom's own errors are many
-            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-            raise HemsegError(f"{self}: cannot be read as DICOM ({reason}).") from None
+            raise HemsegError(f"{self}: cannot be read as DICOM ({first_line(error)}).") from None
 
     def __str__(self) -> str:
         return f"{self.path}:{self.member}" if self.member else str(self.path)
@@ -369,11 +368,10 @@ def _pixels(instance: Instance) -> np.ndarray:
         name = getattr(dataset.file_meta.TransferSyntaxUID, "name", "unknown")
         raise HemsegError(
             f"{instance.source}: its pixels ({name}) cannot be decoded; `pip install 'hemseg[dicom]'` brings the "
-            f"decoders ({str(error).splitlines()[0][:80]})."
+            f"decoders ({first_line(error, 80)})."
         ) from None
     except Exception as error:  # cut short, or not what the header says
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise HemsegError(f"{instance.source}: its pixels cannot be decoded ({reason}).") from None
+        raise HemsegError(f"{instance.source}: its pixels cannot be decoded ({first_line(error)}).") from None
     shape = int(instance.header.Rows), int(instance.header.Columns)
     if stored.shape != shape:
         raise HemsegError(f"{instance.source}: holds pixels of shape {stored.shape} instead of {shape}.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hemseg import __version__
-from hemseg.errors import HemsegError
+from hemseg.errors import HemsegError, first_line
 from hemseg.files import whole
 
 if TYPE_CHECKING:
@@ -82,6 +82,6 @@ def write_segmentation(result: Segmentation, path: Path) -> Path:
     except OSError as error:
         raise HemsegError(f"{path}: the segmentation could not be written ({error.strerror}).") from None
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise HemsegError(f"{path}: the scan's headers do not allow a DICOM segmentation ({reason}).") from None
+        said = first_line(error, 160)
+        raise HemsegError(f"{path}: the scan's headers do not allow a DICOM segmentation ({said}).") from None
     return path

@@ -3,3 +3,8 @@
 
 class HemsegError(Exception):
     """A mistake in the input, the weights or the set-up. ``str(error)`` is one clear sentence for the user."""
+
+
+def first_line(error: BaseException, most: int = 120) -> str:
+    """What a library's error says, cut to one line for a sentence; its type when it says nothing."""
+    return str(error).splitlines()[0][:most] if str(error) else type(error).__name__

@@ -138,7 +138,7 @@ def load(weights: str | Path | None = None, device: str = "auto", threads: int =
     manifest = Manifest.read(folder)
     path = folder / manifest.file
     _check_file(path, manifest)
-    return Model(manifest, _session(path, device, threads or cores()), folder)
+    return Model(manifest, session(path, device, threads or cores()), folder)
 
 
 def _check_file(path: Path, manifest: Manifest) -> None:
@@ -152,7 +152,8 @@ def _check_file(path: Path, manifest: Manifest) -> None:
         raise HemsegError(f"{path}: does not match the manifest's sha256; it is damaged or of another version.")
 
 
-def _session(path: Path, device: str, threads: int) -> Any:
+def session(path: Path, device: str, threads: int) -> Any:
+    """The ONNX Runtime session of a model file; arguments and errors as for `load`."""
     import onnxruntime as ort
 
     if device not in DEVICES:
@@ -169,11 +170,11 @@ def _session(path: Path, device: str, threads: int) -> Any:
         ort.preload_dlls()
         providers = [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}), "CPUExecutionProvider"]
         try:  # without its own fallback, which prints a page of C++ before it goes on
-            session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+            found = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
         except Exception:  # ONNX Runtime raises many types of its own
-            session = None
-        if session and session.get_providers()[0] == "CUDAExecutionProvider":
-            return session
+            found = None
+        if found and found.get_providers()[0] == "CUDAExecutionProvider":
+            return found
         if device == "cuda":
             raise HemsegError(
                 "device cuda was asked for, but CUDA does not work here; "

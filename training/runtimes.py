@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from hemseg.bench import Row, repeated
-from hemseg.model import Manifest, default_weights
+from hemseg.model import Manifest, default_weights, session
 from training.config import load_config
 from training.segmenter import build_unet
 
@@ -41,11 +40,8 @@ class Patches(CalibrationDataReader):
 
 def in_onnxruntime(what: str, path: Path, image: np.ndarray) -> Row:
     """Time a model file."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = THREADS
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return repeated(what, lambda: session.run(None, {"image": image}))
+    network = session(path, "cpu", THREADS)
+    return repeated(what, lambda: network.run(None, {"image": image}))
 
 
 def rows() -> list[Row]:
