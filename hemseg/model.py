@@ -20,7 +20,7 @@ from hemseg.errors import HemsegError
 from hemseg.preprocessing import Settings
 
 logger = logging.getLogger("hemseg")
-FORMAT = 2  # of the manifest; raised when an older hemseg could misread a newer one
+FORMAT = 3  # of the manifest; raised when an older hemseg could misread a newer one
 MANIFEST = "manifest.json"
 PLATFORM_MODEL = Path("/opt/ml/model")  # where Grand Challenge unpacks a model tarball
 DEVICES = ("auto", "cpu", "cuda")
@@ -40,6 +40,9 @@ class Manifest:
         threshold: probability from which a voxel is hemorrhage.
         min_lesion_ml: smaller connected components are dropped.
         min_peak: connected components whose highest probability stays below it are dropped (format 2).
+        max_median_hu: connected components with a higher median of the scan's HU are dropped: clotted blood stays
+            below about 100 HU, calcifications and metal do not (the median, as a subdural bleed's border is half
+            bone); 0 for no limit (format 3).
         provenance: how the weights came about (data, recipe, seed, commit, metrics); not read by inference.
     """
 
@@ -52,6 +55,7 @@ class Manifest:
     threshold: float = 0.5
     min_lesion_ml: float = 0.1
     min_peak: float = 0.0
+    max_median_hu: float = 0.0
     provenance: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 

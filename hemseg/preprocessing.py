@@ -19,7 +19,10 @@ from scipy import ndimage
 
 from hemseg.volume import Volume
 
+PREPROCESSING_VERSION = 2  # raised when the same settings give other voxels: training then prepares anew
 CHANNELS = ("hu", "equalized")
+BORDER_MM = 3.0  # how far from tissue its bone may begin: thin bone is dimmed by partial volume
+BELOW_SHARE, OPEN_SHARE = 0.5, 0.3  # see `_enclosed`
 
 
 @dataclass(frozen=True)
@@ -195,9 +198,10 @@ def skull_threshold(smooth: np.ndarray, head: np.ndarray, settings: Settings) ->
 def intracranial_mask(hu: np.ndarray, settings: Settings) -> np.ndarray:
     """Strip the skull: inside the convex hull of the bone of each slice, not bone, joined to the brain.
 
-    It survives what is met in practice: a headrest (only the largest piece of tissue is the head), bone away
-    from the skull such as calcifications (they stay inside), craniectomy (the hull bridges it), slices
-    without skull (nothing is kept), a scan without any skull (already stripped: the head is kept).
+    It survives what is met in practice: a headrest (only the largest piece of tissue is the head), a face (its
+    muscles and orbits lie within the hull, too, but open to fat and air), bone away from the skull such as
+    calcifications (they stay inside), craniectomy (the hull bridges it), slices without skull (nothing is kept), a
+    scan without any skull (already stripped: the head is kept).
 
     Args:
         hu: (z, y, x) on the working grid, clipped to ``hu_range``.
@@ -213,7 +217,7 @@ def intracranial_mask(hu: np.ndarray, settings: Settings) -> np.ndarray:
         return np.stack([ndimage.binary_fill_holes(s) for s in head]) if head.any() else head
     inside = _hull(skull) & ~skull
     tissue = inside & (hu > settings.hu_range[0])
-    brain = _largest_piece(tissue, settings, opening_mm=3.0)
+    brain = _enclosed(_largest_piece(tissue, settings, opening_mm=3.0), skull, settings)
     # give back what the opening took: thin blood along the skull belongs to the inside
     reach = round(5.0 / settings.in_plane_mm)
     grown = ndimage.binary_dilation(brain, _in_plane_cross(), iterations=reach, mask=tissue)
@@ -251,6 +255,29 @@ def _largest_piece(mask: np.ndarray, settings: Settings, opening_mm: float) -> n
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     return labels == sizes.argmax()
+
+
+def _enclosed(brain: np.ndarray, skull: np.ndarray, settings: Settings) -> np.ndarray:
+    """The brain without what hangs on to it below the skull's base: muscles, orbits, the nose.
+
+    From the widest slice downwards, an in-plane piece goes when most of it does not lie below what was kept and
+    much of its border is not bone. What the skull encloses stays wherever it is; so does what merely lacks its bone
+    (a flap taken out, a slanting slice), as it lies below more of the brain.
+    """
+    kept = brain.copy()
+    reach = max(1, round(BORDER_MM / settings.in_plane_mm))
+    for z in range(int(brain.sum(axis=(1, 2)).argmax()) - 1, -1, -1):
+        pieces, _ = ndimage.label(brain[z])
+        for i, box in enumerate(ndimage.find_objects(pieces), start=1):
+            piece = pieces[box] == i
+            if (piece & kept[z + 1][box]).sum() >= BELOW_SHARE * piece.sum():
+                continue
+            window = tuple(slice(max(0, s.start - reach), s.stop + reach) for s in box)
+            wide = pieces[window] == i
+            border = ndimage.binary_dilation(wide, iterations=reach) & ~wide
+            if (border & ~skull[z][window]).sum() > OPEN_SHARE * border.sum():
+                kept[z][box][piece] = False
+    return kept
 
 
 def _in_plane_cross() -> np.ndarray:

@@ -101,7 +101,7 @@ def outlined(volume: Volume, working: WorkingImage, probability: np.ndarray, man
     start = time.perf_counter()
     certain = confident(probability, manifest.threshold, manifest.min_peak)
     mask = volume.from_lps(restored(certain, working, manifest.threshold))
-    mask, lesions = _lesions(mask, volume, manifest.min_lesion_ml, working)
+    mask, lesions = _lesions(mask, volume, manifest, working)
     return Segmentation(
         volume=volume,
         mask=mask,
@@ -202,16 +202,16 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
 
 
 def _lesions(
-    mask: np.ndarray, volume: Volume, min_ml: float, working: WorkingImage
+    mask: np.ndarray, volume: Volume, manifest: Manifest, working: WorkingImage
 ) -> tuple[np.ndarray, tuple[Lesion, ...]]:
-    """Split a mask into connected pieces and drop those below ``min_ml``."""
+    """Split a mask into connected pieces; drop those that are too small, or too bright for blood."""
     mask = np.ascontiguousarray(mask)
     box = _bounding_box(mask)
     if box is None:
         return mask, ()
     labels, n = ndimage.label(mask[box], _TOUCHING)
     sizes = np.bincount(labels.ravel(), minlength=n + 1)[1:] * volume.voxel_ml
-    keep = np.concatenate([[False], sizes >= min_ml])
+    keep = np.concatenate([[False], sizes >= manifest.min_lesion_ml])
     mask[box] = keep[labels]
     direction = np.array(volume.direction).reshape(3, 3)
     lesions = []
@@ -219,6 +219,10 @@ def _lesions(
         if not keep[i]:
             continue
         voxels = np.argwhere(labels[where] == i) + [w.start + b.start for w, b in zip(where, box)]
+        hu = volume.hu[tuple(voxels.T)]
+        if manifest.max_median_hu and np.median(hu) > manifest.max_median_hu:
+            mask[tuple(voxels.T)] = 0
+            continue
         at = np.array(volume.origin) + direction @ (voxels.mean(axis=0)[::-1] * volume.spacing)
         side, skull_mm = _place(working.grid.nearest(volume.indices_in_lps(voxels)), working)
         lesions.append(
@@ -226,7 +230,7 @@ def _lesions(
                 volume_ml=float(sizes[i - 1]),
                 centroid=(float(at[0]), float(at[1]), float(at[2])),
                 slices=(int(voxels[:, 0].min()), int(voxels[:, 0].max())),
-                mean_hu=float(volume.hu[tuple(voxels.T)].mean()),
+                mean_hu=float(hu.mean()),
                 side=side,
                 skull_mm=skull_mm,
             )

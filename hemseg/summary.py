@@ -45,7 +45,8 @@ class Row:
 
 def settings_key(manifest: Manifest) -> str:
     """Version of hemseg and checksum of the weights: what the masks of a run have in common."""
-    return f"hemseg {__version__}, weights {manifest.sha256[:16]} at {manifest.threshold:g}/{manifest.min_peak:g}"
+    limits = (manifest.threshold, manifest.min_peak, manifest.min_lesion_ml, manifest.max_median_hu)
+    return f"hemseg {__version__}, weights {manifest.sha256[:16]} at {'/'.join(f'{limit:g}' for limit in limits)}"
 
 
 def settings_key_of_weights(folder: Path) -> str:

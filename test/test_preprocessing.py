@@ -84,6 +84,36 @@ def test_metal_does_not_break_it(bleed: Phantom) -> None:
     assert dice(inside(replace(bleed.volume, hu=hu)), inside(bleed.volume)) > 0.97
 
 
+def head_with_a_face() -> tuple[np.ndarray, dict[str, tuple[slice, slice, slice]]]:
+    """A head (HU, clipped, 1 mm), from below: two slices of face, the skull's base with holes, the vault."""
+    hu = np.full((9, 120, 120), -20, np.float32)
+    y, x = np.ogrid[:120, :120]
+    head = np.hypot(y - 60, x - 60)
+    hu[2:, head < 50] = 100
+    hu[3:, head < 45] = 35
+    for z in range(3):
+        canal = np.hypot(y - 90, x - 60)
+        hu[z, canal < 16] = 100
+        hu[z, canal < 11] = 35
+        hu[z, 55:75, 80:104] = 100  # a bony box around the tip of a temporal lobe, full of blood
+        hu[z, 60:70, 85:99] = 68
+    hu[2, 40:50, 38:48] = 45  # a foramen above the muscle
+    hu[:2, 20:60, 16:21] = hu[:2, 20:60, 99:104] = 100  # jaws
+    hu[:2, 20:25, 21:99] = 100
+    hu[:2, 35:60, 30:55] = 58
+    parts = {"muscle": np.s_[:2, 35:60, 30:55], "pole": np.s_[:3, 62:68, 87:97], "cord": np.s_[:3, 85:95, 55:65]}
+    return hu, parts
+
+
+def test_muscles_below_the_base_are_left_out_and_enclosed_blood_stays() -> None:
+    hu, parts = head_with_a_face()
+    found = intracranial_mask(hu, Settings())
+    assert found[3:, 40:80, 40:80].all()
+    assert not found[parts["muscle"]].any()
+    assert found[parts["pole"]].all()
+    assert found[parts["cord"]].all()
+
+
 def test_slices_without_skull_keep_nothing(bleed: Phantom) -> None:
     hu = np.concatenate([bleed.volume.hu, np.full((4, 96, 96), -1000, np.float32)])
     assert not inside(replace(bleed.volume, hu=hu))[-4:].any()

@@ -98,7 +98,8 @@ def plain_mask(volume: Volume, probability: np.ndarray, grid: WorkingGrid, model
     mask = volume.from_lps(probability >= manifest.threshold).copy()
     pieces, n = ndimage.label(mask, np.ones((3, 3, 3)))
     for i in range(1, n + 1):
-        if (pieces == i).sum() * volume.voxel_ml < manifest.min_lesion_ml:
+        small = (pieces == i).sum() * volume.voxel_ml < manifest.min_lesion_ml
+        if small or np.median(volume.hu[pieces == i]) > manifest.max_median_hu:
             mask[pieces == i] = False
     return mask
 

@@ -9,7 +9,7 @@ from conftest import ROOT, dice, orthonormal, same_geometry
 
 from hemseg.model import Model
 from hemseg.preprocessing import working_image
-from hemseg.segmentation import segment, tiled, working_probability
+from hemseg.segmentation import outlined, segment, tiled, working_probability
 from hemseg.volume import Volume, read
 from training.phantom import Grid, make_phantom
 
@@ -52,6 +52,26 @@ def test_lesions_add_up_and_say_where_they_are(model: Model) -> None:
     assert result.mask[tuple(np.round(index[::-1]).astype(int))] == 1
     assert result.mask[largest.slices[0]].any()
     assert result.mask[largest.slices[1]].any()
+
+
+def test_pieces_brighter_than_blood_are_dropped(model: Model) -> None:
+    volume = sample("phantom-intraparenchymal.nii.gz")
+    manifest = replace(model.manifest, min_lesion_ml=0.0, max_median_hu=100.0)
+    working = working_image(volume, manifest.preprocessing)
+    probability = np.zeros(working.hu.shape, np.float32)
+    probability[10:13, 90:100, 90:100] = probability[10:13, 120:130, 90:100] = 1
+    _, y, x = np.indices(volume.hu.shape)
+    behind = y > volume.hu.shape[1] / 2
+    hu = np.where(behind, np.float32(150), np.float32(60))  # one of the two pieces is as bright as a calcification,
+    hu = np.where(x % 4, hu, np.float32(900))  # and both reach into bone
+    rim = replace(volume, hu=hu)
+    found = outlined(rim, working, probability, manifest)
+    every = outlined(rim, working, probability, replace(manifest, max_median_hu=0.0))
+    assert len(every.lesions) == 2
+    assert len(found.lesions) == 1
+    assert found.lesions[0].mean_hu > 100  # the median counts, not the mean
+    assert found.volume_ml == pytest.approx(found.lesions[0].volume_ml)
+    assert not found.mask[behind].any()
 
 
 def test_full_hu_and_windowed_scans_give_the_same_mask(model: Model) -> None:

@@ -41,15 +41,16 @@ TablesOption = Annotated[Path, typer.Option("--out", help="Folder for the tables
 RunOption = Annotated[Path, typer.Option("--run", help="Folder of the run.")]
 DevicesOption = Annotated[int, typer.Option(help="Devices a node; start one process for each (torchrun, srun).")]
 NodesOption = Annotated[int, typer.Option(help="Nodes.")]
+SeedOption = Annotated[int | None, typer.Option(help="Instead of the configuration's seed.")]
 PrecisionOption = Annotated[str, typer.Option(help="32-true, 16-mixed or bf16-mixed.")]
 
 
-def _run(last: str, config_name: str, data: list[Path] | None, run: Path, hardware: Hardware) -> None:
+def _run(last: str, config_name: str, data: list[Path] | None, run: Path, seed: int | None, hardware: Hardware) -> None:
     from training.pipeline import build_stages
     from training.stages import console, run_stage
 
     hardware.check()
-    config, dataset = _config_and_data(config_name, data, run)
+    config, dataset = _config_and_data(config_name, data, run, seed)
     stages = build_stages(config, dataset, run, hardware=hardware)
     if last != "all":
         run_stage(stages[last], run, stages)
@@ -61,11 +62,15 @@ def _run(last: str, config_name: str, data: list[Path] | None, run: Path, hardwa
         console.print("evaluate: the data set has no test split, left out")
 
 
-def _config_and_data(config_name: str, data: list[Path] | None, run: Path) -> tuple[Config, DataSet]:
+def _config_and_data(
+    config_name: str, data: list[Path] | None, run: Path, seed: int | None = None
+) -> tuple[Config, DataSet]:
     from training.config import load_config
     from training.datasets import load_dataset, together
 
     config = load_config(config_name)
+    if seed is not None:
+        config = replace(config, seed=seed)
     datasets = [load_dataset(folder, config.seed) for folder in data or ()]
     if not datasets or config.phantoms.beside_data:
         datasets.append(replace(load_dataset(_phantoms(config, run)), name="phantoms"))
@@ -93,11 +98,12 @@ def _stage_command(name: str) -> None:
         config: ConfigOption,
         run: RunOption,
         data: DataOption = None,
+        seed: SeedOption = None,
         devices: DevicesOption = 1,
         nodes: NodesOption = 1,
         precision: PrecisionOption = "32-true",
     ) -> None:
-        _run(name, config, data, run, Hardware(devices, nodes, precision))
+        _run(name, config, data, run, seed, Hardware(devices, nodes, precision))
 
     text = "Run all stages." if name == "all" else f"Run the stage {name}, and what it needs before it."
     app.command(name, help=text)(command)
@@ -172,6 +178,7 @@ def _record(
     config: Annotated[str, typer.Option(help="The run's configuration.")] = "",
     data: DataOption = None,
     selection: Annotated[str, typer.Option(help="What val masks were used for.")] = "",
+    seed: SeedOption = None,
 ) -> None:
     """Write an experiment to docs/results/runs, for the table that `experiments` makes."""
     import json
@@ -186,7 +193,7 @@ def _record(
         raise HemsegError("record: give --run RUN, or --evaluation FOLDER.")
     record["test"] = gather(folder)
     if run:
-        settings, dataset = _config_and_data(config, data, run)
+        settings, dataset = _config_and_data(config, data, run, seed)
         record |= {"config": settings.name, "config_hash": fingerprint(settings), "seed": settings.seed}
         record["label_dice_val"] = mean_dice(dataset, settings.preprocessing, run / f"pseudolabel{variant}")
         record["minutes"] = round(sum(minutes(run, variant).values()), 1)

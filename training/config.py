@@ -106,6 +106,7 @@ class Segmenter:
     threshold: float = 0.5
     min_lesion_ml: float = 0.0
     min_peak: float = 0.0  # connected pieces whose highest probability stays below it are dropped
+    max_median_hu: float = 0.0  # and those with a higher median: calcifications; 0: no limit
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ def export_model(network: nn.Module, config: Config, folder: Path, provenance: d
         threshold=settings.threshold,
         min_lesion_ml=settings.min_lesion_ml,
         min_peak=settings.min_peak,
+        max_median_hu=settings.max_median_hu,
         provenance=provenance | {"seed": config.seed, "commit": _commit()},
     ).write(folder)
     return {"megabytes": round(path.stat().st_size / 1e6, 1), "difference_to_torch": difference}

@@ -28,7 +28,7 @@ from rich.progress import track
 import hemseg
 from hemseg.errors import HemsegError
 from hemseg.model import load
-from hemseg.preprocessing import smoothed, working_image
+from hemseg.preprocessing import PREPROCESSING_VERSION, smoothed, working_image
 from hemseg.segmentation import working_probability
 from hemseg.volume import read
 from training.cam import activation_maps
@@ -44,7 +44,7 @@ from training.classifier import (
     train_classifier,
     train_sequence,
 )
-from training.config import Config
+from training.config import Config, Segmenter
 from training.datasets import Case, DataSet, Prepared, prepare, prepared
 from training.evaluation import METRICS_VERSION, evaluate, network_predictor, write_table
 from training.export import export_model
@@ -179,7 +179,7 @@ def build_stages(
         Stage(
             "prepare",
             (),
-            (config.preprocessing, dataset.fingerprint),
+            (config.preprocessing, PREPROCESSING_VERSION, dataset.fingerprint),
             lambda f: prepare(dataset, config.preprocessing, f),
         ),
         Stage(
@@ -208,7 +208,7 @@ def build_stages(
         Stage(
             f"segment{own}",
             (source,),
-            (replace(config.segmenter, threshold=0.5, min_lesion_ml=0.0, min_peak=0.0),),  # those come after training
+            (trained_part(config.segmenter),),
             lambda f: train_segmenter(cases("train"), cases("val"), labels(source), config, f, hardware),
             distributed=True,
         ),
@@ -226,6 +226,7 @@ def build_stages(
                 config.segmenter.threshold,
                 config.segmenter.min_lesion_ml,
                 config.segmenter.min_peak,
+                config.segmenter.max_median_hu,
                 hemseg.__version__,
             ),
             export,
@@ -334,6 +335,11 @@ def make_pseudolabels(
         "left_out": left_out,
         "mean_hu": float(np.mean([row["mean_hu"] for row in chosen])) if chosen else float("nan"),
     }
+
+
+def trained_part(settings: Segmenter) -> Segmenter:
+    """The settings that training depends on; those that clean up its answer are at their defaults."""
+    return replace(settings, threshold=0.5, min_lesion_ml=0.0, min_peak=0.0, max_median_hu=0.0)
 
 
 def later_round(config: Config, number: int) -> Config:
