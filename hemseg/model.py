@@ -92,11 +92,12 @@ def _as_tuple(value: Any) -> Any:
 
 def default_weights() -> Path:
     """The weights used when none are named: the platform's model tarball, else those that came with hemseg."""
-    own = Path(__file__).parent.parent / "weights"  # in a clone and in the container
-    for folder in (PLATFORM_MODEL, own):
+    package = Path(__file__).parent
+    own = (package.parent / "weights", package / "weights")  # in a clone and in the container; in a wheel
+    for folder in (PLATFORM_MODEL, *own):
         if (folder / MANIFEST).is_file():
             return folder
-    raise HemsegError(f"no weights found in {PLATFORM_MODEL} or {own}; give --weights FOLDER.")
+    raise HemsegError(f"no weights found in {', '.join(map(str, (PLATFORM_MODEL, *own)))}; give --weights FOLDER.")
 
 
 class Model:

@@ -1,6 +1,12 @@
 from __future__ import annotations
 
 import os
+
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # a worker a core: torch's threads would wait for one another; before its import
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +22,15 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 COARSE = Grid((16, 96, 96), (2.4, 2.4, 9.0))
 OBLIQUE = (0.98, -0.17, 0.11, 0.19, 0.96, -0.21, -0.07, 0.22, 0.97)
+
+
+SLOWEST_FIRST = ("test_training", "test_fitting", "test_recipe", "test_folders", "test_dicom")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest come first, so that parallel workers end together."""
+    names = [*SLOWEST_FIRST, ""]
+    items.sort(key=lambda item: next(i for i, name in enumerate(names) if item.path.stem.startswith(name)))
 
 
 @pytest.fixture(scope="session")

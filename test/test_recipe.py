@@ -144,6 +144,16 @@ def test_pieces_take_every_bleed_and_no_calcification() -> None:
     assert brain_level(np.full((4, 4), 500.0), np.ones((4, 4), bool)) == 30
 
 
+def test_pieces_that_hardly_matter_are_not_chosen() -> None:
+    hu = np.full((64, 48), 32, np.float32)
+    hu[20:26, 20:26] = 65
+    where = (hu, hu, np.ones_like(hu), np.ones(hu.shape, bool), BloodCounter(TINY), TINY)
+    settings = Pseudolabels(method="pieces")
+    drop = max(choose_pieces(*where, settings).drops)
+    assert choose_pieces(*where, replace(settings, min_drop=drop - 1e-3)).mask.any()
+    assert not choose_pieces(*where, replace(settings, min_drop=drop)).mask.any()
+
+
 def test_nothing_is_chosen_when_nothing_lowers_the_logit() -> None:
     hu = np.full((64, 48), 32, np.float32)
     hu[8:14, 8:14] = 92

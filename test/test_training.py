@@ -268,6 +268,17 @@ def test_differential_prediction_finds_the_blood(how: str) -> None:
     assert list(choice.means) == sorted(choice.means)
 
 
+def test_nothing_is_chosen_where_no_removal_matters() -> None:
+    hu, blood = blood_on_brain()
+    where = (np.ones_like(hu), np.ones(hu.shape, bool), BrightNetwork(TINY), TINY)
+    least = Pseudolabels(clusters=3, min_drop=float(blood.sum()) - 1)
+    assert choose(hu, hu, *where, least, -20.0, 0).mask[blood].all()
+    none = choose(hu, hu, *where, replace(least, min_drop=float(blood.sum())), -20.0, 0)
+    assert none.chosen == 0
+    assert not none.mask.any()
+    assert none.drops
+
+
 def test_degenerate_regions_are_defined() -> None:
     hu, _ = blood_on_brain()
     everywhere = np.ones(hu.shape, bool)
@@ -416,7 +427,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_smoke_finds_hemorrhage_in_unseen_phantoms(smoke: Path) -> None:
     figures = json.loads((smoke / "evaluate" / "summary.json").read_text())
-    assert figures["cases"] >= 7
+    assert figures["cases"] >= 20
     assert figures["dice_mean"] > 0.5
     rows = list(csv.DictReader((smoke / "evaluate" / "per_case.csv").open()))
     assert len(rows) == figures["cases"]
@@ -424,7 +435,7 @@ def test_smoke_finds_hemorrhage_in_unseen_phantoms(smoke: Path) -> None:
 
 
 def test_smoke_fails_with_permuted_labels(smoke: Path) -> None:
-    """Training on nonsense gives nonsense; the threshold's Dice is told beside it."""
+    """Training on nonsense gives nonsense, and without learning calcifications and sinuses are called blood."""
     told = training("control", "--config", "smoke", "--run", smoke).stdout
     last = [line.rsplit(" ", 1) for line in told.splitlines()[-3:]]  # before them stand Lightning's bars
     figures = {name: float(dice) for name, dice in last}
@@ -432,7 +443,7 @@ def test_smoke_fails_with_permuted_labels(smoke: Path) -> None:
         json.loads((smoke / "evaluate" / "summary.json").read_text())["dice_mean"], abs=1e-3
     )
     assert figures["permuted slice labels"] < 0.5 * figures["slice labels"]
-    assert 0 < figures["threshold without learning"] < 1
+    assert 0 < figures["threshold without learning"] < figures["slice labels"]
 
 
 def test_smoke_leaves_weights_that_inference_loads(smoke: Path) -> None:

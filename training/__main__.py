@@ -87,7 +87,8 @@ def _phantoms(config: Config, run: Path) -> Path:
     folder = run / f"phantoms-{fingerprint(config.phantoms, config.seed)}"
     if not (folder / "split.csv").exists() and rank() == 0:  # written last
         console.print(f"making {config.phantoms.cases} phantoms in {folder}")
-        write_dataset(folder, config.phantoms.cases, config.seed, Grid(config.phantoms.shape, config.phantoms.spacing))
+        made = config.phantoms
+        write_dataset(folder, made.cases, config.seed, Grid(made.shape, made.spacing), calcified=made.calcified)
     while not (folder / "split.csv").exists():  # another process makes them
         time.sleep(0.2)
     return folder
@@ -134,7 +135,7 @@ def _quality(config: ConfigOption, run: RunOption, data: DataOption = None) -> N
 
     from training.quality import label_quality
 
-    _run("pseudolabel", config, data, run, Hardware())
+    _run("pseudolabel", config, data, run, None, Hardware())
     settings, dataset = _config_and_data(config, data, run)
     for source in dataset.sources():
         rows = label_quality(source, settings.preprocessing, run / "pseudolabel")
@@ -224,7 +225,7 @@ def _bundle(
     """Write the U-Net of a run as a MONAI bundle; runs what is not done yet."""
     from training.bundle import write_bundle
 
-    _run("export", config, data, run, Hardware(devices, nodes, precision))
+    _run("export", config, data, run, None, Hardware(devices, nodes, precision))
     write_bundle(_config_and_data(config, data, run)[0], run, out)
 
 

@@ -86,6 +86,7 @@ class Pseudolabels:
     pieces: int = 8  # pieces: at most so many candidates a slice
     opening_mm: float = 0.0  # pieces: candidates lose what is thinner than about twice this (the skull's blurred edge)
     rounds: int = 3  # pieces: after the first, take out so many more while the classifier still says yes
+    min_drop: float = 0.0  # nothing is chosen in a slice whose logit no removal lowers by so much; 0: no limit
     leave_out_empty: bool = False  # positive slices without a pseudo-label do not count in the U-Net's loss
     refine_mm: float = 0.0  # outline at half maximum, at most so far outside the chosen cluster; 0: the cluster itself
 
@@ -127,6 +128,7 @@ class Phantoms:
     """Phantoms to train on: when no data set is given, or beside those given. Shape (z, y, x), spacing (x, y, z) mm."""
 
     cases: int = 0
+    calcified: bool = False  # every head has calcified basal ganglia, as bright as blood
     beside_data: bool = False  # of phantoms, too, the weakly supervised stages see the slice labels alone
     shape: tuple[int, int, int] = (28, 128, 128)
     spacing: tuple[float, float, float] = (1.8, 1.8, 5.0)

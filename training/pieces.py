@@ -41,7 +41,8 @@ def choose_pieces(
     """Pseudo-label of one positive slice; arguments and result as for `pseudolabels.choose`; ``mm``: pixel size.
 
     ``Choice.clusters`` holds the candidate pieces, in falling order of their mean activation times the square root
-    of their size; ``chosen`` is the first one that was taken. Nothing is chosen when no removal lowers the logit.
+    of their size; ``chosen`` is the first one that was taken. Nothing is chosen when no removal lowers the logit by
+    more than ``min_drop``.
     """
     brain = brain_level(intensities, intracranial)
     bright = intracranial & (intensities >= brain + settings.contrast_hu) & (intensities < CLIPPED_HU)
@@ -64,7 +65,7 @@ def choose_pieces(
     first = logits(hu, list(removed))
     drops = dict(zip(removed, (first[0] - first[1:]).tolist(), strict=True))
     most = max(drops.values())
-    taken = [i for i, drop in drops.items() if drop >= WITH_FIRST * most] if most > 0 else []
+    taken = [i for i, drop in drops.items() if drop >= WITH_FIRST * most] if most > settings.min_drop else []
     image = _without(hu, taken, removed, brain)
     for _ in range(settings.rounds if taken else 0):
         left = [i for i in removed if i not in taken]

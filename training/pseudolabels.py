@@ -93,6 +93,9 @@ def choose(
         intensities: (y, x), what K-means clusters: ``hu``, or a smoothed version of it.
         activation, intracranial: (y, x), map in 0..1 and the skull's inside.
         background: HU of nothing.
+
+    With ``min_drop``, nothing is chosen in a slice where no cluster's removal lowers the logit by more: what the
+    classifier does not miss is not what it saw. A classifier that learned nothing then labels next to nothing.
     """
     region = region_of(activation, intracranial, settings)
     clusters = np.zeros(hu.shape, np.int8)
@@ -103,10 +106,10 @@ def choose(
     clusters[region] = intensity_clusters(intensities[region], settings.clusters, seed)
     logits = differential_logits(trial_images(hu, clusters, background, settings.replace), network, classifier)
     drops = (logits[0] - logits[1:]).tolist()
-    chosen = int(np.argmax(drops)) + 1
+    chosen = int(np.argmax(drops)) + 1 if not settings.min_drop or max(drops) > settings.min_drop else 0
     present = range(1, int(clusters.max()) + 1)
     return Choice(
-        mask=_without_specks(clusters == chosen, settings),
+        mask=_without_specks((clusters == chosen) & (chosen > 0), settings),
         clusters=clusters,
         sizes=tuple(int((clusters == i).sum()) for i in present),
         means=tuple(float(hu[clusters == i].mean()) for i in present),

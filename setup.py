@@ -1,0 +1,22 @@
+"""Everything is in pyproject.toml but this: a wheel carries the weights, which lie beside the package in a clone."""
+
+import shutil
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+
+class BuildWithWeights(build_py):
+    """Copies ``weights/`` to ``hemseg/weights/`` of what is built."""
+
+    def run(self) -> None:
+        """Build, then copy; an editable install finds them where they are."""
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree(
+                Path(__file__).parent / "weights", Path(self.build_lib) / "hemseg" / "weights", dirs_exist_ok=True
+            )
+
+
+setup(cmdclass={"build_py": BuildWithWeights})
