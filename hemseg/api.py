@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from hemseg.checks import checked
 from hemseg.errors import HemsegError
 from hemseg.model import Model, default_weights, load
 from hemseg.segmentation import Segmentation
@@ -22,6 +23,7 @@ def segment(
     series: str = "",
     weights: str | Path | None = None,
     device: str = "auto",
+    strict: bool = False,
 ) -> Segmentation:
     """Find and outline intracranial hemorrhage on one scan. The weights are loaded once and kept.
 
@@ -32,6 +34,7 @@ def segment(
         series: of a DICOM study, see `hemseg.read`.
         weights: folder with manifest.json; by default those that came with hemseg.
         device: ``auto`` (CUDA where it works, else CPU), ``cpu``, or ``cuda`` (CUDA or an error).
+        strict: refuse a scan that looks odd; otherwise that stands in ``result.volume.warnings``.
 
     Returns:
         ``mask`` uint8 and ``probability`` float32 (z, y, x) on the scan's grid, ``volume_ml``, ``lesions``, ``save()``.
@@ -41,7 +44,9 @@ def segment(
     """
     volume = _volume(scan, spacing, series)
     folder = Path(weights) if weights is not None else default_weights()
-    return segment_volume(volume, _model(folder.resolve(), device))
+    model = _model(folder.resolve(), device)
+    volume, working = checked(volume, model.manifest.preprocessing, strict)
+    return segment_volume(volume, model, working)
 
 
 @lru_cache(maxsize=2)

@@ -51,6 +51,10 @@ def segment(
     ray: Annotated[
         str, typer.Option(help="Do a folder on a Ray cluster: its address, auto, or local. --jobs: its workers.")
     ] = "",
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Refuse what looks odd (not a whole head, a window...); else it is a warning."),
+    ] = False,
     redo: Annotated[bool, typer.Option("--redo", help="Do cases again that are done already.")] = False,
     weights: Weights = None,
     device: Device = "auto",
@@ -73,7 +77,7 @@ def segment(
     from hemseg.model import default_weights
     from hemseg.summary import Journal, settings_key_of_weights
 
-    planned = plan(source, target, Wanted(overlay, report, form, series))
+    planned = plan(source, target, Wanted(overlay, report, form, series, strict))
     folder = weights or default_weights()
     key = settings_key_of_weights(folder)
     journal = None

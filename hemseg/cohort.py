@@ -18,9 +18,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from hemseg.checks import checked
 from hemseg.errors import HemsegError
 from hemseg.model import Model
-from hemseg.preprocessing import WorkingImage, working_image
+from hemseg.preprocessing import WorkingImage
 from hemseg.segmentation import Segmentation, outlined, working_probability
 from hemseg.volume import SUFFIXES, Volume, mask_name, read, stem, suffix
 
@@ -41,6 +42,7 @@ class Job:
         files: those of a DICOM study; only the scan itself when empty.
         series: of a DICOM study, when the rule of `hemseg.dicom` shall not choose.
         page: whether the report has an HTML page.
+        strict: refuse what looks odd (`hemseg.checks`), in place of a mask with a warning.
     """
 
     case: Path
@@ -52,6 +54,7 @@ class Job:
     files: tuple[Path, ...] = ()
     series: str = ""
     page: bool = False
+    strict: bool = False
 
     @property
     def outputs(self) -> tuple[Path, ...]:
@@ -108,13 +111,14 @@ class Wanted:
 
     Attributes:
         format: of the mask: ``same`` as the scan's (MetaImage for DICOM), ``mha``, ``nii.gz``, or ``dicom-seg``.
-        series: see `Job`.
+        series, strict: see `Job`.
     """
 
     overlay: bool = False
     report: bool = False
     format: str = "same"
     series: str = ""
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in MASK_FORMATS:
@@ -203,6 +207,7 @@ def plan(source: Path, target: Path, wanted: Wanted = Wanted()) -> list[Job]:
                 files=files,
                 series=wanted.series,
                 page=wanted.report,
+                strict=wanted.strict,
             )
         )
     return jobs
@@ -286,7 +291,7 @@ def _prepare(job: Job, model: Model, refusal: str) -> _Ready:
         raise HemsegError(refusal)
     volume = _volume(job)
     start = time.perf_counter()
-    working = working_image(volume, model.manifest.preprocessing)
+    volume, working = checked(volume, model.manifest.preprocessing, job.strict)
     return _Ready(volume, working, time.perf_counter() - start)
 
 

@@ -234,6 +234,11 @@ def _skull(bone: np.ndarray) -> np.ndarray:
     return (sizes >= 0.05 * sizes.max())[labels]
 
 
+def skull_hull(bone: np.ndarray) -> np.ndarray:
+    """Filled convex hull of the skull among bone, slice by slice; both bool (z, y, x)."""
+    return _hull(_skull(bone))
+
+
 def _hull(skull: np.ndarray) -> np.ndarray:
     """Filled convex hull of each slice's skull; a slice with fewer than three points has none."""
     filled = np.zeros(skull.shape, np.uint8)

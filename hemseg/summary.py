@@ -118,6 +118,7 @@ class Journal:
             and row.status == "done"
             and row.made_by == key
             and row.scan == scan_key(job)
+            and not (job.strict and row.warnings)
             and all(path.is_file() for path in job.outputs)
         )
 
