@@ -54,8 +54,8 @@ def perform(work: Work, source: Path, target: Path, predict: Path, sockets: Sock
         for outcome in outcomes:
             failed += bool(outcome.error)
             logger.info("%s: %s", outcome.job.case, "failed" if outcome.error else "done")
-            if outcome.error:
-                print(f"error: {outcome.error}", file=sys.stderr)
+            for line in outcome.told:
+                print(line, file=sys.stderr)
     return failed
 
 
@@ -82,7 +82,10 @@ def main() -> int:
         weights = arguments.weights or default_weights()
         sockets = load_sockets(os.environ, weights)
         if arguments.mode == "serve":
-            from hemseg.server import serve
+            try:
+                from hemseg.server import serve
+            except ModuleNotFoundError as error:
+                raise HemsegError(f"mode serve needs {error.name}; `pip install 'hemseg[serve]'`.") from None
 
             model = load(weights, arguments.device)
             # the server has a handler of its own; when it is done it raises the signal again, for the one before it

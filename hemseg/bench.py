@@ -166,6 +166,30 @@ def of_folder(scan: Path, folder: Path, alone: list[Row]) -> dict[str, float]:
     }
 
 
+def by_workers(counts: list[int], scans: int = 2 * FOLDER) -> list[Row]:
+    """A folder of 28-slice phantoms with ``--jobs N``, and with Ray on this machine if it is installed."""
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        source = Path(temporary) / "many"
+        source.mkdir()
+        _child("phantom", str(source / "0.nii.gz"), *map(str, THICK))
+        for number in range(1, scans):
+            (source / f"{number}.nii.gz").symlink_to(source / "0.nii.gz")
+        for how in ("", "--ray local ") if importlib.util.find_spec("ray") else ("",):
+            for count in counts:
+                options = f"{how}--jobs {count}"
+                call = ["-m", "hemseg.cli", "segment", str(source), str(Path(temporary) / options), "--device", "cpu"]
+                rows.append(command(options, [*call, *options.split()]))
+    return rows
+
+
+def show_workers(rows: list[Row], scans: int = 2 * FOLDER) -> None:
+    """Print scans an hour, start-up included."""
+    print(f"{platform.machine()}, {os.cpu_count()} cores; {scans} scans of 512 x 512 x {THICK[0]}")
+    for row in rows:
+        print(f"{row.what:22} {row.wall_seconds:7.1f} s {3600 * scans / row.wall_seconds:7.0f} scans an hour")
+
+
 def _child(*arguments: str) -> list[Row]:
     call = [sys.executable, "-m", "hemseg.bench", "--child", *arguments]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -249,11 +273,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m hemseg.bench", description=__doc__.splitlines()[0])
     parser.add_argument("scans", nargs="*", type=Path, metavar="SCAN", help="default: phantoms of 28 and 300 slices")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument(
+        "--workers", nargs="+", type=int, metavar="N", help="time a folder with so many workers instead"
+    )
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     try:
         if arguments.child:
             _as_child(arguments.child[0], arguments.child[1:])
+            return
+        if arguments.workers:
+            show_workers(by_workers(arguments.workers))
             return
         found = measure(arguments.scans)
         show(found)

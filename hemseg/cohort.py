@@ -76,6 +76,13 @@ class Outcome:
     error: str = ""
     unexpected: bool = False
 
+    @property
+    def told(self) -> list[str]:
+        """What people must be told, a line each: the error, or what looked odd."""
+        if not self.result:
+            return [f"error: {self.error}"]
+        return [f"warning: {self.job.case}: {text}" for text in self.result.volume.warnings]
+
 
 def walk(folder: Path, leave_out: Path | None = None) -> list[Path]:
     """All files below a folder, in order; hidden ones and the folder ``leave_out`` are passed over.

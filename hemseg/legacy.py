@@ -69,8 +69,8 @@ class HemorrhageSegmentation(SegmentationAlgorithm):
                     self._case_results.append(self.process_case(idx=number - 1, case=outcome))
                     said = "failed" if outcome.error else "done"
                     logger.info("[%d/%d] %s: %s", number, len(jobs), outcome.job.case, said)
-                    if outcome.error:
-                        print(f"error: {outcome.error}", file=sys.stderr)
+                    for line in outcome.told:
+                        print(line, file=sys.stderr)
         except SystemExit:  # SIGTERM, at any moment: tell what there is
             left = jobs[len(self._case_results) :]
             self._case_results += [self._entry(job, f"{job.case}: not done, stopped.") for job in left]

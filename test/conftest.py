@@ -24,7 +24,7 @@ COARSE = Grid((16, 96, 96), (2.4, 2.4, 9.0))
 OBLIQUE = (0.98, -0.17, 0.11, 0.19, 0.96, -0.21, -0.07, 0.22, 0.97)
 
 
-SLOWEST_FIRST = ("test_training", "test_fitting", "test_recipe", "test_folders", "test_dicom")
+SLOWEST_FIRST = ("test_smoke", "test_fitting", "test_folders", "test_recipe", "test_dicom", "test_server")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -98,12 +98,19 @@ def test_other_weights_do_it_again(folder: Path, tmp_path: Path) -> None:
 
 def test_a_killed_run_goes_on(folder: Path, tmp_path: Path) -> None:
     (folder / "broken.mha").unlink()
-    for number in range(12):
+    for number in range(20):
         shutil.copy(folder / "case.nii.gz", folder / f"d{number:02}.nii.gz")
     out = tmp_path / "out"
     command = [sys.executable, "-m", "hemseg.cli", "segment", str(folder), str(out), "--quiet"]
     for how in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
-        running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        running = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        )
         already = len(rows(out)) if (out / "summary.csv").exists() else 0
         while running.poll() is None and (not (out / "summary.csv").exists() or len(rows(out)) < already + 2):
             time.sleep(0.05)
@@ -115,12 +122,12 @@ def test_a_killed_run_goes_on(folder: Path, tmp_path: Path) -> None:
     before = times(out)
     hemseg("segment", folder, out, "--quiet")
     found = rows(out)
-    assert len(found) == 18
+    assert len(found) == 26
     assert all(row["status"] == "done" for row in found.values())
     assert len([name for name, at in before.items() if times(out)[name] == at]) >= 4
     assert not [name for name in files(out) if ".part" in name]
     masks = list(out.rglob("*.nii.gz"))
-    assert len(masks) == 18
+    assert len(masks) == 26
     assert all(same_geometry(folder / "case.nii.gz", mask) for mask in masks)
 
 
@@ -185,11 +192,16 @@ def deadly(job, key, target):  # type: ignore[no-untyped-def]
 
 def test_ray_loses_a_worker_and_nothing_else(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    for number in range(12):
+    for number in range(6):
         shutil.copy(folder / "case.nii.gz", folder / f"d{number}.nii.gz")
     out = tmp_path / "out"
     command = [sys.executable, "-m", "hemseg.cli", "segment", str(folder), str(out), "--ray", "local", "--jobs", "2"]
-    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {
+        "RAY_worker_niceness": "0"
+    }  # Ray's workers give way to everything else: here, to other tests
+    running = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
     while running.poll() is None and (not (out / "summary.csv").exists() or len(rows(out)) < 3):
         time.sleep(0.1)
     listed = subprocess.run(["pgrep", "-f", "^ray::Worker"], capture_output=True, text=True, check=False).stdout
@@ -197,10 +209,10 @@ def test_ray_loses_a_worker_and_nothing_else(folder: Path, tmp_path: Path) -> No
     _, errors = running.communicate(timeout=300)
     assert running.returncode == 1, errors  # for the broken scan
     found = rows(out)
-    assert len(found) == 19
+    assert len(found) == 13
     assert {case for case, row in found.items() if row["status"] != "done"} == {"broken.mha"}
     masks = list(out.rglob("*.nii.gz"))
-    assert len(masks) == 18
+    assert len(masks) == 12
     assert all(same_geometry(folder / "case.nii.gz", mask) for mask in masks)
     before = times(out)
     (folder / "broken.mha").unlink()

@@ -15,6 +15,7 @@ from panimg.image_builders.metaio_mhd_mha import image_builder_mhd
 
 from hemseg.legacy import HemorrhageSegmentation
 from hemseg.model import Model
+from training.phantom import Phantom, write_image
 
 CASES = ROOT / "test" / "cases"
 
@@ -143,3 +144,10 @@ def test_predict_is_evalutils_own_interface(model: Model, tmp_path: Path) -> Non
     assert mask.GetDirection() == image.GetDirection()
     expected = sitk.ReadImage(str(ROOT / "test" / "expected" / "phantom-lobar.mha"))
     assert np.array_equal(sitk.GetArrayFromImage(mask), sitk.GetArrayFromImage(expected))
+
+
+def test_what_looks_odd_is_told_and_done(bleed: Phantom, tmp_path: Path) -> None:
+    write_image(np.clip(bleed.volume.hu, -20, 100), bleed.volume, tmp_path / "in" / "windowed.nii.gz")
+    done = process("--input", tmp_path / "in", "--output", tmp_path / "out")
+    assert "warning: windowed.nii.gz: It is stored in a window" in done.stderr
+    assert (tmp_path / "out" / "images" / "windowed.nii.gz").is_file()

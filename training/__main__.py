@@ -332,6 +332,11 @@ def main() -> None:
     except HemsegError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("hemseg", "training"):
+            raise
+        print(f"error: training needs {error.name}; `pip install 'hemseg[training]'`.", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from training.stages import console
 KINDS = ("intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural")
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 _SUBSLICE_MM = 1.25
+_HIGHEST_NOISE = 8.0  # standard deviations; smooth noise stays below, so it need not be known where it cannot matter
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,18 @@ class _Space:
     y: np.ndarray
     z: np.ndarray
     depth: np.ndarray  # mm below the inner table of the skull; negative outside
-    wobble: Callable[[int, float], np.ndarray]  # smooth noise of unit variance: (key, correlation length in mm)
+    wobble: Callable[
+        [int, float, np.ndarray], np.ndarray
+    ]  # smooth noise of unit variance: (key, its length in mm, where)
 
     def ellipsoid(
         self, center: tuple[float, ...], radii: tuple[float, ...], rough: float = 0.0, key: int = 0
     ) -> np.ndarray:
         """Bool inside an ellipsoid whose radius is modulated by noise of relative amplitude ``rough``."""
         r2 = sum(((c - c0) / r) ** 2 for c, c0, r in zip((self.x, self.y, self.z), center, radii, strict=True))
-        edge = 1.0 + rough * self.wobble(key, 12.0) if rough else 1.0
-        return np.sqrt(r2) < edge
+        r = np.sqrt(r2)
+        edge = 1.0 + rough * self.wobble(key, 12.0, r < 1 + rough * _HIGHEST_NOISE) if rough else 1.0
+        return r < edge
 
 
 def make_phantom(
@@ -219,8 +223,11 @@ class _Head:
         length = np.sqrt(x * x + y * y + z_mm * z_mm)
         depth = length / np.maximum(r, 1e-3) - length - self.skull_mm
 
-        def wobble(key: int, mm: float) -> np.ndarray:
-            return _smooth_noise(self.seed, key, mm, x, y, z_mm)
+        def wobble(key: int, mm: float, where: np.ndarray) -> np.ndarray:
+            noise = np.zeros(x.shape, np.float32)
+            if where.any():
+                noise[where] = _smooth_noise(self.seed, key, mm, x[where], y[where], z_mm[where])
+            return noise
 
         return _Space(x, y, z_mm, depth, wobble)
 
@@ -257,14 +264,15 @@ class _Head:
 
     def _paint_brain(self, s: _Space, hu: np.ndarray) -> None:
         inside = s.depth > 0
-        fold = s.wobble(1, 7.0)
+        fold = s.wobble(1, 7.0, inside)
         hu[inside] = 37.0
         white = (
             (s.depth > 9 + 4 * fold) & ~s.ellipsoid((19, 0, 3), (8, 14, 10)) & ~s.ellipsoid((-19, 0, 3), (8, 14, 10))
         )
         hu[inside & white] = 29.0
         hu[self._csf(s)] = 8.0
-        falx = inside & (np.abs(s.x + 1.5 * s.wobble(7, 40.0)) < 0.9) & ((s.z > 25) | (np.abs(s.y) > 45)) & (s.z > -15)
+        falx = inside & ((s.z > 25) | (np.abs(s.y) > 45)) & (s.z > -15)
+        falx &= np.abs(s.x + 1.5 * s.wobble(7, 40.0, falx)) < 0.9
         hu[falx] = 50.0
         hu[inside & (s.depth < 5) & (np.abs(s.x) < 4) & (s.y > 0) & (s.z > -20)] = 52.0  # sagittal sinus
         if self.calcified[0]:
@@ -276,8 +284,9 @@ class _Head:
     def _paint_bright(self, s: _Space, hu: np.ndarray) -> None:
         inside, bright = s.depth > 0, self.bright
         if bright.sinus:
-            band = (s.depth < 6) & (np.abs(s.z + 18 + 2 * s.wobble(26, 20.0)) < 4) & (s.y > 10) & (np.abs(s.x) > 6)
-            hu[inside & band] = bright.sinus
+            band = inside & (s.depth < 6) & (s.y > 10) & (np.abs(s.x) > 6)
+            band &= np.abs(s.z + 18 + 2 * s.wobble(26, 20.0, band)) < 4
+            hu[band] = bright.sinus
         if bright.ganglia:
             for side in (-1, 1):
                 radii = (0.6 * bright.ganglia_mm, bright.ganglia_mm, 0.8 * bright.ganglia_mm)
@@ -296,11 +305,12 @@ class _Head:
             across = -(s.x * side - 38) * 0.60 + (s.y - 10) * 0.80
             petrous = (np.abs(along) < 28) & (np.abs(across) < 7) & (np.abs(s.z + 42) < 9) & (s.depth > -self.skull_mm)
             hu[petrous] = 1000.0
-            hu[petrous & (s.wobble(20 + side, 3.0) > 1.0)] = -600.0  # mastoid air cells
+            hu[petrous & (s.wobble(20 + side, 3.0, petrous) > 1.0)] = -600.0  # mastoid air cells
             orbit = s.ellipsoid((side * 31, -0.72 * b, -42), (18, 22, 15))
             hu[orbit] = -80.0
             hu[s.ellipsoid((side * 31, -0.80 * b, -42), (12, 12, 12))] = 18.0
-        base = (s.depth > 0) & (np.abs(s.z + 52 - 0.25 * (s.y + 0.5 * b) + 3 * s.wobble(24, 15.0)) < 1.2) & (s.y < 5)
+        base = (s.depth > 0) & (s.y < 5)
+        base &= np.abs(s.z + 52 - 0.25 * (s.y + 0.5 * b) + 3 * s.wobble(24, 15.0, base)) < 1.2
         hu[base] = 800.0
         hu[s.ellipsoid((0, -0.45 * b, -48), (13, 12, 9))] = -1000.0  # sphenoid sinus
 
@@ -322,7 +332,8 @@ class _Head:
     def _subarachnoid(self, s: _Space) -> np.ndarray:
         inside = s.depth > 0
         rim = inside & (s.depth < 1.5)
-        sulci = inside & (s.depth < 14) & (np.abs(s.wobble(2, 6.0)) < 0.16) & (s.z > -25)
+        sulci = inside & (s.depth < 14) & (s.z > -25)
+        sulci &= np.abs(s.wobble(2, 6.0, sulci)) < 0.16
         sylvian = inside & (np.abs(s.y + 8 + 0.25 * s.z) < 3) & (np.abs(s.x) > 32) & (np.abs(s.z + 2) < 12)
         cistern = s.ellipsoid((0, -8, -22), (13, 10, 8), 0.25, 33)
         return rim | sulci | sylvian | cistern
@@ -344,7 +355,8 @@ class _Head:
             middle = rng.uniform(-0.9, 0.5)
             angle = np.arctan2(s.y, self.side * s.x + 1e-6)
             where = (np.abs(angle - middle) < rng.uniform(0.4, 0.8)) & (s.z > -28) & (s.z < rng.uniform(18, 45))
-            fat = inside & (s.depth < 16) & (np.abs(s.wobble(2, 6.0)) < 0.30)
+            fat = inside & (s.depth < 16)
+            fat &= np.abs(s.wobble(2, 6.0, fat)) < 0.30
             cistern = s.ellipsoid((0, -8, -22), (13, 10, 8), 0.25, 33)
             return (where & fat) | cistern, attenuation - 8
         middle, top = rng.uniform(-0.6, 0.6), rng.uniform(12, 35)

@@ -1,0 +1,140 @@
+"""The whole pipeline on phantoms, as a user runs it, and what must hold for what it leaves."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, dice
+
+from hemseg.model import load
+from hemseg.segmentation import segment
+from hemseg.volume import read
+from training.config import load_config
+from training.datasets import load_dataset, prepared
+
+
+def training(*arguments: object, check: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "training", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == check, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole pipeline on phantoms, from slice labels to ONNX, as a user would run it."""
+    run = tmp_path_factory.mktemp("runs") / "smoke"
+    training("all", "--config", "training/configs/smoke.yaml", "--run", run)
+    return run
+
+
+def test_smoke_finds_hemorrhage_in_unseen_phantoms(smoke: Path) -> None:
+    figures = json.loads((smoke / "evaluate" / "summary.json").read_text())
+    assert figures["cases"] >= 20
+    assert figures["dice_mean"] > 0.5
+    rows = list(csv.DictReader((smoke / "evaluate" / "per_case.csv").open()))
+    assert len(rows) == figures["cases"]
+    assert figures["dice_mean"] == pytest.approx(np.mean([float(r["dice"]) for r in rows]), abs=1e-3)
+
+
+def test_smoke_fails_with_permuted_labels(smoke: Path) -> None:
+    """Training on nonsense gives nonsense, and without learning calcifications and sinuses are called blood."""
+    told = training("control", "--config", "smoke", "--run", smoke).stdout
+    last = [line.rsplit(" ", 1) for line in told.splitlines()[-3:]]  # before them stand Lightning's bars
+    figures = {name: float(dice) for name, dice in last}
+    assert figures["slice labels"] == pytest.approx(
+        json.loads((smoke / "evaluate" / "summary.json").read_text())["dice_mean"], abs=1e-3
+    )
+    assert figures["permuted slice labels"] < 0.5 * figures["slice labels"]
+    assert 0 < figures["threshold without learning"] < figures["slice labels"]
+
+
+def test_smoke_leaves_weights_that_inference_loads(smoke: Path) -> None:
+    model = load(smoke / "export", "cpu")
+    assert model.manifest.provenance["supervision"] == "slice labels"
+    assert model.manifest.provenance["config"] == "smoke"
+    assert model.manifest.preprocessing == load_config("smoke").preprocessing
+    done = json.loads((smoke / "export" / "done.json").read_text())
+    assert done["figures"]["difference_to_torch"] < 1e-4
+    assert list((smoke / "panels").glob("*.png"))
+
+
+def test_status_tells_the_stages(smoke: Path, tmp_path: Path) -> None:
+    told = training("status", "--run", smoke).stdout
+    assert told.count("done") >= 8
+    for word in ("pseudolabel", "dice_mean", "minutes"):
+        assert word in told
+    assert "not the folder of a run" in training("status", "--run", tmp_path, check=1).stderr
+
+
+def test_smoke_is_skipped_when_it_is_done(smoke: Path) -> None:
+    done = training("all", "--config", "smoke", "--run", smoke)
+    assert done.stderr.count("done before, skipped") >= 8
+
+
+def test_weak_stages_need_no_masks(smoke: Path, tmp_path: Path) -> None:
+    """The same run on the same data without any mask gives the same pseudo-labels: supervision is slice labels."""
+    source = next(smoke.glob("phantoms-*"))
+    shutil.copytree(source, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "masks")
+    with_masks, without = load_dataset(source), load_dataset(tmp_path / "data")
+    assert [(c.name, c.split, c.labels) for c in with_masks.cases] == [
+        (c.name, c.split, c.labels) for c in without.cases
+    ]
+    assert all(c.reference is None for c in without.cases)
+    for stage in ("prepare", "classify", "sequence", "cam"):
+        shutil.copytree(smoke / stage, tmp_path / "run" / stage)
+    from training.classifier import SliceNetwork
+    from training.fitting import load_network
+    from training.pipeline import make_pseudolabels
+
+    config = load_config("smoke")
+    network = load_network(SliceNetwork(config.classifier), tmp_path / "run" / "sequence" / "network.pt")
+    cases = list(prepared(tmp_path / "run" / "prepare", without, "val"))
+    make_pseudolabels(cases, network, config, tmp_path / "run" / "cam", tmp_path)  # type: ignore[arg-type]
+    for case in cases:
+        a, b = (np.load(f / f"{case.name}.npz")["mask"] for f in (smoke / "pseudolabel", tmp_path))
+        assert np.array_equal(a, b)
+        assert not a[case.labels != 1].any()
+
+
+def test_mistakes_end_in_one_sentence(tmp_path: Path) -> None:
+    for arguments, said in (
+        (("all", "--config", "nothing", "--run", tmp_path), "no such configuration"),
+        (("all", "--config", "phe_sich", "--run", tmp_path), "give --data"),
+        (("all", "--config", "smoke", "--run", tmp_path, "--data", tmp_path), "is not a data set"),
+    ):
+        done = training(*arguments, check=1)
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_monai_bundle_verifies_and_runs(smoke: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    training("bundle", "--config", "smoke", "--run", smoke, "--out", bundle)
+    meta, config = bundle / "configs" / "metadata.json", bundle / "configs" / "inference.json"
+    scan = sorted(next(smoke.glob("phantoms-*")).glob("images/*"))[-2]
+    verify = ["verify_net_in_out", "--net_id", "network_def", "--meta_file", meta, "--config_file", config]
+    run = ["run", "--config_file", config, "--bundle_root", bundle, "--scan", scan, "--mask", tmp_path / scan.name]
+    for arguments in (verify, run):
+        done = subprocess.run(
+            [sys.executable, "-m", "monai.bundle", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    ours = segment(read(scan), load(smoke / "export", "cpu"))
+    assert dice(read(tmp_path / scan.name).hu, ours.mask) > 0.999 or not ours.mask.any()
+    metadata = json.loads(meta.read_text())  # the required fields of MONAI's schema, which needs the network
+    required = {"version", "changelog", "monai_version", "pytorch_version", "numpy_version", "authors", "copyright"}
+    assert required | {"task", "description", "network_data_format"} <= set(metadata)
