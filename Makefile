@@ -26,7 +26,7 @@ dist: $(VENV)/.development  ## dist/: wheel and source archive, weights included
 	$(BIN)/python -m build
 
 docs: $(VENV)/.docs  ## site/: the pages of docs/; a link that leads nowhere is an error
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lock: $(VENV)/.inference  ## requirements.in -> requirements.txt
 	$(BIN)/pip-compile -q --upgrade --strip-extras --no-header --allow-unsafe --no-emit-index-url --no-emit-find-links \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from training.config import Classifier, Config, Optimization, Segmenter, Sequenc
 from training.crossval import split_into_folds
 from training.curves import read_metrics
 from training.datasets import load_dataset
-from training.fitting import EpochSampler, Task, fit, loader, micro_batch
+from training.fitting import EpochSampler, Task, WholeCheckpoints, fit, loader, micro_batch
 from training.hardware import Hardware
 from training.phantom import write_dataset
 from training.segmenter import SegmenterTask, build_unet, combined_loss
@@ -149,6 +150,33 @@ def test_an_interrupted_run_ends_like_an_unbroken_one(make: Any, tmp_path: Path,
     assert len(read_metrics(tmp_path / "broken")["val_loss"]) == 4
     assert (weights(again) - weights(task)).abs().max() < 1e-6
     assert (weights(make()[0]) - weights(task)).abs().max() > 1e-3  # it did learn
+
+
+def test_a_loss_that_is_no_number_stops_with_its_batch(tmp_path: Path) -> None:
+    task, train, val = slice_task()
+    train.dataset.hu[5] = float("nan")
+    with pytest.raises(HemsegError, match="the loss is nan in epoch 0"):
+        fit(task, train, val, tmp_path, CPU)
+    hu, labels = torch.load(tmp_path / "bad_batch.pt", weights_only=True)
+    assert torch.isnan(hu).any()
+    assert len(hu) == len(labels)
+    assert all(torch.isfinite(p).all() for p in task.parameters())
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    writer, path = WholeCheckpoints(), tmp_path / "last.ckpt"
+    writer.save_checkpoint({"epoch": 1, "weights": torch.ones(10)}, path)
+    before = path.read_bytes()
+    limit, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))  # files end there, as on a disk that is full
+    try:
+        with pytest.raises(HemsegError, match="Is the disk full"):
+            writer.save_checkpoint({"epoch": 2, "weights": torch.ones(1_000_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_gradients_add_up_to_the_batch() -> None:

@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from hemseg.errors import HemsegError
+from hemseg.errors import HemsegError, first_line
 from training.config import Optimization
 from training.curves import History, write_curves
 from training.hardware import Hardware, rank, world_size
@@ -133,13 +133,43 @@ class TimeLeft(TQDMProgressBar):
         return shown  # type: ignore[return-value]
 
 
+class FiniteLoss(L.Callback):
+    """Stops at the first loss that is no number, with the batch that gave it on disk, before a weight is changed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / f"bad_batch{rank() or ''}.pt"
+        self.batch: Any = None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.batch = batch
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
+        if torch.isfinite(loss).all():
+            return
+        torch.save(self.batch, self.path)
+        raise HemsegError(
+            f"{self.path.parent}: the loss is {float(loss.detach().mean())} in epoch {trainer.current_epoch}; the "
+            f"batch that gave it is in {self.path.name}. Look at its voxels, or lower the learning rate, and run the same "
+            "command: it goes on from the last whole epoch."
+        )
+
+
 class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints that are there as a whole or not at all, whenever the process is killed."""
+    """Checkpoints that are there as a whole or not at all, whenever the process is killed or the disk is full."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         partial = Path(f"{path}.part")
-        super().save_checkpoint(checkpoint, partial, storage_options)
-        partial.replace(path)
+        try:
+            super().save_checkpoint(checkpoint, partial, storage_options)
+            partial.replace(path)
+        except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
+            partial.unlink(missing_ok=True)
+            raise HemsegError(
+                f"{path}: cannot be written ({first_line(error)}). Is the disk full? The checkpoint before it is "
+                "whole: make room and run the same command."
+            ) from None
 
 
 def fit(task: Task, train: DataLoader, val: DataLoader, folder: Path, hardware: Hardware) -> dict[str, Any]:
@@ -170,6 +200,7 @@ def fit(task: Task, train: DataLoader, val: DataLoader, folder: Path, hardware: 
             best,
             last,
             TimeLeft(),
+            FiniteLoss(folder),
         ],
         logger=TensorBoardLogger(folder, "", "tensorboard"),
         log_every_n_steps=10,
