@@ -151,8 +151,8 @@ class FiniteLoss(L.Callback):
         torch.save(self.batch, self.path)
         raise HemsegError(
             f"{self.path.parent}: the loss is {float(loss.detach().mean())} in epoch {trainer.current_epoch}; the "
-            f"batch that gave it is in {self.path.name}. Look at its voxels, or lower the learning rate, and run the same "
-            "command: it goes on from the last whole epoch."
+            f"batch that gave it is in {self.path.name}. Look at its voxels, or lower the learning rate, and run the "
+            "same command: it goes on from the last whole epoch."
         )
 
 
