@@ -2,13 +2,16 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-.PHONY: demo test lint format lock samples dist docs clean
+.PHONY: demo test soak lint format lock samples dist docs clean
 
 demo: $(VENV)/.inference  ## segment the sample scans; masks and pictures go to demo-output/
 	$(BIN)/hemseg segment test/cases demo-output --overlay
 
 test: $(VENV)/.development  ## the test suite, a worker a core (under ten minutes on two)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
+
+soak: $(VENV)/.development  ## a hundred thousand broken files (docs/reliability.md)
+	$(BIN)/python test/fuzz.py --count 100000
 
 lint: $(VENV)/.development  ## ruff and mypy
 	$(BIN)/ruff check .

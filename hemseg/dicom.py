@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -180,8 +181,8 @@ def members(archive: Path) -> list[Source]:
                     if file.read(132)[128:] == b"DICM":
                         found.append(Source(archive, info.filename))
             return found
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
-        raise HemsegError(f"{archive}: cannot be read as a zip archive ({error}).") from None
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise HemsegError(f"{archive}: cannot be read as a zip archive ({first_line(error)}).") from None
 
 
 def find_series(sources: Iterable[Source]) -> list[Series]:

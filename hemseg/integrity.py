@@ -4,6 +4,7 @@ fills them with zeros; others it refuses with messages that explain nothing."""
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from pathlib import Path
 
@@ -41,6 +42,9 @@ def _meta_bytes(path: Path) -> int | None:
             key, value = line.decode(errors="replace").split("=", 1)
             header[key.strip()] = value.strip()
         start = file.tell()
+    dimensions = header.get("NDims", "")
+    if not re.fullmatch("[1-9]", dimensions):  # ITK crashes over a number beyond its integers
+        raise ValueError(f"its header says NDims = {dimensions[:40]}")
     where = header["ElementDataFile"]
     data = path if where.upper() == "LOCAL" else path.parent / where
     if where.upper() == "LIST" or "%" in where:
@@ -54,5 +58,7 @@ def _meta_bytes(path: Path) -> int | None:
     with data.open("rb") as file:
         file.seek(start)
         while chunk := file.read(CHUNK):
-            size += len(inflate.decompress(chunk))
+            while chunk:  # a few bytes may hold gigabytes: never more than one piece in memory
+                size += len(inflate.decompress(chunk, CHUNK))
+                chunk = inflate.unconsumed_tail
     return size

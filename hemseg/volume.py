@@ -214,6 +214,8 @@ def _check_header(path: Path, reader: sitk.ImageFileReader) -> None:
     if reader.GetPixelID() not in _VOXEL_BYTES:
         kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
         raise HemsegError(f"{path}: has voxels of type {kind}; give a scan in HU, one number a voxel.")
+    if min(size) < 1:
+        raise HemsegError(f"{path}: its header declares {'x'.join(map(str, size))} voxels: none.")
     if int(np.prod(size, dtype=object)) > MAX_VOXELS:
         raise HemsegError(f"{path}: its header declares {'x'.join(map(str, size))} voxels, too many for a head CT.")
     spacing = np.array(reader.GetSpacing())

@@ -1,0 +1,243 @@
+"""Broken scans by the hundred thousand: whatever a file holds, reading it gives a scan or a sentence.
+
+    python test/fuzz.py --count 100000 --seed 0      `make soak` runs it; `make test` a small part (test_fuzz.py)
+
+Small valid files of every format are mutated (bits, bytes, numbers of the header, blocks cut, doubled or moved) and
+read in worker processes that may take 2 GiB and ten seconds. A crash, a hang, more memory or any exception but
+HemsegError is a finding; the file that caused it is kept in ``--keep``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import multiprocessing
+import multiprocessing.connection
+import os
+import random
+import re
+import resource
+import signal
+import sys
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from hemseg.checks import refuse_what_is_no_ct
+from hemseg.errors import HemsegError
+from hemseg.volume import read
+
+MEMORY, SECONDS = 2 * 2**30, 10
+NUMBERS = (
+    b"0",
+    b"-1",
+    b"1e38",
+    b"nan",
+    b"inf",
+    b"-0.0",
+    b"2147483647",
+    b"4294967296",
+    b"99999999999999999999",
+    b"1e-45",
+)
+WORDS = (
+    b"MET_DOUBLE",
+    b"MET_FLOAT_ARRAY",
+    b"LOCAL",
+    b"LIST",
+    b"gzip",
+    b"raw",
+    b"hex",
+    b"block",
+    b"left-posterior-superior",
+    b"",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A seed whose file was not read as it should be."""
+
+    seed: int
+    name: str
+    said: str
+
+
+def corpus(folder: Path) -> list[Path]:
+    """Small valid files of every format."""
+    rng = np.random.default_rng(0)
+    image = sitk.GetImageFromArray(rng.integers(-1000, 1500, (6, 9, 8)).astype(np.int16))
+    image.SetSpacing((0.5, 0.6, 5.0))
+    made = []
+    for name, packed in (
+        ("a.nii", False),
+        ("a.nii.gz", True),
+        ("a.mha", False),
+        ("b.mha", True),
+        ("a.nrrd", False),
+        ("b.nrrd", True),
+    ):
+        sitk.WriteImage(image, str(folder / name), useCompression=packed)
+        made.append(folder / name)
+    with contextlib.suppress(ImportError):
+        from test_dicom import write_series
+
+        from hemseg.volume import from_itk
+
+        write_series(folder / "series", from_itk(image))
+        for stored, kind in (("c.zip", zipfile.ZIP_STORED), ("d.zip", zipfile.ZIP_DEFLATED)):
+            with zipfile.ZipFile(folder / stored, "w", kind) as archive:
+                for path in sorted((folder / "series").iterdir()):
+                    archive.write(path, path.name)
+            made.append(folder / stored)
+    return made
+
+
+def mutated(content: bytes, rng: random.Random) -> bytes:
+    """A few of the things that happen to files, and some that only an enemy does."""
+    data = bytearray(content)
+    head = min(len(data), 600)
+    for _ in range(rng.choice((1, 1, 2, 3, 8))):
+        kind, n = rng.randrange(9), max(1, len(data))
+        at = rng.randrange(head if rng.random() < 0.7 else n) % n
+        if kind == 0 and data:
+            data[at] ^= 1 << rng.randrange(8)
+        elif kind == 1 and data:
+            data[at] = rng.choice((0, 1, 127, 128, 255))
+        elif kind == 2:
+            del data[at:]
+        elif kind == 3:
+            del data[at : at + rng.choice((1, 2, 4, 16, 100))]
+        elif kind == 4:
+            data[at:at] = bytes(rng.randrange(256) for _ in range(rng.choice((1, 2, 4, 16))))
+        elif kind == 5:
+            data[at : at + 8] = rng.choice(
+                (b"\xff" * 8, b"\x00" * 8, b"\x7f\xff\xff\xff\x7f\xff\xff\xff", b"\xff\xff\xff\x7f" * 2)
+            )
+        elif kind == 6:
+            data[at:at] = data[at : at + rng.choice((4, 64, 512))]
+        else:  # a number or a word of a text header
+            found = list(re.finditer(rb"[-+.\d]+" if kind == 7 else rb"[A-Za-z_-]{3,}", bytes(data[:head])))
+            if found:
+                where = rng.choice(found)
+                data[where.start() : where.end()] = rng.choice(NUMBERS if kind == 7 else WORDS)
+    return bytes(data)
+
+
+def _limit(signum: int, frame: object) -> None:
+    raise TimeoutError("took too long")
+
+
+def _worker(seeds: range, originals: list[tuple[str, bytes]], folder: str, pipe: Connection) -> None:
+    faulthandler.disable()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY + _address_space(), resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGALRM, _limit)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # ITK and gdcm write there themselves
+    for seed in seeds:
+        rng = random.Random(seed)
+        name, content = originals[seed % len(originals)]
+        path = Path(folder) / f"{os.getpid()}-{name}"
+        path.write_bytes(mutated(content, rng))
+        pipe.send(("start", seed, name))
+        signal.alarm(SECONDS)
+        try:
+            refuse_what_is_no_ct(read(path))
+            said = "read"
+        except HemsegError as error:
+            said = "refused" if "\n" not in str(error) and path.name in str(error) else f"unclear: {error!r}"
+        except MemoryError:
+            said = "memory"
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        signal.alarm(0)
+        pipe.send(("end", seed, said))
+    pipe.send(("done", 0, ""))
+
+
+def _address_space() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * resource.getpagesize()
+
+
+def fuzz(count: int, seed: int, workers: int = 2, keep: Path | None = None) -> tuple[Counter[str], list[Finding]]:
+    """Read ``count`` mutated files; returns what became of them, and the findings."""
+    outcomes: Counter[str] = Counter()
+    findings: list[Finding] = []
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as temporary:
+        originals = [(path.name, path.read_bytes()) for path in corpus(Path(temporary))]
+        todo = [range(seed + w, seed + count, workers) for w in range(workers)]
+
+        def began(seeds: range) -> tuple[multiprocessing.process.BaseProcess, Connection]:
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_worker, args=(seeds, originals, temporary, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            return process, ours
+
+        running = {w: began(seeds) for w, seeds in enumerate(todo)}
+        current: dict[int, tuple[int, str, float]] = {}
+        while running:
+            ready = multiprocessing.connection.wait([pipe for _, pipe in running.values()], timeout=1)
+            for w, (process, pipe) in list(running.items()):
+                lost = ""
+                if pipe in ready:
+                    try:
+                        kind, number, said = pipe.recv()
+                    except EOFError:
+                        process.join()
+                        lost = f"killed by signal {-(process.exitcode or 0)}"
+                    else:
+                        if kind == "start":
+                            current[w] = (number, said, time.monotonic())
+                        elif kind == "done":
+                            del running[w]
+                        else:
+                            short = said.split(":")[0] if said not in ("read", "refused") else said
+                            outcomes[short] += 1
+                            if said not in ("read", "refused"):
+                                findings.append(Finding(number, current[w][1], said))
+                elif w in current and time.monotonic() - current[w][2] > 3 * SECONDS:
+                    process.kill()
+                    process.join()
+                    lost = "hangs"
+                if lost:
+                    number, name, _ = current.pop(w)
+                    outcomes[lost] += 1
+                    findings.append(Finding(number, name, lost))
+                    running[w] = began(range(number + workers, seed + count, workers))
+        for finding in findings if keep else ():
+            assert keep
+            keep.mkdir(parents=True, exist_ok=True)
+            name, content = originals[finding.seed % len(originals)]
+            (keep / f"{finding.seed}-{name}").write_bytes(mutated(content, random.Random(finding.seed)))
+    return outcomes, findings
+
+
+def main() -> None:
+    """Run it; exit code 1 if anything was found."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--keep", type=Path, default=Path("runs/fuzz"))
+    arguments = parser.parse_args()
+    start = time.monotonic()
+    outcomes, findings = fuzz(arguments.count, arguments.seed, arguments.workers, arguments.keep)
+    print(f"{arguments.count} files in {time.monotonic() - start:.0f} s: {dict(outcomes)}")
+    for finding in findings[:50]:
+        print(f"seed {finding.seed}, {finding.name}: {finding.said[:300]}")
+    sys.exit(bool(findings))
+
+
+if __name__ == "__main__":
+    main()
