@@ -171,7 +171,7 @@ def members(archive: Path) -> list[Source]:
     """
     try:
         with zipfile.ZipFile(archive) as opened:
-            infos = [i for i in opened.infolist() if not i.is_dir()]
+            infos = [i for i in opened.infolist() if i.filename and not i.is_dir()]
             if sum(i.file_size for i in infos) > MAX_ZIP_BYTES:
                 limit = f"{MAX_ZIP_BYTES // 2**30} GiB"
                 raise HemsegError(f"{archive}: would unpack to more than {limit}; unpack it yourself.")

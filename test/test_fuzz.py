@@ -74,3 +74,12 @@ def test_a_bomb_is_counted_a_piece_at_a_time(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(zlib, "decompressobj", Counting)
     assert stored_bytes(path, ".mha") == 64 << 20
     assert max(pieces) <= CHUNK
+
+
+def test_a_member_without_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "study.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x", b"not DICOM")
+    path.write_bytes(path.read_bytes().replace(b"\x01\x00\x00\x00x", b"\x00\x00\x00\x00x").replace(b"x", b""))
+    with pytest.raises(HemsegError, match=r"study\.zip"):
+        read(path)
