@@ -80,6 +80,11 @@ def test_a_member_without_a_name(tmp_path: Path) -> None:
     path = tmp_path / "study.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x", b"not DICOM")
-    path.write_bytes(path.read_bytes().replace(b"\x01\x00\x00\x00x", b"\x00\x00\x00\x00x").replace(b"x", b""))
+    content = bytearray(path.read_bytes())
+    lengths = content.index(b"PK\x01\x02") + 28  # of the name and of what follows it, in the archive's directory
+    content[lengths : lengths + 4] = b"\x00\x00\x01\x00"
+    path.write_bytes(content)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == [""]
     with pytest.raises(HemsegError, match=r"study\.zip"):
         read(path)
