@@ -88,13 +88,13 @@ def _odd_geometry(volume: Volume) -> list[str]:
 
 
 def _odd_values(volume: Volume) -> list[str]:
-    low, high = float(volume.hu.min()), float(volume.hu.max())
+    array, _ = volume.in_lps()
+    lows, highs = array.min(axis=(1, 2)), array.max(axis=(1, 2))
+    low, high = float(lows.min()), float(highs.max())
     said = []
     if low > WINDOW_HU[0] and high < WINDOW_HU[1]:
         said.append(f"is stored in a window of {low:.0f}..{high:.0f} HU; full HU is better")
-    array, _ = volume.in_lps()
-    blank = int((array.reshape(len(array), -1).max(axis=1) == array.reshape(len(array), -1).min(axis=1)).sum())
-    if blank:
+    if blank := int((lows == highs).sum()):
         said.append(f"has {blank} blank slices")
     return said
 

@@ -78,16 +78,31 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * float((a.astype(bool) & b.astype(bool)).sum()) / max(1.0, float(a.sum() + b.sum()))
 
 
-def process(*arguments: object, check: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the container's entry point, ``process.py``."""
+def python(*arguments: object, check: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in the project's folder; it must end with the exit code ``check`` and without a traceback."""
     done = subprocess.run(
-        [sys.executable, "process.py", *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=ROOT,
         check=False,
         env=os.environ | environment,
     )
-    assert done.returncode == check, done.stderr
+    assert done.returncode == check, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
     return done
+
+
+def process(*arguments: object, check: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the container's entry point, ``process.py``."""
+    return python("process.py", *arguments, check=check, **environment)
+
+
+def hemseg(*arguments: object, check: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command line."""
+    return python("-m", "hemseg.cli", *arguments, check=check)
+
+
+def training(*arguments: object, check: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command line of the training."""
+    return python("-m", "training", *arguments, check=check)

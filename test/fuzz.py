@@ -215,11 +215,11 @@ def fuzz(count: int, seed: int, workers: int = 2, keep: Path | None = None) -> t
                     outcomes[lost] += 1
                     findings.append(Finding(number, name, lost))
                     running[w] = began(range(number + workers, seed + count, workers))
-        for finding in findings if keep else ():
-            assert keep
+        if keep and findings:
             keep.mkdir(parents=True, exist_ok=True)
-            name, content = originals[finding.seed % len(originals)]
-            (keep / f"{finding.seed}-{name}").write_bytes(mutated(content, random.Random(finding.seed)))
+            for number in [finding.seed for finding in findings]:
+                name, content = originals[number % len(originals)]
+                (keep / f"{number}-{name}").write_bytes(mutated(content, random.Random(number)))
     return outcomes, findings
 
 

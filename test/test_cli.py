@@ -9,24 +9,11 @@ import cv2
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import ROOT, same_geometry
+from conftest import ROOT, hemseg, same_geometry
 from faults import write_faulty
 
 from hemseg.cohort import Wanted, find_scans, plan
 from hemseg.errors import HemsegError
-
-
-def hemseg(*arguments: object, check: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "hemseg.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-    assert done.returncode == check, done.stderr
-    assert "Traceback" not in done.stderr
-    return done
 
 
 def files(folder: Path) -> set[str]:

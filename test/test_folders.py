@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import ROOT, same_geometry
-from test_cli import files, hemseg
+from conftest import ROOT, hemseg, same_geometry
+from test_cli import files
 
 from hemseg import workers
 from hemseg.cohort import plan

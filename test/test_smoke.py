@@ -11,21 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, dice
+from conftest import ROOT, dice, training
 
 from hemseg.model import load
 from hemseg.segmentation import segment
 from hemseg.volume import read
 from training.config import load_config
 from training.datasets import load_dataset, prepared
-
-
-def training(*arguments: object, check: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "training", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    assert done.returncode == check, done.stderr[-3000:]
-    return done
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,9 @@ SeedOption = Annotated[int | None, typer.Option(help="Instead of the configurati
 PrecisionOption = Annotated[str, typer.Option(help="32-true, 16-mixed or bf16-mixed.")]
 
 
-def _run(last: str, config_name: str, data: list[Path] | None, run: Path, seed: int | None, hardware: Hardware) -> None:
+def _run(
+    last: str, config_name: str, data: list[Path] | None, run: Path, hardware: Hardware, seed: int | None = None
+) -> None:
     from training.pipeline import build_stages
     from training.stages import console, run_stage
 
@@ -87,8 +89,7 @@ def _phantoms(config: Config, run: Path) -> Path:
     folder = run / f"phantoms-{fingerprint(config.phantoms, config.seed)}"
     if not (folder / "split.csv").exists() and rank() == 0:  # written last
         console.print(f"making {config.phantoms.cases} phantoms in {folder}")
-        made = config.phantoms
-        write_dataset(folder, made.cases, config.seed, Grid(made.shape, made.spacing), calcified=made.calcified)
+        write_dataset(folder, config.phantoms.cases, config.seed, Grid(config.phantoms.shape, config.phantoms.spacing))
     while not (folder / "split.csv").exists():  # another process makes them
         time.sleep(0.2)
     return folder
@@ -104,7 +105,7 @@ def _stage_command(name: str) -> None:
         nodes: NodesOption = 1,
         precision: PrecisionOption = "32-true",
     ) -> None:
-        _run(name, config, data, run, seed, Hardware(devices, nodes, precision))
+        _run(name, config, data, run, Hardware(devices, nodes, precision), seed)
 
     text = "Run all stages." if name == "all" else f"Run the stage {name}, and what it needs before it."
     app.command(name, help=text)(command)
@@ -135,7 +136,7 @@ def _quality(config: ConfigOption, run: RunOption, data: DataOption = None) -> N
 
     from training.quality import label_quality
 
-    _run("pseudolabel", config, data, run, None, Hardware())
+    _run("pseudolabel", config, data, run, Hardware())
     settings, dataset = _config_and_data(config, data, run)
     for source in dataset.sources():
         rows = label_quality(source, settings.preprocessing, run / "pseudolabel")
@@ -225,7 +226,7 @@ def _bundle(
     """Write the U-Net of a run as a MONAI bundle; runs what is not done yet."""
     from training.bundle import write_bundle
 
-    _run("export", config, data, run, None, Hardware(devices, nodes, precision))
+    _run("export", config, data, run, Hardware(devices, nodes, precision))
     write_bundle(_config_and_data(config, data, run)[0], run, out)
 
 

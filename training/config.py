@@ -128,7 +128,6 @@ class Phantoms:
     """Phantoms to train on: when no data set is given, or beside those given. Shape (z, y, x), spacing (x, y, z) mm."""
 
     cases: int = 0
-    calcified: bool = False  # every head has calcified basal ganglia, as bright as blood
     beside_data: bool = False  # of phantoms, too, the weakly supervised stages see the slice labels alone
     shape: tuple[int, int, int] = (28, 128, 128)
     spacing: tuple[float, float, float] = (1.8, 1.8, 5.0)

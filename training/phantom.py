@@ -93,12 +93,7 @@ class _Space:
 
 
 def make_phantom(
-    seed: int,
-    kinds: tuple[str, ...] = (),
-    grid: Grid | None = None,
-    headrest: bool = True,
-    noise_hu: float = 4.0,
-    calcified: bool = False,
+    seed: int, kinds: tuple[str, ...] = (), grid: Grid | None = None, headrest: bool = True, noise_hu: float = 4.0
 ) -> Phantom:
     """Make one phantom.
 
@@ -108,7 +103,6 @@ def make_phantom(
         grid: where it is sampled.
         headrest: paint the scanner's headrest behind the head.
         noise_hu: standard deviation of the (spatially correlated) noise.
-        calcified: the basal ganglia are calcified in any case, and as bright as blood.
 
     Raises:
         ValueError: an unknown kind.
@@ -116,7 +110,7 @@ def make_phantom(
     if unknown := set(kinds) - set(KINDS):
         raise ValueError(f"unknown kinds of hemorrhage {sorted(unknown)}; known: {', '.join(KINDS)}")
     grid = grid or Grid()
-    head = _Head.drawn(seed, calcified)
+    head = _Head.drawn(seed)
     sub = max(1, round(grid.spacing[2] / _SUBSLICE_MM))
     hu = np.zeros(grid.shape, np.float32)
     truth = {kind: np.zeros(grid.shape, bool) for kind in kinds}
@@ -156,16 +150,15 @@ class _Bright:
     tube: float  # oxygen tubing or a ventilator's, beside the face
 
     @classmethod
-    def drawn(cls, seed: int, calcified: bool) -> _Bright:
+    def drawn(cls, seed: int) -> _Bright:
         rng = np.random.default_rng([seed, 6])
 
         def sometimes(share: float, low: float, high: float) -> float:
             value, present = rng.uniform(low, high), rng.random() < share
             return float(value) if present else 0.0
 
-        ganglia = sometimes(0.35, 75, 170)
         return cls(
-            ganglia=float(np.random.default_rng([seed, 7]).uniform(70, 90)) if calcified else ganglia,
+            ganglia=sometimes(0.35, 75, 170),
             ganglia_mm=float(rng.uniform(4, 8)),
             falx=sometimes(0.3, 120, 400),
             sinus=sometimes(0.6, 48, 64),
@@ -189,7 +182,7 @@ class _Head:
     bright: _Bright
 
     @classmethod
-    def drawn(cls, seed: int, calcified: bool = False) -> _Head:
+    def drawn(cls, seed: int) -> _Head:
         rng = np.random.default_rng([seed, 1])
         size = rng.normal(1.0, 0.03)
         angles = np.deg2rad(rng.normal(0, (4.0, 3.0, 5.0)))
@@ -208,7 +201,7 @@ class _Head:
             ventricle=rng.uniform(0.8, 1.5),
             side=int(rng.choice([-1, 1])),
             calcified=(bool(rng.random() < 0.7), bool(rng.random() < 0.7)),
-            bright=_Bright.drawn(seed, calcified),
+            bright=_Bright.drawn(seed),
         )
 
     def space(self, grid: Grid, z: int, sub: int) -> _Space:
@@ -408,18 +401,15 @@ def write_image(array: np.ndarray, volume: Volume, path: Path, dtype: type = np.
     sitk.WriteImage(image, str(path), useCompression=True)
 
 
-def write_dataset(
-    folder: Path, n: int, seed: int, grid: Grid, split: tuple[float, float] = (0.6, 0.15), calcified: bool = False
-) -> None:
+def write_dataset(folder: Path, n: int, seed: int, grid: Grid, split: tuple[float, float] = (0.6, 0.15)) -> None:
     """Write a data set: ``images/``, ``masks/``, ``slice_labels.csv`` with subtypes, and ``split.csv``.
 
     Args:
         split: fractions of train and val; the rest is test. Every part has healthy heads if it has five.
-        calcified: as for `make_phantom`.
     """
     drawn = list(cases(n, seed))
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        made = pool.map(_write_case, repeat(folder), drawn, repeat(grid), repeat(calcified))
+        made = pool.map(_write_case, repeat(folder), drawn, repeat(grid))
         rows = [row for case_rows in track(made, "phantoms", total=n, console=console) for row in case_rows]
     parts = []
     for i, (name, _, _) in enumerate(drawn):
@@ -432,12 +422,10 @@ def write_dataset(
             writer.writerows(table)
 
 
-def _write_case(
-    folder: Path, case: tuple[str, int, tuple[str, ...]], grid: Grid, calcified: bool
-) -> list[dict[str, str | int]]:
+def _write_case(folder: Path, case: tuple[str, int, tuple[str, ...]], grid: Grid) -> list[dict[str, str | int]]:
     """Write image and mask of one phantom; returns its rows of ``slice_labels.csv``."""
     name, seed, kinds = case
-    phantom = make_phantom(seed, kinds, grid, calcified=calcified)
+    phantom = make_phantom(seed, kinds, grid)
     write_image(phantom.volume.hu, phantom.volume, folder / "images" / f"{name}.nii.gz")
     write_image(phantom.mask, phantom.volume, folder / "masks" / f"{name}.nii.gz", np.uint8)
     rows: list[dict[str, str | int]] = []
