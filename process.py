@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from hemseg.cohort import Job, run, walk
 from hemseg.errors import HemsegError
+from hemseg.files import remove_leftovers
 from hemseg.grand_challenge import MODES, Sockets, Work, choose, load_sockets, read_inputs
 from hemseg.model import DEVICES, default_weights, load
 
@@ -101,6 +102,8 @@ def main() -> int:
         work = choose(files, inputs, arguments.predict.is_dir(), sockets, arguments.mode)
         if work.mode == "instance" and not arguments.predict.is_dir():
             raise HemsegError(f"mode instance writes to {arguments.predict}, but there is no such folder; mount it.")
+        for folder in (arguments.output, arguments.predict):
+            remove_leftovers(folder)
         model = load(weights, arguments.device)
         logger.info("weights %s %s on %s", model.manifest.name, model.manifest.version, model.provider)
         logger.info("mode %s, %d scan%s", work.mode, len(work.scans), "s" * (len(work.scans) != 1))

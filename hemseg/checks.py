@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 from scipy import ndimage
 
@@ -23,6 +24,7 @@ LEAST_SLICES = 5
 UPSIDE_DOWN, LEAST_AIR = 2.0, 300  # ratio; voxels of the working grid
 WINDOW_HU = (-200.0, 500.0)  # a scan without anything beyond was stored in a window
 CONTRAST_ML, CONTRAST_DEPTH_MM = 15.0, 12.0
+SCALP, SCALP_MM = 0.15, (2.0, 8.0)  # least share of tissue, so far from the skull
 
 
 def checked(volume: Volume, settings: Settings, strict: bool = False) -> tuple[Volume, WorkingImage]:
@@ -101,7 +103,8 @@ def _odd_values(volume: Volume) -> list[str]:
 
 def _odd_anatomy(working: WorkingImage, settings: Settings) -> list[str]:
     inside, hu = working.intracranial, working.hu
-    if not inside.any():
+    shown = [z for z, plane in enumerate(hu) if plane.min() < plane.max()]  # blank slices at the ends show nothing
+    if not inside[shown].any():
         return ["shows no skull with a brain in it"]
     voxel_ml = float(np.prod(working.grid.spacing)) / 1000
     said = []
@@ -111,7 +114,6 @@ def _odd_anatomy(working: WorkingImage, settings: Settings) -> list[str]:
     level = float(np.median(hu[inside]))
     if not BRAIN_HU[0] <= level <= BRAIN_HU[1]:
         said.append(f"has a median of {level:.0f} HU inside the skull, where brain has 25 to 40: is it in HU?")
-    shown = [z for z, plane in enumerate(hu) if plane.min() < plane.max()]  # blank slices at the ends show nothing
     areas = inside.sum(axis=(1, 2))[shown]
     if areas[-1] > 0.5 * areas.max():
         said.append("is cut off at the top of the head")
@@ -119,20 +121,40 @@ def _odd_anatomy(working: WorkingImage, settings: Settings) -> list[str]:
         said.append("does not reach down to the base of the skull")
     if inside[:, [0, -1], :].any() or inside[:, :, [0, -1]].any():
         said.append("is cut off at the edge of the picture")
-    low, high = _air_below_and_above(working, settings)
+    hull = skull_hull(hu >= settings.hu_range[1] - 1)
+    if _scalp(working, hull, settings) < SCALP:
+        said.append("shows hardly any scalp: was the face removed?")
+    low, high = _air_below_and_above(working, hull, settings)
     if high > UPSIDE_DOWN * max(low, LEAST_AIR):
         said.append("has the sinuses' air in the upper half of the head: is it upside down?")
     said += _contrast(working, settings, voxel_ml)
     return said
 
 
-def _air_below_and_above(working: WorkingImage, settings: Settings) -> tuple[int, int]:
+def _scalp(working: WorkingImage, hull: np.ndarray, settings: Settings) -> float:
+    """Share of tissue among what lies around the skull, in slices that show much of the head.
+
+    Whole heads have 0.27 and more (one scan, and phantoms), 110 of 151 defaced ones less than 0.15.
+    """
+    areas = hull.sum(axis=(1, 2))
+    discs = [
+        cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * n + 1, 2 * n + 1))
+        for n in (max(1, round(mm / working.grid.spacing[1])) for mm in SCALP_MM)
+    ]
+    tissue = around = 0
+    for z in np.flatnonzero(areas > 0.5 * areas.max()):
+        near, far = (cv2.dilate(hull[z].astype(np.uint8), disc).astype(bool) for disc in discs)
+        around += int((far & ~near).sum())
+        tissue += int((far & ~near & (working.hu[z] > settings.hu_range[0] + 5)).sum())
+    return tissue / max(1, around)
+
+
+def _air_below_and_above(working: WorkingImage, hull: np.ndarray, settings: Settings) -> tuple[int, int]:
     """Voxels of air (and fat) within the skull's hull, in the lower and in the upper half of the head.
 
     Sinuses, mastoid cells and orbits lie low: in 46 scans of four sources the lower half had 2 to 1000 times as much.
     """
-    bottom, ceiling = settings.hu_range
-    hull = skull_hull(working.hu >= ceiling - 1)
+    bottom = settings.hu_range[0]
     areas = hull.sum(axis=(1, 2))
     head = np.flatnonzero(areas > 0.1 * areas.max()) if areas.any() else np.zeros(1, int)
     middle = (head[0] + head[-1] + 1) // 2

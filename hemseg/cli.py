@@ -73,7 +73,10 @@ def segment(
 
     Exit code 0: every case done; 1: at least one was not (each is named on stderr); 2: wrong usage; 130, 143: stopped.
     """
+    from contextlib import ExitStack
+
     from hemseg.cohort import Wanted, plan
+    from hemseg.files import alone_in, remove_leftovers
     from hemseg.model import default_weights
     from hemseg.summary import Journal, settings_key_of_weights
 
@@ -82,21 +85,21 @@ def segment(
     key = settings_key_of_weights(folder)
     journal = None
     todo = planned
-    if planned[0].thumbnail:  # a folder
-        from hemseg.files import remove_leftovers
-
-        remove_leftovers(target)
-        journal = Journal(target)
-        done = [] if redo else [job for job in planned if journal.is_done(job, key)]
-        journal.start([journal.rows[str(job.case)] for job in done])
-        before = set(done)
-        todo = [job for job in planned if job not in before]
-        if done and not quiet:
-            print(f"{len(done)} of {len(planned)} scans were done before; --redo does them again", file=sys.stderr)
-    rows = _work(todo, folder, device, key, target, jobs, ray, journal, quiet, verbose)
-    if journal:
-        journal.finish(planned)
-        rows = list(journal.rows.values())
+    with ExitStack() as stack:
+        if planned[0].thumbnail:  # a folder
+            stack.enter_context(alone_in(target))
+            remove_leftovers(target)
+            journal = Journal(target)
+            done = [] if redo else [job for job in planned if journal.is_done(job, key)]
+            journal.start([journal.rows[str(job.case)] for job in done])
+            before = set(done)
+            todo = [job for job in planned if job not in before]
+            if done and not quiet:
+                print(f"{len(done)} of {len(planned)} scans were done before; --redo does them again", file=sys.stderr)
+        rows = _work(todo, folder, device, key, target, jobs, ray, journal, quiet, verbose)
+        if journal:
+            journal.finish(planned)
+            rows = list(journal.rows.values())
     failed = sum(row.status != "done" for row in rows)
     if as_json:
         import json

@@ -25,6 +25,7 @@ import numpy as np
 from scipy import ndimage
 
 from hemseg.errors import HemsegError, first_line
+from hemseg.memory import check_memory
 from hemseg.volume import Volume
 
 if TYPE_CHECKING:
@@ -313,6 +314,8 @@ def volume_of(series: Series, path: Path) -> Volume:
     if not np.isfinite(positions).all() or min(step, mm_x, mm_y) <= 0:
         raise HemsegError(f"{path}: the positions or the pixel size of its slices make no sense; mend the headers.")
     said = list(series.warnings) + _gap_warnings(gaps, step, depth)
+    voxels = len(positions) * int(first.header.Rows) * int(first.header.Columns)
+    check_memory(path, voxels, np.dtype(np.float32).itemsize)
     hu = np.stack([_pixels(i) for i in series.instances])
     rows, columns = hu.shape[1:]
 

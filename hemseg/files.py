@@ -1,16 +1,24 @@
-"""Files that appear whole or not at all, and what dead processes left behind."""
+"""Files that appear whole or not at all, what dead processes left behind, and folders that one process has to itself.
+
+Who is alive is told by locks that the kernel drops with their process (``flock``), never by names or process numbers:
+those mean nothing in another container. A file system without such locks is used without them.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
-import socket
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-_PARTIAL = re.compile(r"\.hemseg-(?P<host>[^-]*)-(?P<pid>\d+)-[0-9a-f]{8}\.part")
+from hemseg.errors import HemsegError
+
+_PARTIAL = re.compile(r"\.hemseg-[0-9a-f]{16}\.part")
+LONGEST_WRITE_SECONDS = 24 * 3600  # where there are no locks, a temporary file this old is a dead one's
 
 
 @contextlib.contextmanager
@@ -19,36 +27,69 @@ def whole(path: Path) -> Iterator[Path]:
 
     It is renamed to ``path`` when the block ends well, and removed when it does not. Missing folders are made.
     """
-    host = socket.gethostname().replace("-", "_")
     suffixes = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix
-    partial = path.with_name(f".hemseg-{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part{suffixes}")
+    partial = path.with_name(f".hemseg-{uuid.uuid4().hex[:16]}.part{suffixes}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    alive = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)  # writers open it again, by its name
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):
+            fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield partial
         os.replace(partial, path)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        os.close(alive)
 
 
 def remove_leftovers(folder: Path) -> int:
-    """Remove the temporary files below a folder whose process, on this machine, is dead; returns how many."""
-    host, removed = socket.gethostname().replace("-", "_"), 0
+    """Remove the temporary files below a folder whose process is dead; returns how many."""
+    removed = 0
     for parent, _, names in os.walk(folder):
         for name in names:
-            found = _PARTIAL.match(name)
-            if found and found["host"] == host and not _alive(int(found["pid"])):
+            if _PARTIAL.match(name):
                 with contextlib.suppress(OSError):
-                    (Path(parent) / name).unlink()
-                    removed += 1
+                    removed += _remove_if_dead(Path(parent) / name)
     return removed
 
 
-def _alive(pid: int) -> bool:
+def _remove_if_dead(partial: Path) -> bool:
+    descriptor = os.open(partial, os.O_RDWR)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            if time.time() - partial.stat().st_mtime < LONGEST_WRITE_SECONDS:
+                return False
+        partial.unlink()
         return True
-    return True
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """For the time of a `with` block no other process has this folder; it is made if it is missing.
+
+    Raises:
+        HemsegError: another one has it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise HemsegError(f"{folder}: cannot be used as a folder ({error.strerror}).") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HemsegError(
+                f"{folder}: another hemseg is writing there; wait for it, or give another folder."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)

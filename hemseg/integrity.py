@@ -1,15 +1,20 @@
-"""Are the voxels that a header declares really in the file? ITK takes some cut-off files without a word, and
-fills them with zeros; others it refuses with messages that explain nothing."""
+"""Are the voxels that a header declares really in the file, and are they numbers? ITK takes some cut-off files without
+a word and fills them with zeros, as it does with the NaN of NIfTI; others it refuses with messages that say nothing.
+"""
 
 from __future__ import annotations
 
 import gzip
 import re
 import zlib
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
 
 NIFTI_HEADER = 348  # bytes, before the voxels
 CHUNK = 1 << 22
+HEADER_BYTES = 1 << 20  # of text, at most
 
 
 def stored_bytes(path: Path, kind: str) -> int | None:
@@ -62,3 +67,37 @@ def _meta_bytes(path: Path) -> int | None:
                 size += len(inflate.decompress(chunk, CHUNK))
                 chunk = inflate.unconsumed_tail
     return size
+
+
+def check_stays_in_folder(path: Path, kind: str) -> None:
+    """A header may name the files that hold its voxels: they must lie beside or below it.
+
+    Raises:
+        OSError, ValueError: they do not, or the file cannot be read.
+    """
+    if kind not in (".mha", ".mhd", ".nrrd"):
+        return
+    with path.open("rb") as file:
+        header = file.read(HEADER_BYTES).decode(errors="replace").replace("\r", "")
+    lines = (header.split("\n\n")[0] if kind == ".nrrd" else header).splitlines()
+    names = []
+    for number, line in enumerate(lines):
+        key, _, value = line.partition(":" if kind == ".nrrd" else "=")
+        if key.strip().lower().replace(" ", "") in ("datafile", "elementdatafile"):
+            names = [value] + (lines[number + 1 :] if value.strip().upper().startswith("LIST") else [])
+            break
+    for name in names:
+        where = PurePath(name.strip())
+        if where.is_absolute() or ".." in where.parts:
+            raise ValueError(f"its voxels should be in {name.strip()[:80]}, outside of its folder")
+
+
+def all_finite(path: Path, kind: str) -> bool:
+    """Whether a NIfTI file of floating-point numbers holds numbers alone; true for other kinds, where ITK keeps NaN."""
+    if kind not in (".nii", ".nii.gz"):
+        return True
+    import nibabel  # takes a while
+
+    stored: Any = nibabel.load(path)  # type: ignore[attr-defined]
+    voxels = stored.dataobj.get_unscaled()
+    return voxels.dtype.kind != "f" or bool(np.isfinite(voxels).all())

@@ -21,7 +21,8 @@ import SimpleITK as sitk
 
 from hemseg.errors import HemsegError
 from hemseg.files import whole
-from hemseg.integrity import stored_bytes
+from hemseg.integrity import all_finite, check_stays_in_folder, stored_bytes
+from hemseg.memory import check_memory
 
 if TYPE_CHECKING:
     from hemseg.dicom import Stack
@@ -145,7 +146,8 @@ def read(path: str | Path, series: str = "") -> Volume:
         return read_series(sources_of(path), path, series)
     image = _read_image(path)
     volume = from_itk(image, path)
-    if not np.isfinite(volume.hu).all():
+    is_float = image.GetPixelID() in (sitk.sitkFloat32, sitk.sitkFloat64)
+    if not (np.isfinite(volume.hu).all() and (not is_float or all_finite(path, suffix(path)))):
         raise HemsegError(f"{path}: has voxels that are NaN or infinite; replace them (with -1024, say) and try again.")
     return volume
 
@@ -191,9 +193,11 @@ def _read_image(path: Path) -> sitk.Image:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
+        check_stays_in_folder(path, kind)
         held = stored_bytes(path, kind)
         reader.ReadImageInformation()
         _check_header(path, reader)
+        check_memory(path, int(np.prod(reader.GetSize())), _VOXEL_BYTES[reader.GetPixelID()])
         need = int(np.prod(reader.GetSize())) * _bytes_a_voxel(reader)
         if held is not None and held < need:
             raise EOFError(f"it holds {max(held, 0)} of {need} bytes")

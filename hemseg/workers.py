@@ -6,12 +6,14 @@ are done.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 from hemseg.cohort import Job, attempt, run
 from hemseg.model import Model, cores, load
@@ -67,7 +69,15 @@ def rows_of_processes(
 
 def _start(weights: Path, device: str, threads: int) -> None:
     global _model
+    Thread(target=_end_with_parent, daemon=True).start()
     _model = load(weights, device, threads)
+
+
+def _end_with_parent() -> None:
+    """A worker waits for work for ever: if its parent is killed, nobody else would end it."""
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _do(job: Job, key: str, target: Path) -> Row:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import hemseg
 from hemseg.checks import checked
 from hemseg.cli import app
-from hemseg.preprocessing import Settings
+from hemseg.preprocessing import Settings, skull_hull
 from hemseg.volume import Volume, read
 from training.phantom import Phantom, make_phantom, write_image
 
@@ -65,6 +65,10 @@ def blank(hu: np.ndarray) -> np.ndarray:
     return hu
 
 
+def defaced(hu: np.ndarray) -> np.ndarray:
+    return np.where(skull_hull(hu > 200), hu, -1000)
+
+
 def cut(part: tuple[slice, ...]) -> Made:
     return lambda v: replace(v, hu=np.ascontiguousarray(v.hu[part]))
 
@@ -84,6 +88,7 @@ def cut(part: tuple[slice, ...]) -> Made:
         (with_hu(lambda hu: np.clip(hu, 0, 80)), "window of 0..80 HU"),
         (with_hu(blank), "has 3 blank slices"),
         (with_hu(contrast), "contrast agent"),
+        (with_hu(defaced), "hardly any scalp"),
         (with_hu(lambda hu: np.where(hu > 90, 30, hu)), "mL inside the skull"),
         (with_hu(lambda hu: np.where(np.abs(hu) < 100, hu + 60, hu)), "median of"),
     ],
@@ -141,4 +146,4 @@ def test_real_scans_are_taken_and_said_to_be_windowed() -> None:
             assert [text for text in warnings if "window of" in text]
             assert not [text for text in warnings if "upside" in text or "cut off" in text or "median" in text]
     vault, _ = checked(read(SHARED / "cranium" / "cranium.nii.gz"), Settings())
-    assert not [text for text in vault.warnings if "blank" not in text]
+    assert not [text for text in vault.warnings if "blank" not in text and "scalp" not in text]

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import ROOT, hemseg, same_geometry
+from conftest import ROOT, hemseg, python, same_geometry
 from test_cli import files
 
 from hemseg import workers
 from hemseg.cohort import plan
-from hemseg.files import remove_leftovers, whole
+from hemseg.files import alone_in, remove_leftovers, whole
 from hemseg.model import default_weights
 from hemseg.summary import Journal, settings_key_of_weights
 
@@ -118,7 +118,7 @@ def test_a_killed_run_goes_on(folder: Path, tmp_path: Path) -> None:
         _, errors = running.communicate(timeout=60)
         assert running.returncode in {signal.SIGKILL: (-9,), signal.SIGTERM: (143,), signal.SIGINT: (130,)}[how]
         assert "Traceback" not in errors
-    (out / f".hemseg-{os.uname().nodename.replace('-', '_')}-999999-0123abcd.part.nii.gz").touch()
+    (out / ".hemseg-0123456789abcdef.part.nii.gz").touch()
     before = times(out)
     hemseg("segment", folder, out, "--quiet")
     found = rows(out)
@@ -148,13 +148,61 @@ def test_a_cut_line_counts_as_not_done(tmp_path: Path) -> None:
 
 def test_leftovers_of_the_living_stay(tmp_path: Path) -> None:
     with whole(tmp_path / "a.nii.gz") as partial:
-        partial.write_text("under way")
+        sitk.WriteImage(sitk.Image([2, 2, 2], sitk.sitkUInt8), str(partial))  # by its name, as all writers do
         assert partial.name.endswith(".part.nii.gz")
         assert remove_leftovers(tmp_path) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
     with pytest.raises(ZeroDivisionError), whole(tmp_path / "b.txt") as partial:
         partial.write_text(str(1 / 0))
     assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
+    (tmp_path / partial.name).touch()  # of one who died, wherever that was
+    assert remove_leftovers(tmp_path) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
+
+
+def test_two_on_one_folder(folder: Path, tmp_path: Path) -> None:
+    with alone_in(tmp_path / "out"):
+        done = hemseg("segment", folder, tmp_path / "out", check=1)
+        assert "another hemseg is writing there" in done.stderr
+        assert not list((tmp_path / "out").iterdir())
+    (folder / "broken.mha").unlink()
+    hemseg("segment", folder, tmp_path / "out", "--quiet")
+
+
+def test_workers_end_with_their_parent(folder: Path, tmp_path: Path) -> None:
+    for number in range(20):
+        shutil.copy(folder / "case.nii.gz", folder / f"d{number:02}.nii.gz")
+    command = [sys.executable, "-m", "hemseg.cli", "segment", str(folder), str(tmp_path / "out"), "--jobs", "2"]
+    parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    workers_of = ["pgrep", "-P", str(parent.pid), "-f", "spawn_main"]
+    found: list[str] = []
+    while parent.poll() is None and len(found) < 2:
+        time.sleep(0.1)
+        found = subprocess.run(workers_of, capture_output=True, text=True, check=False).stdout.split()
+    parent.kill()
+    parent.wait()
+    for _ in range(300):
+        left = [pid for pid in found if Path("/proc", pid).exists()]
+        if not left:
+            break
+        time.sleep(0.1)
+    assert len(found) == 2
+    assert not left
+
+
+def test_a_full_disk_is_told_and_the_rest_is_done_later(folder: Path, tmp_path: Path) -> None:
+    """No file may grow beyond 1 KiB: what a full disk does to a mask, without one."""
+    out = tmp_path / "out"
+    limit = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)); "
+    limit += "from hemseg.cli import main; sys.argv[0] = 'hemseg'; main()"
+    done = python("-c", limit, "segment", folder, out, "--quiet", check=1)
+    assert "cannot be written" in done.stderr
+    assert not list(out.rglob("*.nii.gz"))
+    assert not [name for name in files(out) if ".part" in name]
+    (folder / "broken.mha").unlink()
+    hemseg("segment", folder, out, "--quiet")
+    assert len(list(out.rglob("*.nii.gz"))) == 6
 
 
 def test_several_processes_give_the_same_masks(folder: Path, tmp_path: Path) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import http.client
 import json
 import os
+import random
+import resource
 import shutil
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +23,8 @@ import pytest
 import SimpleITK as sitk
 from conftest import ROOT, same_geometry
 
+from hemseg.server import WAITING
+
 SCAN = ROOT / "test" / "cases" / "phantom-lobar.mha"
 MASK = "images/hemorrhage-segmentation/output.mha"
 
@@ -25,7 +32,7 @@ MASK = "images/hemorrhage-segmentation/output.mha"
 class Server:
     """A running server with its input and output folders."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, before: str = "") -> None:
         self.source, self.target = folder / "input", folder / "output"
         (self.source / "images" / "ct").mkdir(parents=True)
         with socket.socket() as free:
@@ -33,7 +40,7 @@ class Server:
             self.port = free.getsockname()[1]
         call = ("--mode", "serve", "--port", self.port, "--input", self.source, "--output", self.target)
         self.process = subprocess.Popen(
-            [sys.executable, "process.py", *map(str, call)],
+            [sys.executable, "-c", f"{before}\nimport process, sys; sys.exit(process.main())", *map(str, call)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -57,6 +64,9 @@ class Server:
             return answer.status, answer.read().decode()
         finally:
             connection.close()
+
+    def resident_mib(self) -> float:
+        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
     def stop(self) -> tuple[int, str, str]:
         self.process.terminate()
@@ -114,8 +124,89 @@ def test_too_many_requests_are_turned_away_and_the_rest_are_done(server: Server)
     with ThreadPoolExecutor(60) as pool:
         answers = [status for status, _ in pool.map(lambda _: server.ask("POST", "/invoke"), range(60))]
     assert set(answers) == {201, 503}
+    assert answers.count(201) >= WAITING
     assert server.ask("GET", "/health")[0] == 200
     assert not [p for p in server.target.rglob("*") if p.name.startswith(".")]
+
+
+def test_a_thousand_at_once(server: Server) -> None:
+    shutil.copy(SCAN, server.source / "images" / "ct" / "u.mha")
+    assert server.ask("POST", "/invoke")[0] == 201
+    before = server.resident_mib()
+
+    async def one() -> int:
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(b"POST /invoke HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            answer = await reader.read()
+            writer.close()
+        except ConnectionError:
+            return 0
+        return int(answer.split()[1])
+
+    async def many() -> list[int]:
+        return await asyncio.gather(*(one() for _ in range(1000)))
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    try:
+        answers = Counter(asyncio.run(many()))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert answers[201] + answers[503] == 1000
+    assert server.ask("POST", "/invoke")[0] == 201
+    assert server.resident_mib() < before + 100
+    assert server.stop()[0] == 0
+
+
+def test_garbage_and_large_bodies(server: Server) -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as line:
+            line.sendall(rng.randbytes(rng.randint(1, 100_000)))
+    for text in (
+        b"POST /invoke HTTP/1.1\r\n" + b"A: b\r\n" * 100_000,
+        b"GET /../../etc/passwd HTTP/1.1\r\nHost: h\r\n\r\n",
+    ):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as line, contextlib.suppress(OSError):
+            line.sendall(text)
+            assert line.recv(100).split()[1] in (b"400", b"404")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as line:
+        line.sendall(b"POST /invoke HTTP/1.1\r\nHost: h\r\nContent-Length: 9000000000\r\n\r\n")
+        assert line.recv(100).split()[1] == b"413"
+    assert server.ask("GET", "/health")[0] == 200
+    assert "Traceback" not in server.stop()[2]
+
+
+def test_those_who_say_nothing_are_cut_off(tmp_path: Path) -> None:
+    server = Server(tmp_path, before="import hemseg.server; hemseg.server.SILENT_SECONDS = 0.5")
+    shutil.copy(SCAN, server.source / "images" / "ct" / "u.mha")
+    try:
+        begun = [b"", b"POST /inv", b"POST /invoke HTTP/1.1\r\nHost: h\r\n"]
+        silent = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(300)]
+        for number, line in enumerate(silent):
+            line.sendall(begun[number % 3])
+        assert server.ask("POST", "/invoke")[0] == 201  # which takes longer than they have
+        for line in silent:
+            with contextlib.suppress(ConnectionError):
+                assert line.recv(1) == b""
+            line.close()
+    finally:
+        server.process.kill()
+        server.process.communicate()
+
+
+def test_no_file_of_the_input_leaves_it(server: Server, tmp_path: Path) -> None:
+    folder = server.source / "images" / "ct"
+    sitk.WriteImage(sitk.ReadImage(str(SCAN)), str(tmp_path / "outside.mhd"))
+    text = (tmp_path / "outside.mhd").read_text()
+    (folder / "u.mhd").write_text(text.replace("outside", "../../../outside"))
+    status, said = server.ask("POST", "/invoke")
+    assert (status, "outside of its folder" in said) == (422, True)
+    (folder / "u.mhd").write_text(text)
+    os.symlink(tmp_path / "outside.raw", folder / "outside.raw")
+    status, said = server.ask("POST", "/invoke")
+    assert (status, "leaves the input folder" in said) == (422, True)
 
 
 def test_sigterm_lets_the_running_case_end(server: Server) -> None:

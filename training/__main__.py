@@ -130,16 +130,27 @@ def status(run: RunOption) -> None:
 
 
 @app.command("quality")
-def _quality(config: ConfigOption, run: RunOption, data: DataOption = None) -> None:
+def _quality(
+    config: ConfigOption,
+    run: RunOption,
+    data: DataOption = None,
+    seed: SeedOption = None,
+    permuted: Annotated[bool, typer.Option("--permuted", help="Those of `control`, of permuted slice labels.")] = False,
+) -> None:
     """Measure the pseudo-labels of a run against the reference masks of val (Dice, by data set)."""
     import numpy as np
 
+    from training.pipeline import Variant, build_stages
     from training.quality import label_quality
+    from training.stages import run_stage
 
-    _run("pseudolabel", config, data, run, Hardware())
-    settings, dataset = _config_and_data(config, data, run)
+    settings, dataset = _config_and_data(config, data, run, seed)
+    variant = Variant(permuted=permuted)
+    stage = f"pseudolabel{variant.labels}"
+    stages = build_stages(settings, dataset, run, variant)
+    run_stage(stages[stage], run, stages)
     for source in dataset.sources():
-        rows = label_quality(source, settings.preprocessing, run / "pseudolabel")
+        rows = label_quality(source, settings.preprocessing, run / stage)
         for row in rows:
             print(f"{row['case']:24} Dice {row['dice']:.3f}  volume x {row['volume_ratio']:.2f}  {row['subtypes']}")
         if rows:
@@ -222,12 +233,13 @@ def _bundle(
     devices: DevicesOption = 1,
     nodes: NodesOption = 1,
     precision: PrecisionOption = "32-true",
+    seed: SeedOption = None,
 ) -> None:
     """Write the U-Net of a run as a MONAI bundle; runs what is not done yet."""
     from training.bundle import write_bundle
 
-    _run("export", config, data, run, Hardware(devices, nodes, precision))
-    write_bundle(_config_and_data(config, data, run)[0], run, out)
+    _run("export", config, data, run, Hardware(devices, nodes, precision), seed)
+    write_bundle(_config_and_data(config, data, run, seed)[0], run, out)
 
 
 @app.command("crossval")
@@ -270,13 +282,14 @@ def _ablate(
     devices: DevicesOption = 1,
     nodes: NodesOption = 1,
     precision: PrecisionOption = "32-true",
+    seed: SeedOption = None,
 ) -> None:
     """Run the paper's ablation (Table 2), the supervised upper bound and the threshold; write the tables to OUT."""
     from training.ablation import ablate
 
     hardware = Hardware(devices, nodes, precision)
     hardware.check()
-    ablate(*_config_and_data(config, data, run), run, out, hardware)
+    ablate(*_config_and_data(config, data, run, seed), run, out, hardware)
 
 
 @app.command("control")
@@ -287,14 +300,17 @@ def _control(
     devices: DevicesOption = 1,
     nodes: NodesOption = 1,
     precision: PrecisionOption = "32-true",
+    seed: SeedOption = None,
 ) -> None:
     """Train once more with slice labels permuted within each volume: it must fail. Dice beside the threshold's."""
     from training.ablation import control
 
     hardware = Hardware(devices, nodes, precision)
     hardware.check()
-    for name, dice in control(*_config_and_data(config, data, run), run, hardware).items():
-        print(f"{name} {dice:.4f}")
+    for name, dice in control(*_config_and_data(config, data, run, seed), run, hardware).items():
+        print(
+            name, " ".join(f"{value:.4f}" for value in dice.values()), f"({', '.join(dice)})" if len(dice) > 1 else ""
+        )
 
 
 @app.command()

@@ -61,8 +61,14 @@ def ablate(config: Config, dataset: DataSet, run: Path, out: Path, hardware: Har
     _plot(per_case, out / "dice.png")
 
 
-def control(config: Config, dataset: DataSet, run: Path, hardware: Hardware | None = None) -> dict[str, float]:
-    """Mean Dice of the recipe, of the same with slice labels permuted within each volume, and of the threshold."""
+def control(
+    config: Config, dataset: DataSet, run: Path, hardware: Hardware | None = None
+) -> dict[str, dict[str, float]]:
+    """Mean Dice of the recipe, of the same with slice labels permuted within each volume, and of the threshold.
+
+    Returns:
+        By row and data set.
+    """
     rows = {
         "slice labels": Variant(),
         "permuted slice labels": Variant(permuted=True),
@@ -71,7 +77,9 @@ def control(config: Config, dataset: DataSet, run: Path, hardware: Hardware | No
     result = {}
     for name, variant in rows.items():
         stage, stages = _row(config, dataset, run, variant, hardware)
-        result[name] = float(run_stage(stage, run, stages)["dice_mean"])
+        figures = run_stage(stage, run, stages)
+        means = {key.removesuffix("dice_mean").strip(): value for key, value in figures.items() if "dice_mean" in key}
+        result[name] = {source: float(value) for source, value in means.items() if "surface" not in source}
     return result
 
 

@@ -1,0 +1,73 @@
+"""How much memory a scan will take and how much there is: a sentence now in place of a silent kill later."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+from hemseg.errors import HemsegError
+
+PROCESS_BYTES = 700 << 20  # libraries, runtime and network, however small the scan; `python -m hemseg.bench`
+VOXEL_BYTES = 5  # beside the voxels as stored: float32 and a mask; likewise
+CGROUP = Path("/sys/fs/cgroup")
+# limit, what is used of it, and the line of memory.stat with what the kernel gives back when asked: versions 2 and 1
+_LIMITS = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def check_memory(path: Path | None, voxels: int, stored_bytes: int) -> None:
+    """Raise for a scan that cannot fit, before anything is allocated.
+
+    The estimate is a little below what such a scan takes (docs/performance.md): none is refused that would fit.
+
+    Args:
+        stored_bytes: of one voxel in the file.
+
+    Raises:
+        HemsegError: it takes more than there is.
+    """
+    room = room_bytes()
+    need = PROCESS_BYTES + voxels * (stored_bytes + VOXEL_BYTES)
+    if room is not None and need > room:
+        raise HemsegError(
+            f"{path or 'the scan'}: takes about {need / 1e9:.1f} GB of memory, and this process can have "
+            f"{room / 1e9:.1f} GB; give it more, or fewer --jobs."
+        )
+
+
+def room_bytes() -> int | None:
+    """The most that this process can have, with what it has already: of the machine, of a container's limit, of
+    ``ulimit -v``; None where the system does not tell.
+    """
+    try:
+        own = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        free = _field(Path("/proc/meminfo"), "MemAvailable:") * 1024
+    except (OSError, ValueError):
+        return None
+    rooms = [own + free, *(own + left for left in _left_in_cgroups())]
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if address_space != resource.RLIM_INFINITY:
+        rooms.append(address_space)
+    return max(0, min(rooms))
+
+
+def _left_in_cgroups() -> list[int]:
+    found = []
+    for limit, used, reclaimed in _LIMITS:
+        try:
+            most = int((CGROUP / limit).read_text())  # "max" is no number, and no limit
+            stat = (CGROUP / limit).with_name("memory.stat")
+            found.append(most - int((CGROUP / used).read_text()) + _field(stat, reclaimed))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def _field(path: Path, name: str) -> int:
+    for line in path.read_text().splitlines():
+        if line.split()[:1] == [name]:
+            return int(line.split()[1])
+    raise ValueError(f"{path} has no {name}")

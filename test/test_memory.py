@@ -1,0 +1,65 @@
+"""What will not fit is refused in a sentence, before anything is allocated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import python
+
+from hemseg import memory
+from hemseg.errors import HemsegError
+from hemseg.memory import check_memory, room_bytes
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A scan of 512 x 512 x 1600 voxels, 0.8 GB, most of it a hole in the file."""
+    path = tmp_path / "large.mha"
+    header = (
+        "ObjectType = Image\nNDims = 3\nDimSize = 512 512 1600\nElementType = MET_SHORT\nElementSpacing = 0.5 0.5 0.1\n"
+    )
+    path.write_text(f"{header}ElementDataFile = LOCAL\n")
+    with path.open("r+b") as file:
+        file.truncate(len(header) + 25 + 512 * 512 * 1600 * 2)
+    return path
+
+
+def test_a_limit_is_told_before_it_is_hit(large: Path, tmp_path: Path) -> None:
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)); "
+    limit += "from hemseg.cli import main; sys.argv[0] = 'hemseg'; main()"
+    done = python("-c", limit, "segment", large, tmp_path / "out", check=1)
+    assert "takes about 3.7 GB of memory, and this process can have 3.2 GB" in done.stderr
+    assert not list((tmp_path / "out").rglob("*.mha"))
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "stat"), [(1 << 30, 700 << 20, 100 << 20), (3 << 30, 1 << 30, 0), ("max", 1 << 30, 0)]
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_limits_of_containers_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, limit: int | str, used: int, stat: int
+) -> None:
+    names = ("memory.max", "memory.current", "inactive_file")
+    if version == 1:
+        names = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file")
+        (tmp_path / "memory").mkdir()
+    for name, text in zip(names, (limit, used), strict=False):
+        (tmp_path / name).write_text(f"{text}\n")
+    (tmp_path / names[0]).with_name("memory.stat").write_text(f"anon 1\n{names[2]} {stat}\nfile 2\n")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path / "none")
+    without = room_bytes()
+    assert without is not None
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    room = room_bytes()
+    assert room is not None
+    if limit == "max":
+        assert room > (1 << 30)
+    else:
+        own = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+        assert abs(room - (int(limit) - used + stat + own)) < (64 << 20)
+        assert room < without
+        with pytest.raises(HemsegError, match=r"takes about 7\.7 GB"):
+            check_memory(Path("a.nii"), 10**9, 2)
+        if limit == 3 << 30:
+            check_memory(Path("a.nii"), 512 * 512 * 28, 2)
