@@ -48,5 +48,15 @@ ENV HEMSEG_MODE=serve
 LABEL org.grand-challenge.api-method="invoke"
 EXPOSE 4743
 
+# hemseg:inventory, what is in hemseg:latest, for `build.sh --sbom`
+FROM common AS inventory
+USER root
+COPY sbom.py /tmp/
+RUN --mount=type=secret,id=pip_ca \
+    if [ -s /run/secrets/pip_ca ]; then export PIP_CERT=/run/secrets/pip_ca; fi; \
+    export PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1; \
+    python -m venv /tmp/tools && /tmp/tools/bin/pip install --quiet cyclonedx-bom==7.5.0 \
+    && /tmp/tools/bin/cyclonedx-py environment "$(command -v python)" | /tmp/tools/bin/python /tmp/sbom.py > /sbom.cdx.json
+
 # hemseg:latest, one run a call: what `docker build` makes when no target is named
 FROM common AS batch

@@ -10,8 +10,11 @@ demo: $(VENV)/.inference  ## segment the sample scans; masks and pictures go to 
 test: $(VENV)/.development  ## the test suite, a worker a core (under ten minutes on two)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
 
-soak: $(VENV)/.development  ## a hundred thousand broken files (docs/reliability.md)
+soak: $(VENV)/.development  ## broken files, kills, a thousand scans, a full disk: about an hour (docs/reliability.md)
 	$(BIN)/python test/fuzz.py --count 100000
+	$(BIN)/python test/kills.py --times 60
+	$(BIN)/python test/soak.py --scans 1000
+	$(BIN)/python test/invariance.py
 
 lint: $(VENV)/.development  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -31,9 +34,16 @@ dist: $(VENV)/.development  ## dist/: wheel and source archive, weights included
 docs: $(VENV)/.docs  ## site/: the pages of docs/; a link that leads nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-lock: $(VENV)/.inference  ## requirements.in -> requirements.txt
-	$(BIN)/pip-compile -q --upgrade --strip-extras --no-header --allow-unsafe --no-emit-index-url --no-emit-find-links \
-		--no-emit-trusted-host requirements.in -o requirements.txt
+LOCK := $(BIN)/pip-compile -q --generate-hashes --strip-extras --allow-unsafe --no-header --no-emit-index-url \
+	--no-emit-find-links --no-emit-trusted-host
+lock: $(VENV)/.inference  ## requirements*.in -> requirements*.txt: every version, every file's hash
+	$(LOCK) --upgrade requirements.in -o requirements.txt
+	$(LOCK) --upgrade requirements-serve.in -o requirements-serve.txt
+	$(LOCK) --upgrade requirements-cuda.in -o requirements-cuda.txt
+
+# pip wants hashes for all or for none: the extras follow the versions alone
+$(VENV)/constraints.txt: requirements.txt $(VENV)/.python
+	sed -E '/^ *--hash/d; s/ *\\$$//' requirements.txt > $@
 
 $(VENV)/.python:
 	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) and f"hemseg needs Python 3.11, {sys.executable} is {v[0]}.{v[1]}; run make PYTHON=/path/to/python3.11")'
@@ -45,8 +55,8 @@ $(VENV)/.inference: $(VENV)/.python requirements.txt pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-$(VENV)/.development: $(VENV)/.inference
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable '.[training,test]'
+$(VENV)/.development: $(VENV)/.inference $(VENV)/constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt --editable '.[training,test]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.inference

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Build the container images: hemseg:latest (one run a call) and hemseg:serve (the platform's HTTP calls).
 #
-#   ./build.sh
+#   ./build.sh            both images
+#   ./build.sh --sbom     also sbom.cdx.json, the packages in hemseg:latest (CycloneDX 1.6)
 #
 # From the environment:
 #   ACCELERATOR   cuda (default) or cpu: whether the CUDA libraries are installed
@@ -9,8 +10,10 @@
 #   BUILD_ARGS    more arguments for `docker build`
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+sbom=
 case ${1:-} in
   "") ;;
+  --sbom) sbom=1 ;;
   *) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0"; [[ $1 == -h || $1 == --help ]]; exit ;;
 esac
 
@@ -22,12 +25,24 @@ esac
 args=(--build-arg "ACCELERATOR=$accelerator")
 [[ -n ${BASE_IMAGE:-} ]] && args+=(--build-arg "BASE_IMAGE=$BASE_IMAGE")
 
+# image TARGET TAG: build and tag it
+image() {
+  # shellcheck disable=SC2086  # BUILD_ARGS holds several words
+  DOCKER_BUILDKIT=1 docker build --quiet --platform=linux/amd64 "${args[@]}" ${BUILD_ARGS:-} \
+    --target "$1" --tag "$2" . >/dev/null
+}
+
 for target in batch serve; do
   tag=hemseg:latest
   [[ $target == serve ]] && tag=hemseg:serve
-  # shellcheck disable=SC2086  # BUILD_ARGS holds several words
-  DOCKER_BUILDKIT=1 docker build --quiet --platform=linux/amd64 "${args[@]}" ${BUILD_ARGS:-} \
-    --target "$target" --tag "$tag" . >/dev/null
+  image "$target" "$tag"
   bytes=$(docker image inspect --format '{{.Size}}' "$tag")
   echo "built $tag ($accelerator, $((bytes / 1000000)) MB)"
 done
+if [[ -n $sbom ]]; then
+  image inventory hemseg:inventory
+  docker run --rm --network none --entrypoint cat hemseg:inventory /sbom.cdx.json >sbom.cdx.json.part
+  mv sbom.cdx.json.part sbom.cdx.json
+  docker image rm hemseg:inventory >/dev/null
+  echo "wrote sbom.cdx.json ($(grep -c '"purl"' sbom.cdx.json) packages)"
+fi

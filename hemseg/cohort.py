@@ -148,7 +148,12 @@ def find_scans(folder: Path, leave_out: Path | None = None) -> list[tuple[Path, 
 
     instances = [p for p in files if p not in scans and is_dicom(p)]
     if instances:
-        found += _studies(folder, instances)
+        try:
+            found += _studies(folder, instances)
+        except HemsegError as error:
+            if not found:
+                raise HemsegError(f"{folder}: {error}") from None
+            logger.warning("%s: %s", folder, error)
     if not found:
         raise HemsegError(f"{folder}: holds no scans; hemseg looks for {', '.join(SUFFIXES)}, DICOM and zip archives.")
     return sorted(found)
@@ -165,7 +170,7 @@ def _studies(folder: Path, instances: list[Path]) -> list[tuple[Path, Path, tupl
         common = Path(os.path.commonpath([p.parent for p in files]))
         found.append((common.relative_to(folder), common, files))
     if not found:
-        raise HemsegError(f"{folder}: its DICOM files hold no CT slices ({len(instances)} files).")
+        raise HemsegError(f"its DICOM files hold no CT slices ({len(instances)} files).")
     places = Counter(case for case, _, _ in found)
     return [
         (Path(case, f"study{number}") if places[case] > 1 else case, path, files)

@@ -193,6 +193,7 @@ def find_series(sources: Iterable[Source]) -> list[Series]:
         HemsegError: pydicom is not installed.
     """
     _need_pydicom()
+    frames = 0
     groups: dict[tuple[Any, ...], list[Instance]] = defaultdict(list)
     for source in sources:
         try:
@@ -204,12 +205,20 @@ def find_series(sources: Iterable[Source]) -> list[Series]:
         if "LOCALIZER" in [str(v).upper() for v in header.get("ImageType") or ()]:
             continue
         needed = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "Rows", "Columns")
-        if any(not header.get(name) for name in needed) or int(header.get("NumberOfFrames") or 1) > 1:
+        if int(header.get("NumberOfFrames") or 1) > 1:
+            frames += 1
+            continue
+        if any(not header.get(name) for name in needed):
             continue
         instance = Instance(source, header)
         shape = (int(header.Rows), int(header.Columns), *(round(float(v), 4) for v in header.PixelSpacing))
         direction = tuple(np.round(instance.orientation.ravel(), 2) + 0.0)
         groups[header.StudyInstanceUID, header.SeriesInstanceUID, shape, direction].append(instance)
+    if frames and not groups:
+        raise HemsegError(
+            "holds enhanced CT only (many slices in one DICOM file), which hemseg does not read; convert it to NIfTI, "
+            "with dcm2niix for instance."
+        )
     return [_series(instances) for instances in groups.values()]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 from conftest import ROOT, SHARED, dice
+from conftest import hemseg as command
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, generate_uid
 
@@ -23,6 +24,7 @@ from hemseg.errors import HemsegError
 from hemseg.model import Model
 from hemseg.segmentation import segment
 from hemseg.volume import Volume, read
+from training.phantom import write_image
 
 REAL = SHARED / "dicom-head-ge"
 SAMPLE = ROOT / "test" / "cases" / "phantom-intraparenchymal.nii.gz"
@@ -208,6 +210,28 @@ def test_kernels() -> None:
     assert all(is_sharp(name) for name in sharp)
     soft = ("STANDARD", "STD+", "SOFT", "BRAIN", "H31s", "Hr40f", "J40s", "FC21", "FC64", "UB", "", "['Hr36', '2']")
     assert not any(is_sharp(name) for name in soft)
+
+
+def test_enhanced_ct_is_named(tmp_path: Path, phantom: Volume) -> None:
+    write_series(tmp_path / "study", phantom, NumberOfFrames=28)
+    assert "enhanced CT only" in command("segment", tmp_path / "study", tmp_path / "out", check=1).stderr
+    with pytest.raises(HemsegError, match=r"study: holds enhanced CT only .* convert it to NIfTI"):
+        read(tmp_path / "study")
+    write_image(phantom.hu, phantom, tmp_path / "study" / "other.nii.gz")
+    assert [job.case.name for job in plan(tmp_path / "study", tmp_path / "out")] == ["other.nii.gz"]
+
+
+def test_nobody_is_told_who_the_patient_is(tmp_path: Path, phantom: Volume) -> None:
+    """Reports, tables, pictures and what is printed: names, numbers and dates of birth stay in the DICOM files."""
+    secret = {"PatientName": "Doe^Secret", "PatientID": "SecretNumber", "PatientBirthDate": "19010203"}
+    write_series(tmp_path / "in" / "study", phantom, **secret)
+    done = command("segment", tmp_path / "in", tmp_path / "out", "--report", "--overlay", "--verbose", "--json")
+    texts = [done.stdout.encode(), done.stderr.encode()]
+    texts += [path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(texts) >= 8
+    for text in texts:
+        assert b"Secret" not in text
+        assert b"19010203" not in text
 
 
 def test_zip(tmp_path: Path, phantom: Volume) -> None:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from conftest import ROOT, dice, orthonormal, same_geometry
 
-from hemseg.model import Model
+from hemseg.model import Model, load
 from hemseg.preprocessing import working_image
 from hemseg.segmentation import outlined, segment, tiled, working_probability
 from hemseg.volume import Volume, read
-from training.phantom import Grid, make_phantom
+from training.phantom import Grid, Phantom, make_phantom
 
 CASES = sorted((ROOT / "test" / "cases").iterdir())
 
@@ -133,3 +133,9 @@ class Mean:
 def test_tiles_cover_everything_and_agree(shape: tuple[int, int, int]) -> None:
     image = np.random.default_rng(0).random((2, *shape)).astype(np.float32)
     assert np.allclose(tiled(image, Mean(), (8, 8, 8)), image.mean(axis=0), atol=1e-6)  # type: ignore[arg-type]
+
+
+def test_one_thread_or_two_the_same_bits(bleed: Phantom, model: Model) -> None:
+    one, two = (segment(bleed.volume, load(device="cpu", threads=n)) for n in (1, 2))
+    assert np.array_equal(one.working_probability, two.working_probability)
+    assert np.array_equal(one.mask, two.mask)

@@ -12,7 +12,7 @@ import torch
 from conftest import COARSE
 
 from hemseg.errors import HemsegError
-from hemseg.preprocessing import network_input, working_image
+from hemseg.preprocessing import Settings, network_input, working_image
 from hemseg.volume import read
 from training.cam import activation_maps, raw_maps
 from training.classifier import SequenceNetwork, SliceNetwork, Volumes, cut, end_to_end, paste, refit_linear_layer
@@ -114,6 +114,29 @@ def test_faults_of_a_data_set_are_told_all_at_once(phantoms: Path, tmp_path: Pat
         assert said in str(error.value)
     with pytest.raises(HemsegError, match="is not a data set"):
         load_dataset(tmp_path / "nothing")
+
+
+def test_damaged_images_are_named_and_left_out_by_choice(
+    phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(phantoms, tmp_path / "data")
+    images = sorted((tmp_path / "data" / "images").iterdir())
+    for image in images[:2]:
+        image.write_bytes(image.read_bytes()[:2000])  # the header is there, the voxels are not
+    dataset = load_dataset(tmp_path / "data")
+    with pytest.raises(HemsegError) as error:
+        prepare(dataset, Settings(), tmp_path)
+    assert f"2 of {len(images)} images cannot be used" in str(error.value)
+    assert all(str(image) in str(error.value) for image in images[:2])
+    assert len(list(tmp_path.glob("*.npz"))) == len(images) - 2
+    names = [image.name.removesuffix(".nii.gz") for image in images[:2]]
+    (tmp_path / "data" / "left_out.txt").write_text("\n".join([*names, ""]))
+    dataset = load_dataset(tmp_path / "data")
+    assert names[0] in capsys.readouterr().err
+    assert prepare(dataset, Settings(), tmp_path)["cases"] == len(images) - 2
+    (tmp_path / "data" / "left_out.txt").write_text("nobody\n")
+    with pytest.raises(HemsegError, match=r"left_out\.txt names cases that are not there: nobody"):
+        load_dataset(tmp_path / "data")
 
 
 def test_instance_layout_and_multi_label_masks(phantoms: Path, tmp_path: Path) -> None:

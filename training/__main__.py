@@ -308,9 +308,8 @@ def _control(
     hardware = Hardware(devices, nodes, precision)
     hardware.check()
     for name, dice in control(*_config_and_data(config, data, run, seed), run, hardware).items():
-        print(
-            name, " ".join(f"{value:.4f}" for value in dice.values()), f"({', '.join(dice)})" if len(dice) > 1 else ""
-        )
+        for source, value in dice.items():
+            print(f"{name}, {source} {value:.4f}" if source else f"{name} {value:.4f}")
 
 
 @app.command()

@@ -5,6 +5,7 @@ hemorrhage, and optionally blanked, missing: slices to leave out; intraventricul
 ``split.csv`` (case, split, and optionally patient). Without ``slice_labels.csv`` the labels are made from the masks
 (any class > 0). Masks are looked for in ``masks/`` or ``reference/``; only the evaluation and the supervised upper
 bound open them, never a weakly supervised stage. INSTANCE 2022's layout, ``data/`` and ``label/``, is read as it is.
+Cases that are named in ``left_out.txt``, one a line, are left out, which is said each time.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from training.stages import console
 PARTS = ("train", "val", "test")
 IMAGES = ("images", "data")
 MASKS = ("masks", "reference", "label")
+LEFT_OUT = "left_out.txt"
+DO_WITHOUT = f"Mend it, or name its case in {LEFT_OUT}, in the data set's folder, to do without."
 SUBTYPES = ("intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural")
 
 
@@ -117,10 +120,12 @@ def load_dataset(folder: str | Path, seed: int = 0) -> DataSet:
     if not images:
         raise HemsegError(f"{folder}: is not a data set: it has no images in {place}.")
     faults: list[str] = []
-    references = _references(folder, images, faults)
+    left_out = _left_out(folder, images, faults)
+    images = {name: path for name, path in images.items() if name not in left_out}
+    references = _references(folder, images, left_out, faults)
     subtypes: dict[str, set[str]] = {}
     if (folder / "slice_labels.csv").exists():
-        labels = _read_labels(folder / "slice_labels.csv", images, subtypes, faults)
+        labels = _read_labels(folder / "slice_labels.csv", images, left_out, subtypes, faults)
     else:
         labels = {} if faults else _labels_of_masks(references)
     patients: dict[str, str] = {}
@@ -152,13 +157,25 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _references(folder: Path, images: dict[str, Path], faults: list[str]) -> dict[str, Path]:
+def _left_out(folder: Path, images: dict[str, Path], faults: list[str]) -> set[str]:
+    """The cases that the user wants to do without, those with damaged images for instance."""
+    path = folder / LEFT_OUT
+    names = {line.strip() for line in path.read_text().splitlines() if line.strip()} if path.exists() else set()
+    if unknown := sorted(names - set(images)):
+        faults.append(f"{LEFT_OUT} names cases that are not there: {_some(unknown)}")
+    if names:
+        console.print(f"{folder.resolve().name}: {len(names)} cases are left out, as {LEFT_OUT} says: ", end="")
+        console.print(_some(sorted(names)), markup=False, highlight=False)
+    return names
+
+
+def _references(folder: Path, images: dict[str, Path], left_out: set[str], faults: list[str]) -> dict[str, Path]:
     """Masks by case; a mask without image or of another geometry is a fault."""
     place = next((folder / name for name in MASKS if (folder / name).is_dir()), None)
     if place is None:
         return {}
     masks = {stem(p): p for p in sorted(place.glob("*")) if suffix(p) and not p.name.startswith(".")}
-    if alone := sorted(set(masks) - set(images)):
+    if alone := sorted(set(masks) - set(images) - left_out):
         faults.append(f"masks without an image: {_some(alone)}")
     both = {name: path for name, path in masks.items() if name in images}
     if other := [name for name, path in both.items() if not _same_grid(images[name], path)]:
@@ -184,7 +201,7 @@ def _same_grid(a: Path, b: Path) -> bool:
 
 
 def _read_labels(
-    path: Path, images: dict[str, Path], subtypes: dict[str, set[str]], faults: list[str]
+    path: Path, images: dict[str, Path], left_out: set[str], subtypes: dict[str, set[str]], faults: list[str]
 ) -> dict[str, tuple[int, ...]]:
     rows: dict[str, dict[int, int]] = {}
     with path.open(newline="") as stream:
@@ -198,10 +215,16 @@ def _read_labels(
             subtypes.setdefault(row["case"], set()).update(s for s in SUBTYPES if row.get(s) == "1")
     labels = {}
     for name, by_slice in rows.items():
+        if name in left_out:
+            continue
         if name not in images:
             faults.append(f"slice labels without an image: {name}")
             continue
-        n = int(_header(images[name]).GetSize()[2])
+        try:
+            n = int(_header(images[name]).GetSize()[2])
+        except HemsegError as error:
+            faults.append(f"{error} {DO_WITHOUT}")
+            continue
         if sorted(by_slice) != list(range(n)):
             faults.append(f"{name}: has {n} slices, but labels for {len(by_slice)}")
             continue
@@ -251,17 +274,28 @@ class Prepared:
 
 
 def prepare(dataset: DataSet, settings: Settings, folder: Path) -> dict[str, int]:
-    """Bring every case to the working grid, with the very functions that inference uses; one .npz each."""
+    """Bring every case to the working grid, with the very functions that inference uses; one .npz each.
+
+    Raises:
+        HemsegError: it lists all the images that cannot be used; the others are prepared.
+    """
+    faults = []
     for case in track(dataset.cases, "prepare", console=console):
         target = folder / f"{case.name}.npz"
         if target.exists():
             continue
-        volume = read(case.image)
+        try:
+            volume = read(case.image)
+        except HemsegError as error:
+            faults.append(f"{error} {DO_WITHOUT}")
+            continue
         working = working_image(volume, settings)
         labels = _labels_on_working_grid(case, volume.direction, working.grid.slab)
         partial = folder / f".{case.name}.part.npz"
         np.savez_compressed(partial, hu=working.hu, intracranial=working.intracranial, labels=labels)
         partial.replace(target)
+    if faults:
+        raise HemsegError(f"{len(faults)} of {len(dataset.cases)} images cannot be used:\n  " + "\n  ".join(faults))
     return {"cases": len(dataset.cases), **{part: len(dataset.part(part)) for part in PARTS}}
 
 

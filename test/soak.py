@@ -1,0 +1,82 @@
+"""Many scans in one process: ``python test/soak.py [--scans 1000]``. Does its memory grow, does it leave files in the
+temporary folder, does it slow down?
+
+Ten phantoms of 28 slices, again and again, with masks, thumbnails and reports, by the same pipeline as
+``hemseg segment`` on a folder. Prints a line every hundred scans; exit code 1 if something is beyond its limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+
+from hemseg.cohort import Job, run
+from hemseg.model import load
+from training.phantom import Grid, make_phantom, write_image
+
+HEADS = 10
+GRID = Grid((28, 200, 200), (1.0, 1.0, 5.0))
+MIB_A_HUNDRED, SLOWER = 1.0, 0.10  # limits
+WARM_UP = 100  # scans: caches fill, the allocator finds its size
+
+
+def resident_mib() -> float:
+    """Memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def main() -> int:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scans", type=int, default=1000)
+    scans = parser.parse_args().scans
+    with tempfile.TemporaryDirectory() as place:
+        heads = []
+        for number in range(HEADS):
+            kinds = ("intraparenchymal", "subdural")[: number % 3]
+            head = make_phantom(60 + number, kinds, GRID)
+            heads.append(Path(place, "in", f"{number}.nii.gz"))
+            write_image(head.volume.hu, head.volume, heads[-1])
+        out = Path(place, "out")
+        out.mkdir()
+        jobs = []
+        for number in range(scans):
+            scan, own = heads[number % HEADS], out / str(number)
+            report, thumbnail = own / "report.json", own / "thumbnail.jpg"
+            job = Job(Path(str(number)), scan, own / scan.name, report=report, thumbnail=thumbnail, page=True)
+            jobs.append(job)
+        own_folder = Path(place, "tmp")
+        own_folder.mkdir()
+        tempfile.tempdir = os.environ["TMPDIR"] = str(own_folder)
+        memory, seconds = [], []
+        begun = time.perf_counter()
+        outcomes = run(jobs, load(device="cpu"))
+        for outcome in track(outcomes, "segmenting", scans, disable=not sys.stderr.isatty()):
+            assert outcome.result, outcome.error
+            assert all(path.is_file() for path in outcome.job.outputs)
+            shutil.rmtree(outcome.job.mask.parent)
+            memory.append(resident_mib())
+            seconds.append(time.perf_counter() - begun)
+            if len(memory) % 100 == 0:
+                print(f"{len(memory)} scans: {seconds[-1]:.0f} s, {memory[-1]:.0f} MiB", flush=True)
+        left = [*own_folder.rglob("*"), *out.rglob("*")]
+    slope = float(np.polyfit(np.arange(WARM_UP, scans), memory[WARM_UP:], 1)[0]) * 100
+    halves = np.diff([seconds[WARM_UP], seconds[(WARM_UP + scans) // 2], seconds[-1]])
+    slower = float(halves[1] / halves[0]) - 1
+    print(
+        f"memory {slope:+.2f} MiB a hundred scans, second half {100 * slower:+.1f} % slower than the first, "
+        f"{len(left)} files left"
+    )
+    return bool(slope > MIB_A_HUNDRED or abs(slower) > SLOWER or left)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
