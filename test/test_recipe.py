@@ -18,7 +18,7 @@ from training.augmentation import augmented_patches, augmented_slices, degraded
 from training.cam import activation_maps
 from training.classifier import SliceNetwork
 from training.config import Cam, Classifier, Export, Pseudolabels, load_config
-from training.datasets import Prepared, load_dataset, together
+from training.datasets import Case, DataSet, Prepared, load_dataset, together
 from training.evaluation import Prediction, evaluate, figures_of, share, threshold_predictor
 from training.experiments import gather, table, write_experiments
 from training.export import export_model
@@ -29,6 +29,7 @@ from training.pieces import brain_level, choose_pieces
 from training.pipeline import build_stages, label_of, permuted
 from training.refinement import half_maximum
 from training.segmenter import LEFT_OUT, build_unet, combined_loss
+from training.shortcuts import shortcuts
 
 TINY = Classifier(
     backbone="resnet18", widths=(4, 4, 8, 8), output_stride=8, image_size=(64, 48), windows=((0, 80), (-20, 100))
@@ -306,3 +307,24 @@ def test_bright_structures_fool_a_threshold_and_are_no_blood() -> None:
     fooled = [predict(phantom.volume).mask.sum() * phantom.volume.voxel_ml for phantom in healthy]
     assert not any(phantom.mask.any() for phantom in healthy)
     assert sum(ml >= 0.5 for ml in fooled) >= 3
+
+
+@pytest.mark.parametrize(("shift", "least", "most"), [(0.0, 0.2, 0.8), (25.0, 0.95, 1.0)])
+def test_shortcuts_are_seen(tmp_path: Path, shift: float, least: float, most: float) -> None:
+    """Two data sets that differ in brightness can be told apart, two of the same kind cannot."""
+    rng = np.random.default_rng(0)
+    cases = []
+    for number in range(12):
+        source = "ab"[number % 2]
+        hu = rng.normal(30 + shift * (source == "b"), 5, (6, 40, 40)).astype(np.float32)
+        inside, labels = np.ones(hu.shape, bool), np.zeros(6, np.int8)
+        np.savez(tmp_path / f"{source}_{number}.npz", hu=hu, intracranial=inside, labels=labels)
+        cases.append(Case(f"{source}_{number}", tmp_path, "val", (0,) * 6, None, source=source))
+    config = replace(load_config("smoke"), classifier=TINY)
+    torch.manual_seed(0)
+    network = SliceNetwork(TINY).eval()
+    (row,) = shortcuts(network, DataSet("both", tuple(cases)), config, tmp_path)
+    assert row["negative slices"] == "36 / 36"
+    assert least <= row["from_features"] <= most
+    with pytest.raises(HemsegError, match="needs two data sets"):
+        shortcuts(network, DataSet("one", tuple(cases[::2])), config, tmp_path)

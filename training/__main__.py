@@ -157,6 +157,24 @@ def _quality(
             print(f"{source.name}: mean Dice {np.mean([row['dice'] for row in rows]):.3f}, val, {len(rows)} cases")
 
 
+@app.command("shortcuts")
+def _shortcuts(config: ConfigOption, run: RunOption, data: DataOption = None, seed: SeedOption = None) -> None:
+    """Tell whether the classifier's answer depends on the data set a slice is from (its negative val slices)."""
+    from training.classifier import SliceNetwork
+    from training.fitting import load_network
+    from training.pipeline import build_stages
+    from training.shortcuts import shortcuts
+    from training.stages import in_words, run_stage
+
+    settings, dataset = _config_and_data(config, data, run, seed)
+    stages = build_stages(settings, dataset, run)
+    run_stage(stages["classify"], run, stages)
+    network = SliceNetwork(replace(settings.classifier, pretrained=""))
+    load_network(network, run / "classify" / "network.pt")
+    for row in shortcuts(network.eval(), dataset, settings, run / "prepare"):
+        print(in_words(row))
+
+
 @app.command("measure")
 def _measure(
     data: Annotated[list[Path], typer.Option(help="A data set; may be given several times.")],

@@ -1,0 +1,87 @@
+"""Does the classifier tell data sets apart, and does that change its answer?
+
+    python -m training shortcuts --config best --data FOLDER --data FOLDER --run RUN
+
+A data set whose patients all bleed invites a shortcut: "looks like that scanner" in place of "looks like blood". Among
+slices *without* hemorrhage the source carries no information about the label, so whatever the answer has to do with
+it there is a shortcut. Val alone: on slices that it was trained on, any classifier is sure.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from hemseg.errors import HemsegError
+from training.classifier import SliceNetwork, network_slices
+from training.config import Config
+from training.datasets import DataSet, prepared
+
+FOLDS = 5
+
+
+def shortcuts(network: SliceNetwork, dataset: DataSet, config: Config, prepared_folder: Path) -> list[dict[str, Any]]:
+    """A row for each pair of data sets, from their val slices.
+
+    Returns:
+        ``from_features``: AUC of telling the two apart by the pooled features of negative slices (logistic
+        regression, cross-validated by patient); ``from_answer``: the same by the classifier's probability alone, 0.5
+        where there is no shortcut; ``called_positive``: share of the negative slices of either with p >= 0.5.
+
+    Raises:
+        HemsegError: there are not two data sets with enough patients.
+    """
+    found = {
+        source.name: _negatives(network, source, config, prepared_folder)
+        for source in dataset.sources()
+        if len(source.part("val")) >= FOLDS
+    }
+    if len(found) < 2:
+        raise HemsegError(f"needs two data sets, each with {FOLDS} val patients; give --data twice.")
+    rows = []
+    names = list(found)
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            (fa, pa, ga), (fb, pb, gb) = found[first], found[second]
+            source = np.repeat([0, 1], [len(fa), len(fb)])
+            model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+            folds = GroupKFold(FOLDS)
+            groups = np.concatenate([ga, [f"{g}'" for g in gb]])
+            score = cross_val_predict(
+                model, np.concatenate([fa, fb]), source, groups=groups, cv=folds, method="predict_proba"
+            )
+            rows.append(
+                {
+                    "first": first,
+                    "second": second,
+                    "negative slices": f"{len(fa)} / {len(fb)}",
+                    "from_features": round(float(roc_auc_score(source, score[:, 1])), 3),
+                    "from_answer": round(float(roc_auc_score(source, np.concatenate([pa, pb]))), 3),
+                    "called_positive": f"{np.mean(pa >= 0.5):.3f} / {np.mean(pb >= 0.5):.3f}",
+                }
+            )
+    return rows
+
+
+def _negatives(
+    network: SliceNetwork, source: DataSet, config: Config, folder: Path
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features (n, channel), probability (n,) and patient (n,) of the val slices without hemorrhage."""
+    features, probability, patients = [], [], []
+    for case in prepared(folder, source, "val"):
+        negative = torch.from_numpy((case.labels == 0) & case.intracranial.any(axis=(1, 2)))
+        with torch.inference_mode():
+            pooled = network.features(network_slices(case, config)[negative])
+            answer = torch.sigmoid(network.fc(pooled)[:, 0])
+        features.append(pooled.numpy())
+        probability.append(answer.numpy())
+        patients += [case.name] * int(negative.sum())
+    return np.concatenate(features), np.concatenate(probability), np.array(patients)
