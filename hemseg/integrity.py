@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from hemseg.errors import first_line
+
 NIFTI_HEADER = 348  # bytes, before the voxels
 CHUNK = 1 << 22
 HEADER_BYTES = 1 << 20  # of text, at most
@@ -93,11 +95,18 @@ def check_stays_in_folder(path: Path, kind: str) -> None:
 
 
 def all_finite(path: Path, kind: str) -> bool:
-    """Whether a NIfTI file of floating-point numbers holds numbers alone; true for other kinds, where ITK keeps NaN."""
+    """Whether a NIfTI file of floating-point numbers holds numbers alone; true for other kinds, where ITK keeps NaN.
+
+    Raises:
+        ValueError: its header makes no sense.
+    """
     if kind not in (".nii", ".nii.gz"):
         return True
     import nibabel  # takes a while
 
-    stored: Any = nibabel.load(path)  # type: ignore[attr-defined]
-    voxels = stored.dataobj.get_unscaled()
+    try:
+        stored: Any = nibabel.load(path)  # type: ignore[attr-defined]
+        voxels = stored.dataobj.get_unscaled()
+    except Exception as error:  # it has many kinds of its own, and numpy's besides
+        raise ValueError(first_line(error)) from None
     return voxels.dtype.kind != "f" or bool(np.isfinite(voxels).all())

@@ -29,7 +29,12 @@ def write_faulty(folder: Path, good: Path) -> dict[str, str]:
     nan = sitk.Cast(plain, sitk.sitkFloat32)
     nan[3, 3, 3] = float("nan")
     sitk.WriteImage(nan, str(folder / "nan.mha"))
+    sitk.WriteImage(nan, str(folder / "nan.nii.gz"))  # ITK makes it 0
+    sitk.WriteImage(plain, str(folder / "away.mhd"))
+    (folder / "away.mhd").write_text((folder / "away.mhd").read_text().replace("away.raw", "../away.raw"))
+    (folder / "away.raw").rename(folder.parent / "away.raw")
     said = {"text.nii.gz": "cannot be read", "empty.mha": "0 bytes", "vector.mha": "2 values a voxel", "nan.mha": "NaN"}
+    said |= {"nan.nii.gz": "NaN", "away.mhd": "outside of its folder"}
     said |= {f"flat{s}": "2D image" for s in (".nii.gz", ".mha")} | {
         f"four{s}": "4D image" for s in (".nii.gz", ".mha")
     }

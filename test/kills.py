@@ -121,7 +121,7 @@ def main() -> int:
             target = Path(place) / "out" / way
             how = rng.choice(SIGNALS)
             process = start(way, source, target)
-            time.sleep(rng.uniform(0, 1.1 * seconds[way]))
+            time.sleep(rng.uniform(0, 0.9 * seconds[way]))
             ended = process.poll() is not None
             with_others = how == signal.SIGINT  # Ctrl-C reaches every process of the terminal
             if not ended:
