@@ -98,7 +98,8 @@ def differences(model: Model, phantoms: int) -> Iterator[tuple[str, list[float],
     plain: dict[tuple[Change, int], float] = {}
     for name, (changes, base) in VARIANTS.items():
         before, after = [], []
-        for i, head in enumerate(track(heads, name, disable=not sys.stderr.isatty(), transient=True)):
+        some = heads[:2] if len(changes) > 1 else heads
+        for i, head in enumerate(track(some, name, disable=not sys.stderr.isatty(), transient=True)):
             if (base, i) not in plain:
                 plain[base, i] = segment(base(head), model).volume_ml
             for change in changes:

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import ROOT, hemseg, python, same_geometry
+from conftest import ROOT, hemseg, process, python, same_geometry
 from test_cli import files
 
 from hemseg import workers
-from hemseg.cohort import plan
+from hemseg.cohort import plan, run
 from hemseg.files import alone_in, remove_leftovers, whole
-from hemseg.model import default_weights
+from hemseg.model import Model, default_weights
 from hemseg.summary import Journal, settings_key_of_weights
 
 
@@ -188,6 +188,30 @@ def test_workers_end_with_their_parent(folder: Path, tmp_path: Path) -> None:
         time.sleep(0.1)
     assert len(found) == 2
     assert not left
+
+
+def test_names_of_every_kind(scan: Path, tmp_path: Path) -> None:
+    names = ["a b.nii.gz", "-dash.nii.gz", "new\nline.nii.gz", "ünï 頭.nii.gz", "quote'\";$(x).nii.gz", "=cmd().nii.gz"]
+    for name in names:
+        shutil.copy(scan, tmp_path / "in" / name)
+    scan.unlink()
+    hemseg("segment", scan.parent, tmp_path / "out", "--report")
+    assert sorted(rows(tmp_path / "out")) == sorted(names)
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.nii.gz")) == sorted(names)
+    before = times(tmp_path / "out")
+    hemseg("segment", scan.parent, tmp_path / "out", "--report")
+    assert times(tmp_path / "out") == before
+    process("--input", scan.parent, "--output", tmp_path / "gc")
+    assert sorted(p.name for p in (tmp_path / "gc" / "images").iterdir()) == sorted(names)
+
+
+def test_a_scan_that_vanishes_is_named(folder: Path, tmp_path: Path, model: Model) -> None:
+    jobs = plan(folder, tmp_path / "out")
+    (folder / "c1.nii.gz").unlink()
+    shutil.rmtree(folder / "sub dir")
+    failed = {outcome.job.case.name: outcome.error for outcome in run(jobs, model) if outcome.error}
+    assert sorted(failed) == ["<b>&ü.nii.gz", "broken.mha", "c1.nii.gz"]
+    assert "there is no such file" in failed["c1.nii.gz"]
 
 
 def test_a_full_disk_is_told_and_the_rest_is_done_later(folder: Path, tmp_path: Path) -> None:
