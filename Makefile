@@ -10,7 +10,7 @@ demo: $(VENV)/.inference  ## segment the sample scans; masks and pictures go to 
 test: $(VENV)/.development  ## the test suite, a worker a core (under ten minutes on two)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
 
-soak: $(VENV)/.development  ## broken files, kills, a thousand scans, a full disk: about an hour (docs/reliability.md)
+soak: $(VENV)/.development  ## broken files, kills, a thousand scans, other samplings: about an hour (docs/reliability.md)
 	$(BIN)/python test/fuzz.py --count 100000
 	$(BIN)/python test/kills.py --times 60
 	$(BIN)/python test/soak.py --scans 1000
@@ -38,12 +38,12 @@ LOCK := $(BIN)/pip-compile -q --generate-hashes --strip-extras --allow-unsafe --
 	--no-emit-find-links --no-emit-trusted-host
 lock: $(VENV)/.inference  ## requirements*.in -> requirements*.txt: every version, every file's hash
 	$(LOCK) --upgrade requirements.in -o requirements.txt
-	$(LOCK) --upgrade requirements-serve.in -o requirements-serve.txt
-	$(LOCK) --upgrade requirements-cuda.in -o requirements-cuda.txt
+	$(LOCK) --upgrade -c requirements.txt requirements-serve.in -o requirements-serve.txt
+	$(LOCK) --upgrade -c requirements.txt requirements-cuda.in -o requirements-cuda.txt
 
 # pip wants hashes for all or for none: the extras follow the versions alone
 $(VENV)/constraints.txt: requirements.txt $(VENV)/.python
-	sed -E '/^ *--hash/d; s/ *\\$$//' requirements.txt > $@
+	@sed -E '/^ *--hash/d; s/ *\\$$//' requirements.txt > $@
 
 $(VENV)/.python:
 	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) and f"hemseg needs Python 3.11, {sys.executable} is {v[0]}.{v[1]}; run make PYTHON=/path/to/python3.11")'

@@ -144,10 +144,11 @@ def find_scans(folder: Path, leave_out: Path | None = None) -> list[tuple[Path, 
     files = walk(folder, leave_out)
     scans = {p for p in files if suffix(p) or p.suffix.lower() == ".zip"}
     found: list[tuple[Path, Path, tuple[Path, ...]]] = [(p.relative_to(folder), p, ()) for p in scans]
-    from hemseg.dicom import is_dicom
+    from hemseg.dicom import is_dicom, need_pydicom
 
     instances = [p for p in files if p not in scans and is_dicom(p)]
     if instances:
+        need_pydicom()
         try:
             found += _studies(folder, instances)
         except HemsegError as error:

@@ -192,7 +192,7 @@ def find_series(sources: Iterable[Source]) -> list[Series]:
     Raises:
         HemsegError: pydicom is not installed.
     """
-    _need_pydicom()
+    need_pydicom()
     frames = 0
     groups: dict[tuple[Any, ...], list[Instance]] = defaultdict(list)
     for source in sources:
@@ -450,7 +450,8 @@ def studies(series: Iterable[Series]) -> list[list[Series]]:
     return list(groups.values())
 
 
-def _need_pydicom() -> None:
+def need_pydicom() -> None:
+    """Raise HemsegError if pydicom is not installed."""
     try:
         import pydicom  # noqa: F401
     except ImportError:

@@ -43,7 +43,7 @@ def room_bytes() -> int | None:
     ``ulimit -v``; None where the system does not tell.
     """
     try:
-        own = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        own = resident_bytes()
         free = _field(Path("/proc/meminfo"), "MemAvailable:") * 1024
     except (OSError, ValueError):
         return None
@@ -52,6 +52,11 @@ def room_bytes() -> int | None:
     if address_space != resource.RLIM_INFINITY:
         rooms.append(address_space)
     return max(0, min(rooms))
+
+
+def resident_bytes(pid: int | str = "self") -> int:
+    """Memory that a process has now; OSError where the system does not tell."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _left_in_cgroups() -> list[int]:

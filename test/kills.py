@@ -112,9 +112,7 @@ def main() -> int:
             assert process.returncode == 0, errors
             seconds[way] = time.perf_counter() - begun
             masks = [p for p in files(target) if p.name.endswith((".nii.gz", ".mha"))]
-            references[way] = {
-                str(p.relative_to(target)): sitk.GetArrayFromImage(sitk.ReadImage(str(p))) for p in masks
-            }
+            references[way] = {str(p.relative_to(target)): voxels(p) for p in masks}
             assert len(masks) == CASES
         for number in track(range(arguments.times), "killing", disable=not sys.stderr.isatty()):
             way = list(WAYS)[number % len(WAYS)]

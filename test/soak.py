@@ -20,6 +20,7 @@ import numpy as np
 from rich.progress import track
 
 from hemseg.cohort import Job, run
+from hemseg.memory import resident_bytes
 from hemseg.model import load
 from training.phantom import Grid, make_phantom, write_image
 
@@ -27,11 +28,6 @@ HEADS = 10
 GRID = Grid((28, 200, 200), (1.0, 1.0, 5.0))
 MIB_A_HUNDRED, SLOWER = 1.0, 0.10  # limits
 WARM_UP = 100  # scans: caches fill, the allocator finds its size
-
-
-def resident_mib() -> float:
-    """Memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def main() -> int:
@@ -66,7 +62,7 @@ def main() -> int:
             assert outcome.result, outcome.error
             assert all(path.is_file() for path in outcome.job.outputs)
             shutil.rmtree(outcome.job.mask.parent)
-            memory.append(resident_mib())
+            memory.append(resident_bytes() / 2**20)
             seconds.append(time.perf_counter() - begun)
             cpu.append(time.process_time())
             if len(memory) % 100 == 0:

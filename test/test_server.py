@@ -23,6 +23,7 @@ import pytest
 import SimpleITK as sitk
 from conftest import ROOT, same_geometry
 
+from hemseg.memory import resident_bytes
 from hemseg.server import WAITING
 
 SCAN = ROOT / "test" / "cases" / "phantom-lobar.mha"
@@ -66,7 +67,7 @@ class Server:
             connection.close()
 
     def resident_mib(self) -> float:
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        return resident_bytes(self.process.pid) / 2**20
 
     def stop(self) -> tuple[int, str, str]:
         self.process.terminate()

@@ -171,7 +171,7 @@ def _shortcuts(config: ConfigOption, run: RunOption, data: DataOption = None, se
     run_stage(stages["classify"], run, stages)
     network = SliceNetwork(replace(settings.classifier, pretrained=""))
     load_network(network, run / "classify" / "network.pt")
-    for row in shortcuts(network.eval(), dataset, settings, run / "prepare"):
+    for row in shortcuts(network, dataset, settings, run / "prepare"):
         print(in_words(row))
 
 

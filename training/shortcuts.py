@@ -9,6 +9,7 @@ it there is a shortcut. Val alone: on slices that it was trained on, any classif
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -47,27 +48,22 @@ def shortcuts(network: SliceNetwork, dataset: DataSet, config: Config, prepared_
     if len(found) < 2:
         raise HemsegError(f"needs two data sets, each with {FOLDS} val patients; give --data twice.")
     rows = []
-    names = list(found)
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            (fa, pa, ga), (fb, pb, gb) = found[first], found[second]
-            source = np.repeat([0, 1], [len(fa), len(fb)])
-            model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-            folds = GroupKFold(FOLDS)
-            groups = np.concatenate([ga, [f"{g}'" for g in gb]])
-            score = cross_val_predict(
-                model, np.concatenate([fa, fb]), source, groups=groups, cv=folds, method="predict_proba"
-            )
-            rows.append(
-                {
-                    "first": first,
-                    "second": second,
-                    "negative slices": f"{len(fa)} / {len(fb)}",
-                    "from_features": round(float(roc_auc_score(source, score[:, 1])), 3),
-                    "from_answer": round(float(roc_auc_score(source, np.concatenate([pa, pb]))), 3),
-                    "called_positive": f"{np.mean(pa >= 0.5):.3f} / {np.mean(pb >= 0.5):.3f}",
-                }
-            )
+    for (first, (fa, pa, ga)), (second, (fb, pb, gb)) in itertools.combinations(found.items(), 2):
+        source = np.repeat([0, 1], [len(fa), len(fb)])
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+        groups = np.concatenate([ga, gb])
+        features = np.concatenate([fa, fb])
+        score = cross_val_predict(model, features, source, groups=groups, cv=GroupKFold(FOLDS), method="predict_proba")
+        rows.append(
+            {
+                "first": first,
+                "second": second,
+                "negative slices": f"{len(fa)} / {len(fb)}",
+                "from_features": round(float(roc_auc_score(source, score[:, 1])), 3),
+                "from_answer": round(float(roc_auc_score(source, np.concatenate([pa, pb]))), 3),
+                "called_positive": f"{np.mean(pa >= 0.5):.3f} / {np.mean(pb >= 0.5):.3f}",
+            }
+        )
     return rows
 
 
