@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
-from scipy import ndimage
 
 from hemseg.errors import HemsegError
 from hemseg.preprocessing import Settings, WorkingImage, skull_hull, working_image
@@ -168,8 +167,9 @@ def _contrast(working: WorkingImage, settings: Settings, voxel_ml: float) -> lis
     mm = working.grid.spacing[1]
     if bright.sum() * voxel_ml <= CONTRAST_ML:
         return []
-    deep = np.stack([ndimage.distance_transform_edt(s) * mm > CONTRAST_DEPTH_MM for s in working.intracranial])
-    ml = float((bright & deep).sum()) * voxel_ml
+    inside = working.intracranial.astype(np.uint8)
+    deep = np.stack([cv2.distanceTransform(s, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for s in inside])
+    ml = float((bright & (deep * mm > CONTRAST_DEPTH_MM)).sum()) * voxel_ml
     return (
         [f"has {ml:.0f} mL brighter than blood within the brain: contrast agent, or metal?"] if ml > CONTRAST_ML else []
     )

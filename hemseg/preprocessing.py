@@ -15,13 +15,14 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 from hemseg.volume import Volume
 
-PREPROCESSING_VERSION = 2  # raised when the same settings give other voxels: training then prepares anew
+PREPROCESSING_VERSION = 3  # raised when the same settings give other voxels: training then prepares anew
 CHANNELS = ("hu", "equalized")
 BORDER_MM = 3.0  # how far from tissue its bone may begin: thin bone is dimmed by partial volume
+AIR_HU = 1e-3  # so far above the lowest value averages of air can come out: 32-bit weights add up to 1 but for rounding
 BELOW_SHARE, OPEN_SHARE = 0.5, 0.3  # see `_enclosed`
 
 
@@ -92,15 +93,13 @@ class WorkingGrid:
         first, the skull's slanting edge would come out as bright as blood, all around the head.
         """
         _, y, x = self.shape
-        starts = np.arange(0, self.scan_shape[0], self.slab)
-        if self.slab > 1:
-            hu = np.add.reduceat(hu, starts, axis=0, dtype=np.float32)
-            hu /= np.diff(np.append(starts, self.scan_shape[0])).astype(np.float32)[:, None, None]
-        if hu_range:
-            hu = np.clip(hu, *hu_range)
         rows = _resampling(self.scan_shape[1], self.scan_spacing[1], y, self.spacing[1])
         columns = _resampling(self.scan_shape[2], self.scan_spacing[2], x, self.spacing[2])
-        return rows @ np.asarray(hu, dtype=np.float32) @ columns.T
+        result = np.empty(self.shape, np.float32)
+        for z, plane in enumerate(result):
+            slab = hu[z * self.slab : (z + 1) * self.slab].mean(axis=0, dtype=np.float32)
+            plane[:] = _in_plane(np.clip(slab, *hu_range) if hu_range else slab, rows, columns)
+        return result
 
     def to_scan(self, working: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
         """Interpolate an array of the working grid linearly to part of the scan: all slices, some rows, columns.
@@ -111,11 +110,11 @@ class WorkingGrid:
         """
         y = _resampling(working.shape[1], self.spacing[1], self.scan_shape[1], self.scan_spacing[1])[rows]
         x = _resampling(working.shape[2], self.spacing[2], self.scan_shape[2], self.scan_spacing[2])[columns]
-        array = y @ np.asarray(working, dtype=np.float32) @ x.T
+        array = np.stack([_in_plane(plane, y, x) for plane in np.asarray(working, dtype=np.float32)])
         if self.slab == 1:
             return array
         z = _resampling(working.shape[0], self.spacing[0], self.scan_shape[0], self.scan_spacing[0], centered=False)
-        return np.tensordot(z, array, axes=1)
+        return np.asarray(z @ array.reshape(len(array), -1)).reshape(-1, *array.shape[1:])
 
     def nearest(self, voxels: np.ndarray) -> np.ndarray:
         """The working grid's voxels that voxels (n, 3) of the scan fall into; both (z, y, x) in LPS order."""
@@ -128,7 +127,12 @@ class WorkingGrid:
         return np.stack([z, *at], axis=1)
 
 
-def _resampling(n_in: int, mm_in: float, n_out: int, mm_out: float, centered: bool = True) -> np.ndarray:
+def _in_plane(plane: np.ndarray, rows: sparse.csr_array, columns: sparse.csr_array) -> np.ndarray:
+    """Resample both axes of an array (y, x). Sparse: a fifth of the time, and no threads that wait for each other."""
+    return np.asarray((columns @ (rows @ plane).T).T)
+
+
+def _resampling(n_in: int, mm_in: float, n_out: int, mm_out: float, centered: bool = True) -> sparse.csr_array:
     """Weights (n_out, n_in) that resample one axis with a tent as wide as the coarser of the two pixels.
 
     Coarser output: an antialiased average. Finer output: linear interpolation, constant beyond the edges.
@@ -140,7 +144,7 @@ def _resampling(n_in: int, mm_in: float, n_out: int, mm_out: float, centered: bo
         at_out += (n_in * mm_in - n_out * mm_out) / 2
     at_out = np.clip(at_out, at_in[0], at_in[-1])
     weights = np.maximum(0.0, 1.0 - np.abs(at_out[:, None] - at_in) / max(mm_in, mm_out))
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return sparse.csr_array((weights / weights.sum(axis=1, keepdims=True)).astype(np.float32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,12 +220,21 @@ def intracranial_mask(hu: np.ndarray, settings: Settings) -> np.ndarray:
     if skull.sum() < 0.01 * max(1, head.sum()):
         return np.stack([ndimage.binary_fill_holes(s) for s in head]) if head.any() else head
     inside = _hull(skull) & ~skull
-    tissue = inside & (hu > settings.hu_range[0])
+    tissue = inside & (hu > settings.hu_range[0] + AIR_HU)
     brain = _enclosed(_largest_piece(tissue, settings, opening_mm=3.0), skull, settings)
     # give back what the opening took: thin blood along the skull belongs to the inside
-    reach = round(5.0 / settings.in_plane_mm)
-    grown = ndimage.binary_dilation(brain, _in_plane_cross(), iterations=reach, mask=tissue)
+    grown = _grown(brain, tissue, steps=round(5.0 / settings.in_plane_mm))
     return np.stack([ndimage.binary_fill_holes(s) for s in grown]) & inside
+
+
+def _grown(brain: np.ndarray, tissue: np.ndarray, steps: int) -> np.ndarray:
+    """Dilate in plane, a pixel a step, without leaving the tissue; all bool (z, y, x)."""
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    planes = brain.astype(np.uint8)
+    for plane, allowed in zip(planes, tissue.astype(np.uint8), strict=True):
+        for _ in range(steps):
+            plane[:] = cv2.dilate(plane, cross) & allowed
+    return planes.astype(bool)
 
 
 def _skull(bone: np.ndarray) -> np.ndarray:
@@ -283,12 +296,6 @@ def _enclosed(brain: np.ndarray, skull: np.ndarray, settings: Settings) -> np.nd
             if (border & ~skull[z][window]).sum() > OPEN_SHARE * border.sum():
                 kept[z][box][piece] = False
     return kept
-
-
-def _in_plane_cross() -> np.ndarray:
-    cross = np.zeros((3, 3, 3), bool)
-    cross[1] = ndimage.generate_binary_structure(2, 1)
-    return cross
 
 
 def equalized(hu: np.ndarray, mask: np.ndarray, settings: Settings) -> np.ndarray:

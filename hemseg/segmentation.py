@@ -133,13 +133,16 @@ def working_probability(working: WorkingImage, model: Model) -> np.ndarray:
 
 def confident(probability: np.ndarray, threshold: float, min_peak: float) -> np.ndarray:
     """Probability (z, y, x) without the pieces above ``threshold`` whose highest value stays below ``min_peak``."""
-    if min_peak <= threshold or not (probability >= threshold).any():
+    box = _bounding_box(probability >= threshold)
+    if min_peak <= threshold or box is None:
         return probability
-    pieces, n = ndimage.label(probability >= threshold, _TOUCHING)
-    peaks = np.asarray(ndimage.maximum(probability, pieces, np.arange(n + 1)))
-    doubtful = peaks < min_peak
-    doubtful[0] = False
-    return np.where(doubtful[pieces], np.float32(0), probability)
+    result = probability.copy()
+    pieces, _ = ndimage.label(probability[box] >= threshold, _TOUCHING)
+    for i, where in enumerate(ndimage.find_objects(pieces), start=1):
+        here, piece = result[box][where], pieces[where] == i
+        if here[piece].max() < min_peak:
+            here[piece] = 0
+    return result
 
 
 def tiled(image: np.ndarray, model: Model, patch: tuple[int, int, int]) -> np.ndarray:

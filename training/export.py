@@ -21,6 +21,7 @@ import hemseg
 from hemseg.errors import HemsegError
 from hemseg.model import Manifest
 from training.config import Config
+from training.graph import subpixel
 
 OPSET = 18
 TOLERANCE = 1e-4
@@ -49,6 +50,7 @@ def export_model(network: nn.Module, config: Config, folder: Path, provenance: d
     image = torch.rand(2, len(config.preprocessing.channels), *settings.patch)
     path = folder / "hemseg.onnx"
     _export(model, image, path)
+    onnx.save(subpixel(onnx.load(str(path))), str(path))
     if config.export.half:
         halved = OnnxModel(convert_float_to_float16(onnx.load(str(path)), keep_io_types=True))
         halved.topological_sort()  # the conversion appends its casts at the end
