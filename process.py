@@ -104,7 +104,7 @@ def main() -> int:
             raise HemsegError(f"mode instance writes to {arguments.predict}, but there is no such folder; mount it.")
         for folder in (arguments.output, arguments.predict):
             remove_leftovers(folder)
-        model = load(weights, arguments.device)
+        model = load(weights, arguments.device, scans=len(work.scans))
         logger.info("weights %s %s on %s", model.manifest.name, model.manifest.version, model.provider)
         logger.info("mode %s, %d scan%s", work.mode, len(work.scans), "s" * (len(work.scans) != 1))
         failed = perform(work, arguments.input, arguments.output, arguments.predict, sockets, model)

@@ -71,8 +71,8 @@ def stages(scan: Path, folder: Path) -> list[Row]:
         rows.append(Row(what, _cpu() - cpu, time.perf_counter() - wall, resource.getrusage(0).ru_maxrss / 1024))
         cpu, wall = _cpu(), time.perf_counter()
 
+    from hemseg.checks import checked
     from hemseg.model import load
-    from hemseg.preprocessing import working_image
     from hemseg.segmentation import outlined, working_probability
     from hemseg.volume import read
 
@@ -80,8 +80,8 @@ def stages(scan: Path, folder: Path) -> list[Row]:
     lap("start-up: libraries, runtime, model")
     volume = read(scan)
     lap("read")
-    working = working_image(volume, model.manifest.preprocessing)
-    lap("preprocess")
+    volume, working = checked(volume, model.manifest.preprocessing)
+    lap("preprocess and check")
     probability = working_probability(working, model)
     lap("network")
     outlined(volume, working, probability, model.manifest).save(folder / scan.name)
@@ -142,7 +142,7 @@ def of_scan(scan: Path, folder: Path) -> list[Row]:
 
 
 def of_folder(scan: Path, folder: Path, alone: list[Row]) -> dict[str, float]:
-    """Wall time of a folder of copies of a scan, against the longer of the network and all the rest of each scan.
+    """A folder of copies of a scan, against the CPU seconds of its slower part: the network, or all the rest of it.
 
     Args:
         alone: the stages of one scan.
@@ -153,16 +153,16 @@ def of_folder(scan: Path, folder: Path, alone: list[Row]) -> dict[str, float]:
         (source / f"{number}-{scan.name}").symlink_to(scan.resolve())
     call = ["-m", "hemseg.cli", "segment", str(source), str(folder / "masks"), "--device", "cpu"]
     whole = command("folder", call)
-    took = {row.what: row.wall_seconds for row in alone}
+    took = {row.what: row.cpu_seconds for row in alone}
     start = next(row.wall_seconds for row in alone if row.what.startswith("start-up"))
-    bound = max(took["network"], took["read"] + took["preprocess"] + took["restore and write"])
+    rest = took["read"] + took["preprocess and check"] + took["restore and write"]
     return {
         "scans": FOLDER,
         "wall_seconds": whole.wall_seconds,
         "cpu_seconds": whole.cpu_seconds,
         "peak_mib": whole.peak_mib,
-        "bound_seconds": FOLDER * bound + start,
-        "ratio": (whole.wall_seconds - start) / (FOLDER * bound),
+        "cores_busy": whole.cpu_seconds / whole.wall_seconds,
+        "ratio": (whole.wall_seconds - start) / (FOLDER * max(took["network"], rest)),
     }
 
 
@@ -263,8 +263,8 @@ def show(found: dict[str, Any]) -> None:
     many = found["folder"]
     console.print(
         f"{many['scans']} copies of the first scan in a folder: {many['wall_seconds']:.1f} s wall, "
-        f"{many['cpu_seconds']:.1f} CPU-s, {many['peak_mib']:.0f} MiB; after start-up {many['ratio']:.2f} times "
-        "the longer of the network and the rest"
+        f"{many['cpu_seconds']:.1f} CPU-s, {many['peak_mib']:.0f} MiB, {many['cores_busy']:.1f} cores busy; after "
+        f"start-up {many['ratio']:.2f} times the CPU seconds of the slower of the network and the rest"
     )
 
 

@@ -146,7 +146,7 @@ def _work(
     else:
         from hemseg.model import load
 
-        model = load(weights, device)
+        model = load(weights, device, scans=len(todo))
         if verbose:
             print(f"weights {model.manifest.name} {model.manifest.version}, {model.provider}", file=sys.stderr)
         coming = workers.rows_here(todo, model, target)

@@ -8,26 +8,22 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable
+from collections import Counter, deque
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
-import numpy as np
+import cv2
 
 from hemseg.checks import checked
 from hemseg.errors import HemsegError
 from hemseg.model import Model
-from hemseg.preprocessing import WorkingImage
-from hemseg.segmentation import Segmentation, outlined, working_probability
+from hemseg.segmentation import Segmentation, segment
 from hemseg.volume import SUFFIXES, Volume, mask_name, read, stem, suffix
 
 logger = logging.getLogger("hemseg")
 MASK_FORMATS = ("same", "mha", "nii.gz", "dicom-seg")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -254,33 +250,26 @@ def refused(jobs: Iterable[Job]) -> dict[Job, str]:
 
 
 def run(jobs: Iterable[Job], model: Model) -> Generator[Outcome]:
-    """Do the jobs in order. A job's files are written, whole, before its outcome is given.
+    """Do the jobs; outcomes come in their order. A job's files are written, whole, before its outcome is given.
 
-    While the network works on a scan, the next one is read and prepared and the one before it written: two threads
-    beside the caller's, and never more than three scans in memory. What goes wrong with a scan becomes a sentence.
+    ``model.lanes`` scans are under way at once, each in a thread from the file to the mask, so that reading, preparing
+    and writing fill what the network of another one leaves idle; one more may wait for its turn to be given. What goes
+    wrong with a scan becomes a sentence.
     """
+    cv2.setNumThreads(1)  # its threads would wait, spinning, for those of the other lanes and of the network
     jobs = list(jobs)
     reasons = refused(jobs)
-
-    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
-
-        def prepared(job: Job) -> Future[_Ready | Outcome]:
-            return ahead.submit(_step, job, lambda: _prepare(job, model, reasons.get(job, "")))
-
-        coming = prepared(jobs[0]) if jobs else None
-        leaving: Future[Outcome] | None = None
-        for job, after in zip(jobs, [*jobs[1:], None], strict=True):
-            assert coming
-            ready = coming.result()
-            coming = prepared(after) if after else None
-            if isinstance(ready, _Ready):
-                ready = _step(job, partial(_answered, ready, model))
-            if leaving:
-                yield leaving.result()
-            leaving = behind.submit(_finished, job, ready, model)
-            del ready  # its voxels live only as long as they are needed
-        if leaving:
-            yield leaving.result()
+    coming: deque[Future[Outcome]] = deque()
+    with ThreadPoolExecutor(model.lanes) as lanes:
+        try:
+            for job in jobs:
+                coming.append(lanes.submit(_outcome, job, model, reasons.get(job, "")))
+                if len(coming) > model.lanes:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            lanes.shutdown(wait=False, cancel_futures=True)
 
 
 def attempt(job: Job, model: Model) -> Outcome:
@@ -289,47 +278,28 @@ def attempt(job: Job, model: Model) -> Outcome:
     return outcome
 
 
-@dataclass(frozen=True, eq=False)
-class _Ready:
-    """A scan that was read and prepared, and later what the network said of it; ``seconds`` so far."""
+def _outcome(job: Job, model: Model, refusal: str) -> Outcome:
+    """Do a job; what goes wrong becomes a sentence."""
+    try:
+        if refusal:
+            raise HemsegError(refusal)
+        return Outcome(job, _done(job, model))
+    except HemsegError as error:
+        return Outcome(job, None, str(error))
+    except MemoryError:
+        return Outcome(job, None, f"{job.scan}: there is not enough memory for it.", unexpected=True)
+    except Exception as error:  # a fault of ours: name the case, and go on with the others
+        said = f"{job.scan}: failed unexpectedly ({type(error).__name__}: {error}); please report it."
+        return Outcome(job, None, said, unexpected=True)
 
-    volume: Volume
-    working: WorkingImage
-    seconds: float
-    probability: np.ndarray | None = None
 
-
-def _prepare(job: Job, model: Model, refusal: str) -> _Ready:
-    if refusal:
-        raise HemsegError(refusal)
+def _done(job: Job, model: Model) -> Segmentation:
+    """Read, segment, write."""
     volume = _volume(job)
     start = time.perf_counter()
     volume, working = checked(volume, model.manifest.preprocessing, job.strict)
-    return _Ready(volume, working, time.perf_counter() - start)
-
-
-def _volume(job: Job) -> Volume:
-    if not job.files:
-        return read(job.scan, job.series)
-    from hemseg.dicom import Source, read_series
-
-    return read_series([Source(path) for path in job.files], job.scan, job.series)
-
-
-def _answered(ready: _Ready, model: Model) -> _Ready:
-    start = time.perf_counter()
-    probability = working_probability(ready.working, model)
-    return replace(ready, probability=probability, seconds=ready.seconds + time.perf_counter() - start)
-
-
-def _finished(job: Job, ready: _Ready | Outcome, model: Model) -> Outcome:
-    return ready if isinstance(ready, Outcome) else _step(job, lambda: _written(job, ready, model))
-
-
-def _written(job: Job, ready: _Ready, model: Model) -> Outcome:
-    assert ready.probability is not None
-    result = outlined(ready.volume, ready.working, ready.probability, model.manifest)
-    result = replace(result, seconds=ready.seconds + result.seconds)
+    result = segment(volume, model, working)
+    result = replace(result, seconds=time.perf_counter() - start)
     if job.overlay or job.thumbnail or job.report:
         from hemseg import report
 
@@ -345,17 +315,12 @@ def _written(job: Job, ready: _Ready, model: Model) -> Outcome:
 
                 write_page(result, found, job.report.with_suffix(".html"))
     result.save(job.mask)  # last: where there is a mask, there is all of the case
-    return Outcome(job, result)
+    return result
 
 
-def _step(job: Job, step: Callable[[], Result]) -> Result | Outcome:
-    """A step's result, or the outcome that says what went wrong."""
-    try:
-        return step()
-    except HemsegError as error:
-        return Outcome(job, None, str(error))
-    except MemoryError:
-        return Outcome(job, None, f"{job.scan}: there is not enough memory for it.", unexpected=True)
-    except Exception as error:  # a fault of ours: name the case, and go on with the others
-        said = f"{job.scan}: failed unexpectedly ({type(error).__name__}: {error}); please report it."
-        return Outcome(job, None, said, unexpected=True)
+def _volume(job: Job) -> Volume:
+    if not job.files:
+        return read(job.scan, job.series)
+    from hemseg.dicom import Source, read_series
+
+    return read_series([Source(path) for path in job.files], job.scan, job.series)

@@ -10,8 +10,10 @@ import hashlib
 import json
 import logging
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ FORMAT = 3  # of the manifest; raised when an older hemseg could misread a newer
 MANIFEST = "manifest.json"
 PLATFORM_MODEL = Path("/opt/ml/model")  # where Grand Challenge unpacks a model tarball
 DEVICES = ("auto", "cpu", "cuda")
+MOST_LANES = 3  # a thin-slice scan takes 300 MB and more
 
 
 @dataclass(frozen=True)
@@ -101,12 +104,18 @@ def default_weights() -> Path:
 
 
 class Model:
-    """A loaded network: ``model(patches)`` gives probabilities."""
+    """A loaded network: ``model(patches)`` gives probabilities.
 
-    def __init__(self, manifest: Manifest, session: Any, folder: Path) -> None:
+    Attributes:
+        lanes: how many scans to do at once with it. A GPU still sees one at a time.
+    """
+
+    def __init__(self, manifest: Manifest, session: Any, folder: Path, lanes: int = 1) -> None:
         self.manifest = manifest
         self.folder = folder
+        self.lanes = lanes
         self._session = session
+        self._turn = Lock() if self.provider != "CPUExecutionProvider" else nullcontext()
 
     @property
     def provider(self) -> str:
@@ -115,7 +124,8 @@ class Model:
 
     def __call__(self, patches: np.ndarray) -> np.ndarray:
         """Probabilities (n, 1, z, y, x) of patches (n, channel, z, y, x), both float32."""
-        return self._session.run(None, {"image": np.ascontiguousarray(patches, dtype=np.float32)})[0]
+        with self._turn:
+            return self._session.run(None, {"image": np.ascontiguousarray(patches, dtype=np.float32)})[0]
 
 
 def cores() -> int:
@@ -128,13 +138,15 @@ def cores() -> int:
         return allowed
 
 
-def load(weights: str | Path | None = None, device: str = "auto", threads: int = 0) -> Model:
+def load(weights: str | Path | None = None, device: str = "auto", threads: int = 0, scans: int = 1) -> Model:
     """Load weights.
 
     Args:
         weights: folder with a manifest; `default_weights` when None.
         device: ``auto`` (CUDA where it works, else CPU), ``cpu``, or ``cuda`` (CUDA or an error).
-        threads: of the network; `cores` when 0.
+        threads: of the network; `cores`, shared among the scans that are under way at once, when 0.
+        scans: how many it is for. Of several, up to three are done at once (`Model.lanes`): a network on one thread
+            wastes less of a core than one whose threads wait for each other, and for the reading and writing beside it.
 
     Raises:
         HemsegError: weights missing, damaged or of a newer format; CUDA asked for but not to be had.
@@ -143,7 +155,8 @@ def load(weights: str | Path | None = None, device: str = "auto", threads: int =
     manifest = Manifest.read(folder)
     path = folder / manifest.file
     check_file(path, manifest)
-    return Model(manifest, session(path, device, threads or cores()), folder)
+    lanes = min(scans, MOST_LANES, max(2, cores()))
+    return Model(manifest, session(path, device, threads or -(-cores() // lanes)), folder, lanes)
 
 
 def check_file(path: Path, manifest: Manifest) -> None:

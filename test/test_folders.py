@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,11 @@ import SimpleITK as sitk
 from conftest import ROOT, hemseg, process, python, same_geometry
 from test_cli import files
 
-from hemseg import workers
-from hemseg.cohort import plan, run
+from hemseg import cohort, workers
+from hemseg import model as hemseg_model
+from hemseg.cohort import Job, plan, run
 from hemseg.files import alone_in, remove_leftovers, whole
-from hemseg.model import Model, default_weights
+from hemseg.model import Model, default_weights, load
 from hemseg.summary import Journal, settings_key_of_weights
 
 
@@ -212,6 +215,46 @@ def test_a_scan_that_vanishes_is_named(folder: Path, tmp_path: Path, model: Mode
     failed = {outcome.job.case.name: outcome.error for outcome in run(jobs, model) if outcome.error}
     assert sorted(failed) == ["<b>&ü.nii.gz", "broken.mha", "c1.nii.gz"]
     assert "there is no such file" in failed["c1.nii.gz"]
+
+
+def test_lanes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hemseg_model, "cores", lambda: 4)
+    assert [load(device="cpu", scans=n).lanes for n in (1, 2, 100)] == [1, 2, 3]
+    monkeypatch.setattr(hemseg_model, "cores", lambda: 1)
+    assert load(device="cpu", scans=100).lanes == 2  # one waits for the disk while the other works
+
+
+def test_few_scans_are_in_memory_and_all_come_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow some scans are, and however slowly the outcomes are taken."""
+    begun: list[int] = []
+    lock = threading.Lock()
+
+    def done(job: Job, model: Model) -> None:
+        with lock:
+            begun.append(int(job.case.name))
+        time.sleep(0.2 if job.case.name == "0" else 0.002)
+
+    monkeypatch.setattr(cohort, "_done", done)
+    model = load(device="cpu", scans=100)
+    taken = []
+    for outcome in run((Job(Path(str(n)), Path("x"), tmp_path / str(n)) for n in range(40)), model):
+        taken.append(int(outcome.job.case.name))
+        time.sleep(0.01)
+        with lock:
+            assert len(begun) <= len(taken) + model.lanes + 1
+    assert taken == list(range(40))
+
+
+def test_no_more_begins_when_nobody_takes_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Path] = []
+    monkeypatch.setattr(cohort, "_done", lambda job, model: begun.append(job.case) or time.sleep(0.05))
+    model = load(device="cpu", scans=100)
+    with closing(run((Job(Path(str(n)), Path("x"), tmp_path / str(n)) for n in range(40)), model)) as outcomes:
+        next(outcomes)
+    count = len(begun)
+    assert count <= model.lanes + 2
+    time.sleep(0.2)
+    assert len(begun) == count
 
 
 def test_a_full_disk_is_told_and_the_rest_is_done_later(folder: Path, tmp_path: Path) -> None:

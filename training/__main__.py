@@ -318,6 +318,23 @@ def _ablate(
     ablate(*_config_and_data(config, data, run, seed), run, out, hardware)
 
 
+@app.command("tradeoff")
+def _tradeoff(
+    config: ConfigOption,
+    run: RunOption,
+    out: TablesOption,
+    data: DataOption = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Of each U-Net.")] = 20,
+    seed: SeedOption = None,
+) -> None:
+    """Train U-Nets of other grids and widths on what the weights outline; Dice on val against time, as a table."""
+    from training.stages import in_words
+    from training.tradeoff import tradeoff
+
+    for row in tradeoff(*_config_and_data(config, data, run, seed), run, out, epochs):
+        print(in_words(row))
+
+
 @app.command("control")
 def _control(
     config: ConfigOption,

@@ -49,7 +49,7 @@ def export_model(network: nn.Module, config: Config, folder: Path, provenance: d
     settings = config.segmenter
     image = torch.rand(2, len(config.preprocessing.channels), *settings.patch)
     path = folder / "hemseg.onnx"
-    _export(model, image, path)
+    write_onnx(model, image, path)
     onnx.save(subpixel(onnx.load(str(path))), str(path))
     if config.export.half:
         halved = OnnxModel(convert_float_to_float16(onnx.load(str(path)), keep_io_types=True))
@@ -79,7 +79,8 @@ def export_model(network: nn.Module, config: Config, folder: Path, provenance: d
     return {"megabytes": round(path.stat().st_size / 1e6, 1), "difference_to_torch": difference}
 
 
-def _export(model: nn.Module, image: Tensor, path: Path) -> None:
+def write_onnx(model: nn.Module, image: Tensor, path: Path) -> None:
+    """Write a network as ONNX, as torch exports it; the batch is free, the patch is that of ``image``."""
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -90,7 +91,7 @@ def _export(model: nn.Module, image: Tensor, path: Path) -> None:
             str(path),
             input_names=["image"],
             output_names=["probability"],
-            dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1, max=64)}},
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},),
             opset_version=OPSET,
             external_data=False,
             verbose=False,

@@ -1,7 +1,7 @@
 """The network alone in other runtimes and precisions, for `hemseg.bench`: ``python -m training.runtimes``.
 
-The shipped weights in ONNX Runtime as float16 and int8, and the recipe's own U-Net in torch (its weights do not
-matter for the time). Two threads each; one JSON line.
+The shipped weights in ONNX Runtime as float16 and int8, and the recipe's own U-Net in torch and as torch exports it,
+without `training.graph` (its weights do not matter for the time). Two threads each; one JSON line.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 from hemseg.bench import Row, repeated
 from hemseg.model import Manifest, default_weights, session
 from training.config import load_config
+from training.export import WithSigmoid, write_onnx
 from training.segmenter import build_unet
 
 THREADS = 2
@@ -64,9 +65,12 @@ def rows() -> list[Row]:
             per_channel=True,
         )
         found.append(in_onnxruntime(f"ONNX Runtime, int8, {THREADS} threads", whole, image))
-    torch.set_num_threads(THREADS)
-    network = build_unet(load_config("best").segmenter, image.shape[1]).eval()
-    tensor = torch.from_numpy(image)
+        torch.set_num_threads(THREADS)
+        network = build_unet(load_config("best").segmenter, image.shape[1]).eval()
+        tensor = torch.from_numpy(image)
+        plain = Path(folder) / "plain.onnx"
+        write_onnx(WithSigmoid(network), tensor, plain)
+        found.append(in_onnxruntime(f"ONNX Runtime, transposed convolutions, {THREADS} threads", plain, image))
     with torch.inference_mode():
         found.append(repeated(f"torch eager, {THREADS} threads", lambda: network(tensor)))
         network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
