@@ -19,10 +19,12 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from hemseg.cohort import Job, run, walk
+from hemseg.dicom import is_dicom
 from hemseg.errors import HemsegError
 from hemseg.files import remove_leftovers
 from hemseg.grand_challenge import MODES, Sockets, Work, choose, load_sockets, read_inputs
 from hemseg.model import DEVICES, default_weights, load
+from hemseg.volume import suffix
 
 if TYPE_CHECKING:
     from hemseg.model import Model
@@ -41,7 +43,7 @@ def perform(work: Work, source: Path, target: Path, predict: Path, sockets: Sock
         from hemseg.legacy import HemorrhageSegmentation
 
         algorithm = HemorrhageSegmentation(
-            source, target, model, work.scans, report if work.mode == "gc-generic" else None
+            source, target, model, work.scans, report if work.mode == "gc-generic" else None, work.dicom
         )
         algorithm.process()
         return algorithm.failed
@@ -98,15 +100,19 @@ def main() -> int:
         files = [
             PurePosixPath(p.relative_to(arguments.input)) for p in walk(arguments.input, leave_out=arguments.output)
         ]
+        dicom = [p for p in files if not suffix(Path(p)) and is_dicom(arguments.input / p)]
         inputs = read_inputs(arguments.input)
-        work = choose(files, inputs, arguments.predict.is_dir(), sockets, arguments.mode)
+        work = choose(files, inputs, arguments.predict.is_dir(), sockets, arguments.mode, dicom)
         if work.mode == "instance" and not arguments.predict.is_dir():
             raise HemsegError(f"mode instance writes to {arguments.predict}, but there is no such folder; mount it.")
         for folder in (arguments.output, arguments.predict):
             remove_leftovers(folder)
-        model = load(weights, arguments.device, scans=len(work.scans))
+        folders = {p.parent for p in work.dicom}
+        model = load(weights, arguments.device, scans=len(work.scans) + len(folders))
         logger.info("weights %s %s on %s", model.manifest.name, model.manifest.version, model.provider)
-        logger.info("mode %s, %d scan%s", work.mode, len(work.scans), "s" * (len(work.scans) != 1))
+        images = f"{len(work.scans)} scan{'s' * (len(work.scans) != 1)}"
+        slices = f", {len(work.dicom)} DICOM files" if work.dicom else ""
+        logger.info("mode %s, %s%s", work.mode, images, slices)
         failed = perform(work, arguments.input, arguments.output, arguments.predict, sockets, model)
     except (HemsegError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

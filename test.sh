@@ -95,6 +95,22 @@ mapfile -t good < <(basename -a test/cases/*.mha)
 holds "$output" results.json "${good[@]/#/images/}"
 echo "a broken scan: named, the others are done"
 
+# a folder of DICOM among images
+mkdir -p "$work/studies/lobar" "$(folder series)"
+docker run --rm "${hardened[@]}" "$(someone)" -v "$PWD/test:/test:ro" -v "$work/series:/series" -e PYTHONPATH=/opt/app \
+  --entrypoint python hemseg:latest /test/series.py "${lobar[0]}" /series
+cp "$work"/series/*.dcm "$work/studies/lobar/"
+cp test/cases/phantom-healthy.nii.gz "$work/studies/"
+chmod -R a+rX "$work/studies"
+output=$(folder dicom)
+run "$work/studies" "$output"
+holds "$output" results.json images/lobar.mha images/phantom-healthy.nii.gz
+docker run --rm --network none --read-only --entrypoint python -v "$PWD/test:/test:ro" -v "$work:/work:ro" hemseg:latest -c "
+import SimpleITK as sitk
+a, b = (sitk.GetArrayFromImage(sitk.ReadImage(p)) for p in ('${lobar[1]}', '/work/dicom/images/lobar.mha'))
+assert a.sum() and 2 * (a & b).sum() > 0.99 * (a.sum() + b.sum())" || fail "the mask of the DICOM series is not the expected one"
+echo "DICOM: passed"
+
 # gc, with the platform's own flags, and with the weights as its tarball; then hardened, with a report
 socket gc images/ct
 docker volume create "$name" >/dev/null

@@ -23,6 +23,7 @@ from hemseg.segmentation import Segmentation, segment
 from hemseg.volume import SUFFIXES, Volume, mask_name, read, stem, suffix
 
 logger = logging.getLogger("hemseg")
+Found = tuple[Path, Path, tuple[Path, ...]]  # case (relative to the folder), path, files of a DICOM study
 MASK_FORMATS = ("same", "mha", "nii.gz", "dicom-seg")
 
 
@@ -128,7 +129,7 @@ class Wanted:
             raise HemsegError(f"format {self.format!r} is not known; give one of {', '.join(MASK_FORMATS)}.")
 
 
-def find_scans(folder: Path, leave_out: Path | None = None) -> list[tuple[Path, Path, tuple[Path, ...]]]:
+def find_scans(folder: Path, leave_out: Path | None = None) -> list[Found]:
     """The scans of a folder: images, DICOM studies (the files of one study together) and zip archives of DICOM.
 
     Returns:
@@ -139,25 +140,39 @@ def find_scans(folder: Path, leave_out: Path | None = None) -> list[tuple[Path, 
     """
     files = walk(folder, leave_out)
     scans = {p for p in files if suffix(p) or p.suffix.lower() == ".zip"}
-    found: list[tuple[Path, Path, tuple[Path, ...]]] = [(p.relative_to(folder), p, ()) for p in scans]
-    from hemseg.dicom import is_dicom, need_pydicom
+    found: list[Found] = [(p.relative_to(folder), p, ()) for p in scans]
+    from hemseg.dicom import is_dicom
 
-    instances = [p for p in files if p not in scans and is_dicom(p)]
-    if instances:
-        need_pydicom()
-        try:
-            found += _studies(folder, instances)
-        except HemsegError as error:
-            if not found:
-                raise HemsegError(f"{folder}: {error}") from None
-            logger.warning("%s: %s", folder, error)
+    found += find_studies(folder, [p for p in files if p not in scans and is_dicom(p)], alone=not found)
     if not found:
         raise HemsegError(f"{folder}: holds no scans; hemseg looks for {', '.join(SUFFIXES)}, DICOM and zip archives.")
     return sorted(found)
 
 
-def _studies(folder: Path, instances: list[Path]) -> list[tuple[Path, Path, tuple[Path, ...]]]:
-    """DICOM files by study; a study's case is the folder that its files have in common."""
+def find_studies(folder: Path, instances: list[Path], alone: bool) -> list[Found]:
+    """DICOM files by study; a study's case is the folder that its files have in common.
+
+    Args:
+        alone: whether there is nothing else to do: DICOM files without CT are an error then, else a warning.
+
+    Raises:
+        HemsegError: pydicom is not installed, or see ``alone``.
+    """
+    if not instances:
+        return []
+    from hemseg.dicom import need_pydicom
+
+    need_pydicom()
+    try:
+        return _studies(folder, instances)
+    except HemsegError as error:
+        if alone:
+            raise HemsegError(f"{folder}: {error}") from None
+        logger.warning("%s: %s", folder, error)
+        return []
+
+
+def _studies(folder: Path, instances: list[Path]) -> list[Found]:
     from hemseg.dicom import Source, find_series, studies
 
     found = []
@@ -188,14 +203,14 @@ def plan(source: Path, target: Path, wanted: Wanted = Wanted()) -> list[Job]:
     alone = source.is_file() or (not source.exists() and bool(suffix(source)))
     to_file = bool(suffix(target) or target.suffix == ".dcm") and not target.is_dir()
     if alone:
-        found: list[tuple[Path, Path, tuple[Path, ...]]] = [(Path(source.name), source, ())]
+        found: list[Found] = [(Path(source.name), source, ())]
     else:
         found = find_scans(source, leave_out=target if target.resolve() != source.resolve() else None)
         if to_file and (len(found) > 1 or not found[0][2]):
             raise HemsegError(
                 f"{target}: is the name of one image, but {source} is a folder; give a folder for the masks."
             )
-    named = [(Path(source.resolve().name) if case == Path(".") else case, scan, files) for case, scan, files in found]
+    named = [(own_name(case, source), scan, files) for case, scan, files in found]
     masks = [target if to_file else target / c.parent / _mask_name(s, c, bool(f), wanted.format) for c, s, f in named]
     stems = Counter(_without_suffix(mask) for mask in masks)
     jobs = []
@@ -220,6 +235,11 @@ def plan(source: Path, target: Path, wanted: Wanted = Wanted()) -> list[Job]:
             )
         )
     return jobs
+
+
+def own_name(case: Path, folder: Path) -> Path:
+    """A case, or the folder's own name for the study whose files lie in the folder itself."""
+    return Path(folder.resolve().name) if case == Path(".") else case
 
 
 def _without_suffix(mask: Path) -> Path:
@@ -249,12 +269,15 @@ def refused(jobs: Iterable[Job]) -> dict[Job, str]:
     return reasons
 
 
-def run(jobs: Iterable[Job], model: Model) -> Generator[Outcome]:
+def run(jobs: Iterable[Job], model: Model, ended: dict[Job, str] | None = None) -> Generator[Outcome]:
     """Do the jobs; outcomes come in their order. A job's files are written, whole, before its outcome is given.
 
     ``model.lanes`` scans are under way at once, each in a thread from the file to the mask, so that reading, preparing
     and writing fill what the network of another one leaves idle; one more may wait for its turn to be given. What goes
-    wrong with a scan becomes a sentence.
+    wrong with a scan becomes a sentence. Closed early, it lets what is under way end, and begins nothing more.
+
+    Args:
+        ended: is told of every job that ended, with its error or '': also of those whose outcomes nobody took.
     """
     cv2.setNumThreads(1)  # its threads would wait, spinning, for those of the other lanes and of the network
     jobs = list(jobs)
@@ -263,7 +286,7 @@ def run(jobs: Iterable[Job], model: Model) -> Generator[Outcome]:
     with ThreadPoolExecutor(model.lanes) as lanes:
         try:
             for job in jobs:
-                coming.append(lanes.submit(_outcome, job, model, reasons.get(job, "")))
+                coming.append(lanes.submit(_outcome, job, model, reasons.get(job, ""), ended))
                 if len(coming) > model.lanes:
                     yield coming.popleft().result()
             while coming:
@@ -278,11 +301,16 @@ def attempt(job: Job, model: Model) -> Outcome:
     return outcome
 
 
-def _outcome(job: Job, model: Model, refusal: str) -> Outcome:
+def _outcome(job: Job, model: Model, refusal: str, ended: dict[Job, str] | None) -> Outcome:
+    outcome = Outcome(job, None, refusal) if refusal else _attempt(job, model)
+    if ended is not None:
+        ended[job] = outcome.error
+    return outcome
+
+
+def _attempt(job: Job, model: Model) -> Outcome:
     """Do a job; what goes wrong becomes a sentence."""
     try:
-        if refusal:
-            raise HemsegError(refusal)
         return Outcome(job, _done(job, model))
     except HemsegError as error:
         return Outcome(job, None, str(error))

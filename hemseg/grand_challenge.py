@@ -5,7 +5,7 @@ What is mounted decides the mode (`choose`, a pure function of what lies there);
 gc          one image socket in a folder of its own, ``/input/images/ct``: ``/output/<output path>/output.mha``
 gc-generic  the generic image socket, ``/input/images`` or ``/input``: ``/output/images/<same name>``, results.json
 instance    INSTANCE 2022, ``/input/*.nii.gz``: ``/predict/<same name>``, nothing else
-legacy      evalutils' layout, every image below ``/input``: ``/output/images/<same name>``, results.json
+legacy      evalutils' layout, all images and DICOM below ``/input``: ``/output/images/<same name>``, results.json
 
 The platform's newer way of calling, HTTP, is in `hemseg.server`.
 """
@@ -24,7 +24,7 @@ from hemseg.volume import SUFFIXES, suffix
 MODES = ("gc", "gc-generic", "instance", "legacy")
 INPUTS = "inputs.json"
 SOCKETS = "sockets.yaml"
-UNREAD = (".tif", ".tiff", ".dcm")  # images that the platform may hold, and that are not read here
+UNREAD = (".tif", ".tiff", ".dcm")  # images that the platform's sockets may hold, and that are not read there
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,11 @@ class Sockets:
 
 @dataclass(frozen=True)
 class Work:
-    """What a run has to do. ``scans``: paths relative to the input folder."""
+    """What a run has to do. ``scans`` and ``dicom``, the files of DICOM studies: paths relative to the input folder."""
 
     mode: str
     scans: tuple[PurePosixPath, ...]
+    dicom: tuple[PurePosixPath, ...] = ()
 
 
 def load_sockets(environment: Mapping[str, str], weights: Path | None = None) -> Sockets:
@@ -122,6 +123,7 @@ def choose(
     predict: bool = False,
     sockets: Sockets | None = None,
     mode: str = "auto",
+    dicom: Collection[PurePosixPath] = (),
 ) -> Work:
     """What is to be done, from what is mounted. A pure function.
 
@@ -131,6 +133,7 @@ def choose(
         predict: whether ``/predict`` is mounted.
         sockets: which sockets are accepted.
         mode: one of `MODES`, or ``auto``.
+        dicom: those of the files that are DICOM, whatever their names; mode legacy alone reads them.
 
     Raises:
         HemsegError: nothing to do, or more than one thing that might be meant.
@@ -140,8 +143,9 @@ def choose(
     images = [p for p in seen if suffix(Path(p))]
     if mode not in ("auto", *MODES):
         raise HemsegError(f"mode {mode!r} is not known; give one of auto, serve, {', '.join(MODES)}.")
+    studies = tuple(p for p in seen if p in set(dicom) and p not in images)
     if mode == "legacy":
-        return Work("legacy", _some(images, seen))
+        return _legacy(images, studies, seen)
     if mode == "instance":
         return _instance(images)
     if inputs is not None:
@@ -150,11 +154,11 @@ def choose(
         return _socket_case(images, seen, inputs, sockets, mode)
     if mode == "auto" and predict:
         return _instance(images)
-    alone = len(images) == 1
+    alone = len(images) == 1 and not studies
     in_socket = alone and len(images[0].parts) == 3 and images[0].parts[0] == "images"
     if mode == "auto":
-        return Work("gc", tuple(images)) if in_socket else Work("legacy", _some(images, seen))
-    if not alone:
+        return Work("gc", tuple(images)) if in_socket else _legacy(images, studies, seen)
+    if len(images) != 1:
         raise HemsegError(f"mode {mode} segments one image, but the input folder holds {len(images)}{_names(images)}.")
     return Work(mode, tuple(images))
 
@@ -220,11 +224,11 @@ def _instance(images: list[PurePosixPath]) -> Work:
     return Work("instance", scans)
 
 
-def _some(images: list[PurePosixPath], seen: list[PurePosixPath]) -> tuple[PurePosixPath, ...]:
-    if not images:
+def _legacy(images: list[PurePosixPath], dicom: tuple[PurePosixPath, ...], seen: list[PurePosixPath]) -> Work:
+    if not images and not dicom:
         other = next((f" (files such as {p.name} are not read)" for p in seen if p.suffix.lower() in UNREAD), "")
-        raise HemsegError(f"the input folder holds no scans; hemseg looks for {', '.join(SUFFIXES)}{other}.")
-    return tuple(images)
+        raise HemsegError(f"the input folder holds no scans; hemseg looks for {', '.join(SUFFIXES)} and DICOM{other}.")
+    return Work("legacy", tuple(images), dicom)
 
 
 def _names(paths: list[PurePosixPath]) -> str:

@@ -18,7 +18,7 @@ import SimpleITK as sitk
 from evalutils import SegmentationAlgorithm
 from pandas import DataFrame
 
-from hemseg.cohort import Job, Outcome, run
+from hemseg.cohort import Found, Job, Outcome, find_studies, own_name, run
 from hemseg.model import Model
 from hemseg.report import write_json
 from hemseg.segmentation import segment
@@ -32,6 +32,7 @@ class HemorrhageSegmentation(SegmentationAlgorithm):
 
     Args:
         scans: paths relative to ``input_path``.
+        dicom: the files of DICOM studies, likewise.
         report: where the report of a single scan goes, if anywhere.
     """
 
@@ -42,6 +43,7 @@ class HemorrhageSegmentation(SegmentationAlgorithm):
         model: Model,
         scans: Sequence[PurePosixPath],
         report: Path | None = None,
+        dicom: Sequence[PurePosixPath] = (),
     ) -> None:
         super().__init__(
             input_path=input_path,
@@ -49,22 +51,32 @@ class HemorrhageSegmentation(SegmentationAlgorithm):
             output_file=output_path / "results.json",
             validators={},
         )
-        self._model, self._scans, self._report = model, scans, report
+        self._model, self._report = model, report
+        found: list[Found] = [(Path(scan), input_path / scan, ()) for scan in scans]
+        found += find_studies(input_path, [input_path / p for p in dicom], alone=not scans)
+        self._found = sorted((own_name(case, input_path), path, files) for case, path, files in found)
         self.failed = 0
 
     def load(self) -> None:
-        """Name the scans; they are read one at a time, later."""
-        self._cases = {self._index_key: DataFrame({"path": [self._input_path / scan for scan in self._scans]})}
+        """Name the scans; they are read later."""
+        self._cases = {self._index_key: DataFrame(self._found, columns=["case", "path", "files"])}
 
     def process_cases(self, file_loader_key: str | None = None) -> None:
         """All cases, each on its own: a bad one is named, and the others are done."""
-        paths = self._cases[file_loader_key or self._index_key]["path"]
+        table = self._cases[file_loader_key or self._index_key]
         jobs = [
-            Job(p.relative_to(self._input_path), p, self._output_path / mask_name(p), report=self._report)
-            for p in paths
+            Job(
+                case,
+                path,
+                self._output_path / (f"{case.name}.mha" if files else mask_name(path)),
+                report=self._report,
+                files=files,
+            )
+            for case, path, files in table.itertuples(index=False)
         ]
+        ended: dict[Job, str] = {}
         try:
-            with closing(run(jobs, self._model)) as outcomes:
+            with closing(run(jobs, self._model, ended)) as outcomes:
                 for number, outcome in enumerate(outcomes, start=1):
                     self._case_results.append(self.process_case(idx=number - 1, case=outcome))
                     said = "failed" if outcome.error else "done"
@@ -73,7 +85,7 @@ class HemorrhageSegmentation(SegmentationAlgorithm):
                         print(line, file=sys.stderr)
         except SystemExit:  # SIGTERM, at any moment: tell what there is
             left = jobs[len(self._case_results) :]
-            self._case_results += [self._entry(job, f"{job.case}: not done, stopped.") for job in left]
+            self._case_results += [self._entry(job, ended.get(job, f"{job.case}: not done, stopped.")) for job in left]
             self.save()
             raise
 
@@ -87,7 +99,7 @@ class HemorrhageSegmentation(SegmentationAlgorithm):
     def _entry(job: Job, error: str) -> dict[str, Any]:
         return {
             "outputs": [] if error else [{"type": "metaio_image", "filename": job.mask.name}],
-            "inputs": [{"type": "metaio_image", "filename": job.scan.name}],
+            "inputs": [{"type": "metaio_image", "filename": job.case.name}],
             "error_messages": [error] if error else [],
         }
 

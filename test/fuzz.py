@@ -88,7 +88,7 @@ def corpus(folder: Path) -> list[Path]:
         sitk.WriteImage(image, str(folder / name), useCompression=packed)
         made.append(folder / name)
     with contextlib.suppress(ImportError):
-        from test_dicom import write_series
+        from series import write_series
 
         from hemseg.volume import from_itk
 

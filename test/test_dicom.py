@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,20 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-from conftest import ROOT, SHARED, dice
+from conftest import ROOT, SHARED, dice, process
 from conftest import hemseg as command
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, generate_uid
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+    generate_uid,
+)
+from series import write_series
 
 import hemseg
 from hemseg.cohort import plan
@@ -30,70 +41,30 @@ REAL = SHARED / "dicom-head-ge"
 SAMPLE = ROOT / "test" / "cases" / "phantom-intraparenchymal.nii.gz"
 
 
-def write_series(
-    folder: Path,
-    volume: Volume,
-    depth: np.ndarray | None = None,
-    tilt: float = 0.0,
-    syntax: str = ExplicitVRLittleEndian,
-    study: str = "",
-    **header: object,
-) -> list[Path]:
-    """A phantom as a CT series.
-
-    Args:
-        depth: positions of the slices along their normal (mm); even when None.
-        tilt: of the gantry, degrees: slices lean, and are shifted in their plane.
-        header: values to set beside the usual ones, None to leave one out.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lean = np.radians(tilt)
-    along_row, along_column = np.array([1.0, 0, 0]), np.array([0.0, np.cos(lean), -np.sin(lean)])
-    normal = np.cross(along_row, along_column)
-    mm_x, mm_y, mm_z = volume.spacing
-    depth = mm_z * np.arange(len(volume.hu)) if depth is None else depth
-    study, series, frame = study or generate_uid(), generate_uid(), generate_uid()
-    written = []
-    for number, (plane, at) in enumerate(zip(volume.hu, depth, strict=True), start=1):
-        meta = FileMetaDataset()
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
-        ds = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-        ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = study, series, frame
-        ds.Modality, ds.ImageType = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
-        ds.PatientName, ds.PatientID, ds.SeriesNumber, ds.InstanceNumber = "Phantom", "1", 2, number
-        ds.ImageOrientationPatient = [*along_row, *along_column]
-        # the table moves along z; with a tilt the positions are not along the normal
-        position = np.array([0.0, 0.0, at / normal[2]]) if tilt else at * normal
-        ds.ImagePositionPatient = [float(v) for v in position]
-        ds.PixelSpacing, ds.SliceThickness = [mm_y, mm_x], mm_z
-        ds.Rows, ds.Columns = plane.shape
-        ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
-        ds.RescaleSlope, ds.RescaleIntercept, ds.ConvolutionKernel = 1, -1024, "H31s"
-        ds.PixelData = (plane + 1024).round().astype(np.uint16).tobytes()
-        for name, value in header.items():
-            if value is None:
-                delattr(ds, name)
-            else:
-                setattr(ds, name, value)
-        if syntax != ExplicitVRLittleEndian:
-            ds.compress(syntax)
-        path = folder / f"{number:03}.dcm"
-        ds.save_as(path, enforce_file_format=True)
-        written.append(path)
-    return written
-
-
 @pytest.fixture(scope="module")
 def phantom() -> Volume:
     return read(SAMPLE)
 
 
-@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless])
+SYNTAXES = {
+    uid.name: uid
+    for uid in (
+        ExplicitVRLittleEndian,
+        ImplicitVRLittleEndian,
+        DeflatedExplicitVRLittleEndian,
+        RLELossless,
+        JPEGLossless,
+        JPEGLosslessSV1,
+        JPEGLSLossless,
+        JPEG2000Lossless,
+    )
+}
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
 def test_a_plain_series_is_read_as_it_was_written(tmp_path: Path, phantom: Volume, syntax: str) -> None:
-    write_series(tmp_path / "series", phantom, syntax=syntax)
+    written = write_series(tmp_path / "series", phantom, syntax=SYNTAXES[syntax])
+    assert pydicom.dcmread(written[0]).file_meta.TransferSyntaxUID == SYNTAXES[syntax]
     (tmp_path / "series" / "README.md").write_text("not DICOM")
     volume = read(tmp_path / "series")
     assert np.array_equal(volume.hu, phantom.hu.round())
@@ -315,3 +286,44 @@ def test_the_real_series(tmp_path: Path) -> None:
         assert (tmp_path / form / name).is_file()
         assert (tmp_path / form / "series" / "report.html").is_file()
     assert hemseg.read(tmp_path / "nii.gz" / "series.nii.gz").hu.shape == volume.hu.shape
+
+
+def test_the_container_reads_studies_beside_images(tmp_path: Path, phantom: Volume, model: Model) -> None:
+    source = tmp_path / "in"
+    write_series(source / "study one" / "series", phantom)
+    write_series(source / "study two", phantom)
+    shutil.copy(SAMPLE, source / "image.nii.gz")
+    (source / "study one" / "README").write_text("not DICOM")
+    done = process("--input", source, "--output", tmp_path / "out")
+    assert "mode legacy, 1 scan, 56 DICOM files" in done.stdout
+    masks = tmp_path / "out" / "images"
+    assert sorted(p.name for p in masks.iterdir()) == ["image.nii.gz", "series.mha", "study two.mha"]
+    expected = segment(read(source / "study two"), model).mask
+    assert expected.any()
+    assert all(np.array_equal(read(masks / name).hu, expected) for name in ("series.mha", "study two.mha"))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {r["inputs"][0]["filename"]: r["outputs"][0]["filename"] for r in results} == {
+        "image.nii.gz": "image.nii.gz", "series": "series.mha", "study two": "study two.mha",
+    }  # fmt: skip
+
+
+def test_a_study_in_the_input_folder_itself(tmp_path: Path, phantom: Volume) -> None:
+    write_series(tmp_path / "input", phantom)
+    process("--input", tmp_path / "input", "--output", tmp_path / "out")
+    assert (tmp_path / "out" / "images" / "input.mha").is_file()
+
+
+def test_the_container_names_what_it_cannot_read(tmp_path: Path, phantom: Volume) -> None:
+    """Two studies of one name, a series without a scale, DICOM that is no CT: sentences, and the rest is done."""
+    source = tmp_path / "in"
+    for place in ("a", "b"):
+        write_series(source / place / "same", phantom)
+    write_series(source / "unscaled", phantom, RescaleSlope=None)
+    write_series(source / "good", phantom)
+    done = process("--input", source, "--output", tmp_path / "out", check=1)
+    assert "would write the same same.mha" in done.stderr
+    assert "no rescale slope" in done.stderr
+    assert [p.name for p in (tmp_path / "out" / "images").iterdir()] == ["good.mha"]
+    write_series(tmp_path / "mr", phantom, Modality="MR")
+    done = process("--input", tmp_path / "mr", "--output", tmp_path / "none", check=1)
+    assert "no CT slices" in done.stderr

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, python
-from test_dicom import write_series
+from series import write_series
 
 from hemseg.volume import read
 

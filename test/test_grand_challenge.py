@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hemseg.errors import HemsegError
-from hemseg.grand_challenge import Sockets, choose, load_sockets, read_inputs
+from hemseg.grand_challenge import Sockets, Work, choose, load_sockets, read_inputs
 
 
 def tree(*names: str) -> list[PurePosixPath]:
@@ -77,7 +77,8 @@ def test_mode(name: str) -> None:
 CT = socket("ct", "images/ct")
 REFUSED: dict[str, tuple[list[PurePosixPath], Any, bool, str]] = {
     "nothing": (tree(), None, False, "holds no scans"),
-    "DICOM only": (tree("a/1.dcm"), None, False, "1.dcm are not read"),
+    "files that are called DICOM and are not": (tree("a/1.dcm"), None, False, "1.dcm are not read"),
+    "DICOM in the socket": (tree("images/ct/1.dcm"), [CT], False, "1.dcm are not read"),
     "two images in a socket": (tree("images/ct/u.mha", "images/ct/v.mha"), [CT], False, "one image, but holds 2"),
     "none in the socket": (tree("images/other/u.mha"), [CT], False, "one image, but holds 0"),
     "TIFF in the socket": (tree("images/ct/u.tif"), [CT], False, "u.tif are not read"),
@@ -104,6 +105,17 @@ def test_what_is_ambiguous_is_refused(name: str) -> None:
     files, inputs, predict, said = REFUSED[name]
     with pytest.raises(HemsegError, match=said.replace(".", r"\.")):
         choose(files, inputs, predict)
+
+
+def test_dicom_is_for_mode_legacy_alone() -> None:
+    files = tree("README", "a/1", "a/2", "b.mha")
+    slices = tree("a/1", "a/2")
+    assert choose(files, dicom=slices) == Work("legacy", tuple(tree("b.mha")), tuple(slices))
+    assert choose(slices, dicom=slices) == Work("legacy", (), tuple(slices))
+    beside = tree("images/ct/u.mha", "images/ct/notes.dcm")
+    assert choose(beside, dicom=beside[1:]).mode == "legacy"  # more than the one image that mode gc wants
+    assert choose(beside, dicom=beside[1:], mode="gc") == Work("gc", tuple(beside[:1]))
+    assert choose(beside, [CT], dicom=beside[1:]) == Work("gc", tuple(beside[:1]))
 
 
 def test_a_list_of_slugs_chooses_and_restricts() -> None:
