@@ -145,6 +145,20 @@ holds "$output" 001.nii.gz
 judge /test/{cases,expected}/phantom-intraparenchymal.nii.gz /work/predict/001.nii.gz
 echo "instance: passed"
 
+# the command of docs/scale.md's Kubernetes job, as its pod of index 0 runs it
+mkdir -p "$work/shares/0" "$(folder shares-out)"
+cp test/cases/phantom-lobar.mha "$work/shares/0/"
+chmod -R a+rX "$work/shares"
+mapfile -t pod < <(docker run --rm --interactive --network none --entrypoint python hemseg:latest -c "
+import re, sys, yaml
+job = yaml.safe_load(re.search(r'\`\`\`yaml\n(.*?)\`\`\`', sys.stdin.read(), re.DOTALL)[1])
+(container,) = job['spec']['template']['spec']['containers']
+print(*(word.replace('\$(JOB_COMPLETION_INDEX)', '0') for word in container['command']), sep='\n')" <docs/scale.md)
+docker run --rm "${hardened[@]}" --user=1000:1000 -v "$work/shares:/scans:ro" -v "$work/shares-out:/masks" \
+  --entrypoint "${pod[0]}" hemseg:latest "${pod[@]:1}"
+judge "${lobar[@]}" /work/shares-out/0/phantom-lobar.mha
+echo "the Kubernetes job's command: passed"
+
 # `docker stop` in the middle of a batch
 mkdir "$work/many"
 for number in {10..59}; do cp test/cases/phantom-lobar.mha "$work/many/$number.mha"; done
