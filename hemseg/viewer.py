@@ -150,9 +150,9 @@ PAGE = """<!doctype html>
 <main>
 <section>
  <canvas id="view" tabindex="0" aria-label="slice"></canvas>
- <div class="bar"><input id="slice" type="range" min="0" value="0" aria-label="slice"><output id="where"></output></div>
+ <div class="bar"><input id="slice" type="range" min="0" value="0" aria-label="slice"><output id="where"></output> <output id="hu"></output></div>
  <div class="bar"><span id="windows"></span><button id="mask" aria-pressed="true">mask</button></div>
- <p class="hint">Mouse wheel or arrow keys: slices. 1, 2, 3: window. M: mask on and off. The patient's right is on the left.</p>
+ <p class="hint">Mouse wheel or arrow keys: slices. 1, 2, 3: window. M: mask on and off. The pointer reads HU. The patient's right is on the left.</p>
 </section>
 <section>
  <dl>@FACTS@</dl>@WARNINGS@
@@ -169,7 +169,7 @@ const data = @DATA@;
 const view = document.getElementById("view"), slider = document.getElementById("slice"), where = document.getElementById("where");
 const maskButton = document.getElementById("mask"), plot = document.getElementById("plot");
 const [width, height] = data.size, n = data.pictures.length, cache = new Map();
-let now = data.area_cm2.indexOf(Math.max(...data.area_cm2)), shown = true, current = "brain";
+let drawn = null, now = data.area_cm2.indexOf(Math.max(...data.area_cm2)), shown = true, current = "brain";
 if (Math.max(...data.area_cm2) === 0) now = n >> 1;
 view.width = width; view.height = height; view.style.aspectRatio = String(1 / (height / width * data.aspect)); slider.max = n - 1;
 const pen = view.getContext("2d", {willReadFrequently: true});
@@ -211,10 +211,17 @@ async function draw() {
     out.data[p + 3] = 255;
   }
   pen.putImageData(out, 0, 0);
+  drawn = pixels; tell();
   slider.value = slice;
   where.textContent = `${slice + 1} of ${n}, ${data.area_cm2[slice].toFixed(1)} cm²`;
   document.getElementById("cursor").setAttribute("x", slice);
   document.body.dataset.slice = slice;
+}
+let pointer = null;  // where it is on the picture, if it is
+function tell() {
+  const [x, y] = pointer || [-1, -1];
+  const inside = drawn && x >= 0 && y >= 0 && x < width && y < height;
+  document.getElementById("hu").textContent = inside ? `${Math.round(data.levels[drawn[4 * (y * width + x)]])} HU` : "";
 }
 function go(to) { now = Math.min(n - 1, Math.max(0, to)); draw(); }
 function toggle() { shown = !shown; maskButton.setAttribute("aria-pressed", shown); draw(); }
@@ -235,6 +242,11 @@ plot.innerHTML = `<rect id="cursor" y="0" width="1" height="100" fill="#35608f"/
 plot.addEventListener("click", e => { const box = plot.getBoundingClientRect(); go(Math.floor((e.clientX - box.left) / box.width * n)); });
 slider.addEventListener("input", () => go(+slider.value));
 maskButton.addEventListener("click", toggle);
+view.addEventListener("pointermove", e => {
+  const box = view.getBoundingClientRect();
+  pointer = [Math.floor((e.clientX - box.left) / box.width * width), Math.floor((e.clientY - box.top) / box.height * height)]; tell();
+});
+view.addEventListener("pointerleave", () => { pointer = null; tell(); });
 view.addEventListener("wheel", e => { e.preventDefault(); go(now - Math.sign(e.deltaY)); }, {passive: false});
 document.querySelectorAll("tr[data-slice]").forEach(row => row.addEventListener("click", () => go(+row.dataset.slice)));
 document.addEventListener("keydown", e => {

@@ -37,6 +37,7 @@ _VOXEL_BYTES = {
     **dict.fromkeys((sitk.sitkInt32, sitk.sitkUInt32, sitk.sitkFloat32), 4),
     **dict.fromkeys((sitk.sitkInt64, sitk.sitkUInt64, sitk.sitkFloat64), 8),
 }
+_FLOATS = (sitk.sitkFloat32, sitk.sitkFloat64)
 NOT_FINITE = "has voxels that are NaN or infinite; replace them (with -1024, say) and try again."
 MAX_VOXELS = 2**31  # a declared size beyond this is a broken header, not a head CT
 
@@ -147,7 +148,7 @@ def read(path: str | Path, series: str = "") -> Volume:
         return read_series(sources_of(path), path, series)
     image = _read_image(path)
     volume = from_itk(image, path)
-    if not np.isfinite(volume.hu).all():
+    if image.GetPixelID() in _FLOATS and not np.isfinite(volume.hu).all():
         raise HemsegError(f"{path}: {NOT_FINITE}")
     return volume
 
@@ -202,7 +203,7 @@ def _read_image(path: Path) -> sitk.Image:
         if held is not None and held < need:
             raise EOFError(f"it holds {max(held, 0)} of {need} bytes")
         image = reader.Execute()
-        if image.GetPixelID() in (sitk.sitkFloat32, sitk.sitkFloat64) and not all_finite(path, kind):
+        if image.GetPixelID() in _FLOATS and not all_finite(path, kind):
             raise HemsegError(f"{path}: {NOT_FINITE}")
     except (RuntimeError, EOFError, OSError, ValueError, zlib.error) as error:
         raise HemsegError(

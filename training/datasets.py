@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ import SimpleITK as sitk
 from rich.progress import track
 
 from hemseg.errors import HemsegError
+from hemseg.model import cores
 from hemseg.preprocessing import Settings, working_image
 from hemseg.volume import read, stem, suffix
 from training.stages import console
@@ -279,21 +281,29 @@ def prepare(dataset: DataSet, settings: Settings, folder: Path) -> dict[str, int
     Raises:
         HemsegError: it lists all the images that cannot be used; the others are prepared.
     """
-    faults = []
-    for case in track(dataset.cases, "prepare", console=console):
-        target = folder / f"{case.name}.npz"
+
+    def one(case: Case) -> str:
+        target, partial = folder / f"{case.name}.npz", folder / f".{case.name}.part.npz"
         if target.exists():
-            continue
+            return ""
         try:
             volume = read(case.image)
         except HemsegError as error:
-            faults.append(f"{error} {DO_WITHOUT}")
-            continue
+            return f"{error} {DO_WITHOUT}"
         working = working_image(volume, settings)
         labels = _labels_on_working_grid(case, volume.direction, working.grid.slab)
-        partial = folder / f".{case.name}.part.npz"
         np.savez_compressed(partial, hu=working.hu, intracranial=working.intracranial, labels=labels)
         partial.replace(target)
+        return ""
+
+    with ThreadPoolExecutor(
+        cores()
+    ) as pool:  # reading, filtering and compressing run beside each other, without the GIL
+        try:
+            told = pool.map(one, dataset.cases)
+            faults = [fault for fault in track(told, "prepare", len(dataset.cases), console=console) if fault]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
     if faults:
         raise HemsegError(f"{len(faults)} of {len(dataset.cases)} images cannot be used:\n  " + "\n  ".join(faults))
     return {"cases": len(dataset.cases), **{part: len(dataset.part(part)) for part in PARTS}}
