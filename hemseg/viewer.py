@@ -142,22 +142,27 @@ PAGE = """<!doctype html>
  dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: 0 0 1rem } dt { color: #9aa3ad }
  dd { margin: 0; overflow-wrap: anywhere } .warnings { color: #f0b429 } h2 { font-size: 1rem; margin: 1.2rem 0 .4rem }
  table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .25rem .5rem; border-bottom: 1px solid #333 }
- tr[data-slice] { cursor: pointer } tr[data-slice]:hover { background: #23272c } svg { width: 100%; height: 110px }
+ tr[data-slice] { cursor: pointer } tr[data-slice]:hover { background: #23272c } svg { width: 100%; height: 110px; border-left: 1px solid #444; border-bottom: 1px solid #444 }
+ .view { position: relative } .view span { position: absolute; bottom: .4rem; color: #9aa3ad; pointer-events: none }
+ .axis { display: flex; justify-content: space-between; color: #9aa3ad; font-size: .85rem; margin: 0 }
  .hint { color: #9aa3ad; font-size: .85rem } @media (max-width: 50rem) { main { grid-template-columns: 1fr } }
 </style></head><body>
 <h1>@TITLE@</h1>
 <p class="notice">@NOTICE@ Not for diagnosis, triage or treatment.</p>
 <main>
 <section>
- <canvas id="view" tabindex="0" aria-label="slice"></canvas>
+ <div class="view"><canvas id="view" tabindex="0" aria-label="slice"></canvas>
+ <span style="left: .6rem">R</span><span style="right: .6rem">L</span></div>
  <div class="bar"><input id="slice" type="range" min="0" value="0" aria-label="slice"><output id="where"></output> <output id="hu"></output></div>
  <div class="bar"><span id="windows"></span><button id="mask" aria-pressed="true">mask</button></div>
  <p class="hint">Mouse wheel or arrow keys: slices. 1, 2, 3: window. M: mask on and off. The pointer reads HU. The patient's right is on the left.</p>
 </section>
 <section>
  <dl>@FACTS@</dl>@WARNINGS@
- <h2>Area of hemorrhage by slice, from inferior to superior (cm²)</h2>
+ <h2>Area of hemorrhage by slice, from inferior to superior</h2>
+ <p class="axis"><span id="most"></span></p>
  <svg id="plot" role="img" aria-label="area by slice" preserveAspectRatio="none"></svg>
+ <p class="axis"><span>1</span><span>slice</span><span id="last"></span></p>
  <h2>Lesions</h2>
  <table><thead><tr><th>mL</th><th>side</th><th>slices</th><th>centroid (mm, LPS)</th><th>mean HU</th><th>mm to skull</th></tr></thead>
  <tbody id="lesions">@LESIONS@</tbody></table>
@@ -236,6 +241,7 @@ for (const name of Object.keys(data.windows)) {
   document.getElementById("windows").append(button, " ");
 }
 const most = Math.max(1, ...data.area_cm2);
+document.getElementById("most").textContent = `${most.toFixed(1)} cm²`; document.getElementById("last").textContent = n;
 plot.setAttribute("viewBox", `0 0 ${n} 100`);
 plot.innerHTML = `<rect id="cursor" y="0" width="1" height="100" fill="#35608f"/>` + data.area_cm2.map((area, i) =>
   `<rect x="${i + 0.1}" y="${100 - 100 * area / most}" width="0.8" height="${100 * area / most}" fill="#e25555"/>`).join("");
