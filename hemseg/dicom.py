@@ -1,11 +1,4 @@
-"""DICOM in: finds series in folders and zip archives, chooses the one to segment, and makes an even volume of it.
-
-A CT series is a stack of slices, and nothing says that it is a regular one. With a tilted gantry each slice is shifted
-in its own plane against the one before; gaps differ where the base of the skull was scanned more finely, or slices are
-missing. The network wants an even volume: slices are shifted back by whole pixels (nothing is blurred, and the way back
-is exact) and interpolated linearly to even steps along their normal. `Stack.to_slices` brings a mask back to the slices
-as they are.
-"""
+"""DICOM in: finds series in folders and archives and chooses the one to segment; `hemseg.stack` makes it a volume."""
 
 from __future__ import annotations
 
@@ -22,10 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import ndimage
 
 from hemseg.errors import HemsegError, first_line
-from hemseg.memory import check_memory
 from hemseg.volume import Volume
 
 if TYPE_CHECKING:
@@ -33,16 +24,15 @@ if TYPE_CHECKING:
 
 MIN_SLICES = 5
 AXIAL_DEGREES = 45.0  # gantries tilt by up to 30 degrees, heads by more
-EVEN = 0.05  # gaps that differ by less than this share of the median count as even
-COINCIDENT, MISSING = 0.3, 1.7  # gaps, as shares of the median, that are worth a warning
-PADDING_HU = -1024.0
 MAX_ZIP_BYTES = 4 * 2**30  # unpacked; beyond it an archive is no head CT
 _FIELDS = (
     "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality",
     "ImageType", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "Rows", "Columns",
     "NumberOfFrames", "InstanceNumber", "ConvolutionKernel", "SliceThickness", "ContrastBolusAgent",
-    "BodyPartExamined", "StudyDescription", "ProtocolName",
+    "BodyPartExamined", "StudyDescription", "ProtocolName", "RescaleSlope", "RescaleIntercept",
 )  # fmt: skip
+
+_NEEDED = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "Rows", "Columns")
 
 
 @dataclass(frozen=True)
@@ -77,10 +67,15 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Instance:
-    """One slice: where it lies, and what its header says. Vectors are (x, y, z), mm, LPS."""
+    """One slice: where it lies, and what its header says. Vectors are (x, y, z), mm, LPS.
+
+    Attributes:
+        frame: of an enhanced CT, which of the file's slices it is, from 0; None for a file of its own.
+    """
 
     source: Source
     header: Dataset
+    frame: int | None = None
 
     @cached_property
     def orientation(self) -> np.ndarray:
@@ -133,28 +128,6 @@ class Series:
         return ", ".join(words + [f"{thickness} mm"] * bool(thickness) + [f"kernel {kernel}"] * bool(kernel))
 
 
-@dataclass(frozen=True, eq=False)
-class Stack:
-    """How the slices of a series lie in the even volume that was made of them.
-
-    Attributes:
-        series: the slices.
-        nearest: for each of them the slice of the volume that is nearest to it.
-        corner: (slice, 2), row and column of the volume where its first pixel lies.
-        size: rows and columns of a slice.
-    """
-
-    series: Series
-    nearest: np.ndarray
-    corner: np.ndarray
-    size: tuple[int, int]
-
-    def to_slices(self, mask: np.ndarray) -> np.ndarray:
-        """A mask (z, y, x) of the even volume on the slices as they are, (slice, row, column)."""
-        rows, columns = self.size
-        return np.stack([mask[z, y : y + rows, x : x + columns] for z, (y, x) in zip(self.nearest, self.corner)])
-
-
 def is_dicom(path: Path) -> bool:
     """Whether a file begins as DICOM files do."""
     try:
@@ -193,33 +166,43 @@ def find_series(sources: Iterable[Source]) -> list[Series]:
         HemsegError: pydicom is not installed.
     """
     need_pydicom()
-    frames = 0
+    unread = 0
     groups: dict[tuple[Any, ...], list[Instance]] = defaultdict(list)
     for source in sources:
         try:
-            header = source.read(pixels=False, fields=_FIELDS)
+            found = _instances(source)
         except HemsegError:
             continue
-        if not all(header.get(name) is not None for name in _FIELDS[:3]) or header.get("Modality") != "CT":
-            continue
-        if "LOCALIZER" in [str(v).upper() for v in header.get("ImageType") or ()]:
-            continue
-        needed = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "Rows", "Columns")
-        if int(header.get("NumberOfFrames") or 1) > 1:
-            frames += 1
-            continue
-        if any(not header.get(name) for name in needed):
-            continue
-        instance = Instance(source, header)
-        shape = (int(header.Rows), int(header.Columns), *(round(float(v), 4) for v in header.PixelSpacing))
-        direction = tuple(np.round(instance.orientation.ravel(), 2) + 0.0)
-        groups[header.StudyInstanceUID, header.SeriesInstanceUID, shape, direction].append(instance)
-    if frames and not groups:
+        for instance in found:
+            header = instance.header
+            if int(header.get("NumberOfFrames") or 1) > 1:
+                unread += 1
+                continue
+            if any(not header.get(name) for name in _NEEDED):
+                continue
+            shape = (int(header.Rows), int(header.Columns), *(round(float(v), 4) for v in header.PixelSpacing))
+            direction = tuple(np.round(instance.orientation.ravel(), 2) + 0.0)
+            own = str(source) if instance.frame is not None else ""  # an enhanced CT is a series by itself
+            groups[header.StudyInstanceUID, header.SeriesInstanceUID, own, shape, direction].append(instance)
+    if unread and not groups:
         raise HemsegError(
-            "holds enhanced CT only (many slices in one DICOM file), which hemseg does not read; convert it to NIfTI, "
-            "with dcm2niix for instance."
+            "holds DICOM files with many slices that are no enhanced CT, which hemseg does not read; convert them to "
+            "NIfTI, with dcm2niix for instance."
         )
     return [_series(instances) for instances in groups.values()]
+
+
+def _instances(source: Source) -> list[Instance]:
+    """The CT slices of a file: one, or the frames of an enhanced CT; none of a localizer or of another modality."""
+    from hemseg.enhanced import STORAGE, frames
+
+    header = source.read(pixels=False, fields=_FIELDS)
+    if not all(header.get(name) is not None for name in _FIELDS[:3]) or header.get("Modality") != "CT":
+        return []
+    found = [Instance(source, header)]
+    if header.SOPClassUID in STORAGE:
+        found = [Instance(source, h, n) for n, h in enumerate(frames(source.read(pixels=False), _FIELDS))]
+    return [i for i in found if "LOCALIZER" not in [str(v).upper() for v in i.header.get("ImageType") or ()]]
 
 
 def _series(instances: list[Instance]) -> Series:
@@ -299,123 +282,6 @@ def is_sharp(kernel: str) -> bool:
     return bool(re.fullmatch(r"Y[ABCD]|[DEL]", name.strip("'[] ")))  # Philips
 
 
-def volume_of(series: Series, path: Path) -> Volume:
-    """The even volume of a series, in HU; its `Volume.stack` leads back to the slices.
-
-    Args:
-        path: what the sentences of errors name, and `Volume.path`.
-
-    Raises:
-        HemsegError: slices cannot be decoded, or lie so that no volume can be made of them.
-    """
-    if len(series.instances) < 2:
-        raise HemsegError(f"{path}: a volume needs at least two slices.")
-    first = series.instances[0]
-    along_row, along_column = first.orientation
-    if abs(along_row @ along_column) > 1e-3 or np.abs(np.linalg.norm(first.orientation, axis=1) - 1).max() > 1e-3:
-        raise HemsegError(f"{path}: ImageOrientationPatient is no pair of perpendicular unit vectors; mend it.")
-    normal = np.cross(along_row, along_column)
-    mm_y, mm_x = (float(v) for v in first.header.PixelSpacing)
-    positions = np.stack([i.position for i in series.instances])
-    depth = positions @ normal
-    gaps = np.diff(depth)
-    step = float(np.median(gaps))
-    if not np.isfinite(positions).all() or min(step, mm_x, mm_y) <= 0:
-        raise HemsegError(f"{path}: the positions or the pixel size of its slices make no sense; mend the headers.")
-    said = list(series.warnings) + _gap_warnings(gaps, step, depth)
-    voxels = len(positions) * int(first.header.Rows) * int(first.header.Columns)
-    check_memory(path, voxels, np.dtype(np.float32).itemsize)
-    hu = np.stack([_pixels(i) for i in series.instances])
-    rows, columns = hu.shape[1:]
-
-    moved = positions - positions[0]
-    shift = np.stack([moved @ along_column / mm_y, moved @ along_row / mm_x], axis=1)
-    corner = np.round(shift - shift.min(axis=0)).astype(int)  # whole pixels: row, column
-    if (drift := np.abs(shift - shift.mean(axis=0)).max()) > max(hu.shape[1:]):
-        raise HemsegError(f"{path}: its slices are shifted by up to {drift:.0f} pixels; they do not form one volume.")
-    even = bool(np.abs(gaps - step).max() <= EVEN * step)
-    if corner.any():
-        lean = np.polyfit(depth, moved @ along_column, 1)[0]
-        tilt = abs(np.degrees(np.arctan(lean)))
-        said.append(f"The gantry was tilted by {tilt:.1f} degrees; slices were shifted back.")
-        hu = _shifted(hu, corner)
-    depths = depth
-    if not even:
-        said.append(f"Gaps between slices go from {gaps.min():.1f} to {gaps.max():.1f} mm; made even, {step:.2f} mm.")
-        depths = depth[0] + step * np.arange(int(np.floor((depth[-1] - depth[0]) / step + 0.5)) + 1)
-        hu = _interpolated(hu, depth, np.minimum(depths, depth[-1]))
-    at = positions[0]
-    if corner.any():
-        low = shift.min(axis=0)
-        at = at + along_column * (low[0] * mm_y) + along_row * (low[1] * mm_x)
-    return Volume(
-        hu=hu,
-        spacing=(mm_x, mm_y, step),
-        origin=tuple(float(v) for v in at),  # type: ignore[arg-type]
-        direction=tuple(float(v) for v in np.stack([along_row, along_column, normal], axis=1).ravel()),
-        path=path,
-        warnings=tuple(said),
-        stack=Stack(series, np.abs(depth[:, None] - depths).argmin(axis=1), corner, (rows, columns)),
-    )
-
-
-def _gap_warnings(gaps: np.ndarray, step: float, depth: np.ndarray) -> list[str]:
-    """Sentences about slices that nearly coincide or are missing; positions in mm along the normal."""
-    said = []
-    around = ndimage.median_filter(gaps, size=5, mode="nearest")  # the plan may change on the way, from 4 to 7 mm, say
-    odd = ((gaps < COINCIDENT * step, "nearly coincide"), (gaps > MISSING * around, "have others missing between them"))
-    for near, what in odd:
-        if near.any():
-            places = ", ".join(f"{depth[k]:.1f} and {depth[k + 1]:.1f} mm" for k in np.flatnonzero(near)[:3])
-            more = f" and {near.sum() - 3} more pairs" if near.sum() > 3 else ""
-            said.append(f"Slices at {places}{more} {what}.")
-    return said
-
-
-def _pixels(instance: Instance) -> np.ndarray:
-    """A slice in HU, float32 (row, column); padding becomes air."""
-    dataset = instance.source.read()
-    try:
-        stored = dataset.pixel_array
-    except (NotImplementedError, RuntimeError, ImportError) as error:
-        name = getattr(dataset.file_meta.TransferSyntaxUID, "name", "unknown")
-        raise HemsegError(
-            f"{instance.source}: its pixels ({name}) cannot be decoded; `pip install 'hemseg[dicom]'` brings the "
-            f"decoders ({first_line(error, 80)})."
-        ) from None
-    except Exception as error:  # cut short, or not what the header says
-        raise HemsegError(f"{instance.source}: its pixels cannot be decoded ({first_line(error)}).") from None
-    shape = int(instance.header.Rows), int(instance.header.Columns)
-    if stored.shape != shape:
-        raise HemsegError(f"{instance.source}: holds pixels of shape {stored.shape} instead of {shape}.")
-    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
-    if slope is None or intercept is None:
-        raise HemsegError(f"{instance.source}: has no rescale slope and intercept; its pixels are not HU.")
-    hu = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-    padding = dataset.get("PixelPaddingValue")
-    if padding is not None:
-        limit = dataset.get("PixelPaddingRangeLimit", padding)
-        low, high = sorted((int(padding), int(limit)))
-        hu[(stored >= low) & (stored <= high)] = PADDING_HU
-    return np.maximum(hu, PADDING_HU, out=hu)  # outside the field of view some scanners store -2000 and less
-
-
-def _shifted(hu: np.ndarray, corner: np.ndarray) -> np.ndarray:
-    """Slices (slice, row, column) on one canvas, each with its first pixel at its corner; air around them."""
-    rows, columns = hu.shape[1:]
-    canvas = np.full((len(hu), rows + corner[:, 0].max(), columns + corner[:, 1].max()), PADDING_HU, np.float32)
-    for plane, slice_, (y, x) in zip(canvas, hu, corner):
-        plane[y : y + rows, x : x + columns] = slice_
-    return canvas
-
-
-def _interpolated(hu: np.ndarray, depth: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Slices at the wanted depths, linearly between their neighbours."""
-    above = np.clip(np.searchsorted(depth, wanted), 1, len(depth) - 1)
-    share = ((wanted - depth[above - 1]) / (depth[above] - depth[above - 1])).astype(np.float32)
-    return hu[above - 1] * (1 - share)[:, None, None] + hu[above] * share[:, None, None]
-
-
 def read_series(sources: Iterable[Source], path: Path, wanted: str = "") -> Volume:
     """Find, choose and read: the even volume of a study's series.
 
@@ -429,8 +295,9 @@ def read_series(sources: Iterable[Source], path: Path, wanted: str = "") -> Volu
         series, rule = choose(find_series(sources), wanted)
     except HemsegError as error:
         raise error if str(path) in str(error) else HemsegError(f"{path}: {error}") from None
-    volume = volume_of(series, path)
-    return replace(volume, chosen=rule)
+    from hemseg.stack import volume_of
+
+    return replace(volume_of(series, path), chosen=rule)
 
 
 def sources_of(path: Path) -> list[Source]:

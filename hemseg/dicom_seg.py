@@ -6,6 +6,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hemseg import __version__
 from hemseg.errors import HemsegError, first_line
 from hemseg.files import whole
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
     from hemseg.segmentation import Segmentation
+    from hemseg.stack import Stack
 
 
 # of patient and study, required but allowed to be empty; anonymisers like to remove them
@@ -32,6 +35,17 @@ def _complete(dataset: Dataset) -> Dataset:
     return dataset
 
 
+def _sources(stack: Stack, mask: np.ndarray) -> tuple[list[Dataset], np.ndarray]:
+    """The files that the segmentation refers to, and its frames (frame, row, column) in their order."""
+    instances, slices = stack.series.instances, stack.to_slices(mask)
+    if instances[0].frame is None:
+        return [_complete(instance.source.read(pixels=False)) for instance in instances], slices
+    whole_file = _complete(instances[0].source.read(pixels=False))
+    frames = np.zeros((int(whole_file.NumberOfFrames), *slices.shape[1:]), slices.dtype)
+    frames[np.array([instance.frame for instance in instances])] = slices
+    return [whole_file], frames
+
+
 def write_segmentation(result: Segmentation, path: Path) -> Path:
     """Write the mask as DICOM SEG: binary, one segment, SNOMED-coded, in the frame of reference of the scan.
 
@@ -46,7 +60,7 @@ def write_segmentation(result: Segmentation, path: Path) -> Path:
         from pydicom.sr.codedict import codes
     except ImportError:
         raise HemsegError("a DICOM segmentation needs highdicom; `pip install 'hemseg[dicom]'`.") from None
-    sources = [_complete(instance.source.read(pixels=False)) for instance in stack.series.instances]
+    sources, frames = _sources(stack, result.mask)
     description = hd.seg.SegmentDescription(
         segment_number=1,
         segment_label="Intracranial hemorrhage",
@@ -62,7 +76,7 @@ def write_segmentation(result: Segmentation, path: Path) -> Path:
             warnings.simplefilter("ignore")  # about values in the source headers that bend the standard
             segmentation = hd.seg.Segmentation(
                 source_images=sources,
-                pixel_array=stack.to_slices(result.mask),
+                pixel_array=frames,
                 segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
                 segment_descriptions=[description],
                 series_instance_uid=hd.UID(),

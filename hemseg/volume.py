@@ -25,7 +25,7 @@ from hemseg.integrity import all_finite, check_stays_in_folder, stored_bytes
 from hemseg.memory import check_memory
 
 if TYPE_CHECKING:
-    from hemseg.dicom import Stack
+    from hemseg.stack import Stack
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's own chatter; real errors arrive as exceptions
 
@@ -53,7 +53,7 @@ class Volume:
         direction: row-major 3x3 direction cosines, LPS.
         path: the file that it was read from, if any.
         warnings: what looks odd about it, in sentences.
-        stack: how the slices of a DICOM series lie in it, see `hemseg.dicom`.
+        stack: how the slices of a DICOM series lie in it, see `hemseg.stack`.
         chosen: which series of a DICOM study this is, and why.
     """
 

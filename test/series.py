@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom import dcmread
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from hemseg.volume import Volume, read
 
@@ -71,6 +74,46 @@ def write_series(
             transcode(path, syntax)
         written.append(path)
     return written
+
+
+def write_enhanced(path: Path, volume: Volume, order: np.ndarray | None = None, **options: object) -> None:
+    """A phantom as enhanced CT: one file, a frame a slice, in the given order; ``options`` as for `write_series`."""
+    with TemporaryDirectory() as folder:
+        slices = [dcmread(p) for p in write_series(Path(folder), volume, **options)]  # type: ignore[arg-type]
+    slices = [slices[i] for i in (range(len(slices)) if order is None else order)]
+    whole = slices[0]
+    planes = np.stack([s.pixel_array for s in slices])
+
+    def item(**values: object) -> Sequence:
+        made = Dataset()
+        for name, value in values.items():
+            setattr(made, name, value)
+        return Sequence([made])
+
+    (shared,) = whole.SharedFunctionalGroupsSequence = Sequence([Dataset()])
+    shared.PixelMeasuresSequence = item(PixelSpacing=whole.PixelSpacing, SliceThickness=whole.SliceThickness)
+    shared.PlaneOrientationSequence = item(ImageOrientationPatient=whole.ImageOrientationPatient)
+    shared.CTReconstructionSequence = item(ConvolutionKernel=whole.ConvolutionKernel)
+    shared.CTImageFrameTypeSequence = item(FrameType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"])
+    if "RescaleSlope" in whole:
+        shared.PixelValueTransformationSequence = item(
+            RescaleSlope=whole.RescaleSlope, RescaleIntercept=whole.RescaleIntercept, RescaleType="HU"
+        )
+    frames = []
+    for number, one in enumerate(slices, start=1):
+        frame = Dataset()
+        frame.PlanePositionSequence = item(ImagePositionPatient=one.ImagePositionPatient)
+        frame.FrameContentSequence = item(StackID="1", InStackPositionNumber=number, DimensionIndexValues=[number])
+        frames.append(frame)
+    whole.PerFrameFunctionalGroupsSequence = Sequence(frames)
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness",
+                 "RescaleSlope", "RescaleIntercept", "ConvolutionKernel"):  # fmt: skip
+        if name in whole:
+            delattr(whole, name)
+    whole.SOPClassUID = whole.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    whole.NumberOfFrames, whole.PixelData = len(frames), planes.tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole.save_as(path, enforce_file_format=True)
 
 
 def transcode(path: Path, syntax: str) -> None:

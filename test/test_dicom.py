@@ -26,7 +26,7 @@ from pydicom.uid import (
     RLELossless,
     generate_uid,
 )
-from series import write_series
+from series import write_enhanced, write_series
 
 import hemseg
 from hemseg.cohort import plan
@@ -183,10 +183,51 @@ def test_kernels() -> None:
     assert not any(is_sharp(name) for name in soft)
 
 
-def test_enhanced_ct_is_named(tmp_path: Path, phantom: Volume) -> None:
+def test_enhanced_ct_is_what_its_slices_are(tmp_path: Path, phantom: Volume, model: Model) -> None:
+    """One file, frames in any order: the same volume, warnings and mask as of the slices in files of their own."""
+    depth = phantom.spacing[2] * np.arange(len(phantom.hu))
+    depth[15:] += 3.0
+    shuffled = np.random.default_rng(0).permutation(len(phantom.hu))
+    write_series(tmp_path / "classic", phantom, depth=depth, tilt=15.0)
+    write_enhanced(tmp_path / "enhanced" / "all.dcm", phantom, shuffled, depth=depth, tilt=15.0)
+    classic, enhanced = read(tmp_path / "classic"), read(tmp_path / "enhanced")
+    assert np.array_equal(enhanced.hu, classic.hu)
+    assert (enhanced.spacing, enhanced.direction) == (classic.spacing, classic.direction)
+    assert enhanced.origin == pytest.approx(classic.origin)
+    assert enhanced.warnings == classic.warnings != ()
+    assert "28 slices, 5 mm, kernel H31s" in enhanced.chosen.replace(".0 mm", " mm")
+
+    result = segment(enhanced, model)
+    path = result.save(tmp_path / "mask.dcm")
+    mask = hd.seg.segread(path)
+    source = pydicom.dcmread(tmp_path / "enhanced" / "all.dcm")
+    found = mask.get_pixels_by_source_frame(
+        source.SOPInstanceUID, list(range(1, 29)), segment_numbers=[1], ignore_spatial_locations=True
+    )[..., 0]
+    assert classic.stack is not None
+    assert found.any()
+    assert np.array_equal(found, classic.stack.to_slices(segment(classic, model).mask)[shuffled])
+
+
+def test_enhanced_ct_beside_other_series(tmp_path: Path, phantom: Volume) -> None:
+    """Each file is a series by itself; localizers, other classes and files without a scale are not taken."""
+    study = generate_uid()
+    write_enhanced(tmp_path / "a.dcm", Volume(phantom.hu[:8], phantom.spacing), study=study, SeriesInstanceUID="1.2")
+    write_enhanced(tmp_path / "b.dcm", phantom, study=study, SeriesInstanceUID="1.2")
+    write_series(tmp_path / "bone", phantom, study=study, ConvolutionKernel="H60s")
+    volume = read(tmp_path)
+    assert volume.hu.shape == phantom.hu.shape
+    assert volume.stack is not None
+    assert volume.stack.series.paths == (tmp_path / "b.dcm",)
+    write_enhanced(tmp_path / "unscaled" / "c.dcm", phantom, RescaleSlope=None)
+    with pytest.raises(HemsegError, match=r"c\.dcm: has no rescale slope"):
+        read(tmp_path / "unscaled")
+
+
+def test_files_of_many_slices_that_are_no_enhanced_ct_are_named(tmp_path: Path, phantom: Volume) -> None:
     write_series(tmp_path / "study", phantom, NumberOfFrames=28)
-    assert "enhanced CT only" in command("segment", tmp_path / "study", tmp_path / "out", check=1).stderr
-    with pytest.raises(HemsegError, match=r"study: holds enhanced CT only .* convert it to NIfTI"):
+    assert "no enhanced CT" in command("segment", tmp_path / "study", tmp_path / "out", check=1).stderr
+    with pytest.raises(HemsegError, match=r"study: holds DICOM files with many slices .* convert them to NIfTI"):
         read(tmp_path / "study")
     write_image(phantom.hu, phantom, tmp_path / "study" / "other.nii.gz")
     assert [job.case.name for job in plan(tmp_path / "study", tmp_path / "out")] == ["other.nii.gz"]
