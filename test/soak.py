@@ -57,7 +57,7 @@ def main() -> int:
         tempfile.tempdir = os.environ["TMPDIR"] = str(own_folder)
         memory, seconds, cpu = [], [], []
         begun = time.perf_counter()
-        outcomes = run(jobs, load(device="cpu"))
+        outcomes = run(jobs, load(device="cpu", scans=scans))
         for outcome in track(outcomes, "segmenting", scans, disable=not sys.stderr.isatty()):
             assert outcome.result, outcome.error
             assert all(path.is_file() for path in outcome.job.outputs)
