@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hemseg.dicom_header import ENHANCED, FIELDS, Header, of_frames, of_slice
 from hemseg.errors import HemsegError, first_line
 from hemseg.volume import Volume
 
@@ -25,14 +26,10 @@ if TYPE_CHECKING:
 MIN_SLICES = 5
 AXIAL_DEGREES = 45.0  # gantries tilt by up to 30 degrees, heads by more
 MAX_ZIP_BYTES = 4 * 2**30  # unpacked; beyond it an archive is no head CT
-_FIELDS = (
-    "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality",
-    "ImageType", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "Rows", "Columns",
-    "NumberOfFrames", "InstanceNumber", "ConvolutionKernel", "SliceThickness", "ContrastBolusAgent",
-    "BodyPartExamined", "StudyDescription", "ProtocolName", "RescaleSlope", "RescaleIntercept",
+_NEEDED = (
+    "StudyInstanceUID", "SeriesInstanceUID", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "Rows",
+    "Columns",
 )  # fmt: skip
-
-_NEEDED = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "Rows", "Columns")
 
 
 @dataclass(frozen=True)
@@ -74,23 +71,22 @@ class Instance:
     """
 
     source: Source
-    header: Dataset
+    header: Header
     frame: int | None = None
 
     @cached_property
     def orientation(self) -> np.ndarray:
         """(2, 3): along a row, along a column."""
-        return np.array(self.header.ImageOrientationPatient, dtype=float).reshape(2, 3)
+        return np.array(self.header["ImageOrientationPatient"]).reshape(2, 3)
 
     @cached_property
     def position(self) -> np.ndarray:
         """Of the first pixel."""
-        return np.array(self.header.ImagePositionPatient, dtype=float)
+        return np.array(self.header["ImagePositionPatient"])
 
     def get(self, name: str) -> str:
         """A header value as text, '' when it is absent."""
-        value = self.header.get(name)
-        return "" if value is None else str(value)
+        return str(self.header.get(name, ""))
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +118,10 @@ class Series:
     def describe(self) -> str:
         """One line for people. Nothing in it names the patient."""
         first = self.instances[0]
-        kernel, thickness = first.get("ConvolutionKernel"), first.get("SliceThickness")
+        kernel, thickness = first.get("ConvolutionKernel"), first.header.get("SliceThickness")
         number = first.get("SeriesNumber")
         words = [f"series {number}" if number else f"series {self.uid[-12:]}", f"{len(self.instances)} slices"]
-        return ", ".join(words + [f"{thickness} mm"] * bool(thickness) + [f"kernel {kernel}"] * bool(kernel))
+        return ", ".join(words + [f"{thickness:g} mm"] * bool(thickness) + [f"kernel {kernel}"] * bool(kernel))
 
 
 def is_dicom(path: Path) -> bool:
@@ -163,58 +159,72 @@ def find_series(sources: Iterable[Source]) -> list[Series]:
     """Group instances into series. What is no axial-like CT slice is left out here: localizers, reports, dose pages.
 
     Raises:
-        HemsegError: pydicom is not installed.
+        HemsegError: pydicom is not installed, or there is nothing but damaged files, or of a kind that is not read.
     """
     need_pydicom()
-    unread = 0
+    unread, damaged = 0, list[str]()
     groups: dict[tuple[Any, ...], list[Instance]] = defaultdict(list)
     for source in sources:
         try:
             found = _instances(source)
-        except HemsegError:
+        except HemsegError as error:
+            damaged.append(str(error))
             continue
         for instance in found:
             header = instance.header
-            if int(header.get("NumberOfFrames") or 1) > 1:
+            if header.get("NumberOfFrames", 1) > 1:
                 unread += 1
                 continue
-            if any(not header.get(name) for name in _NEEDED):
+            if not all(header.get(name) for name in _NEEDED):
                 continue
-            shape = (int(header.Rows), int(header.Columns), *(round(float(v), 4) for v in header.PixelSpacing))
-            direction = tuple(np.round(instance.orientation.ravel(), 2) + 0.0)
+            shape = (header["Rows"], header["Columns"], *(round(v, 4) for v in header["PixelSpacing"]))
+            direction = tuple(round(v, 2) + 0.0 for v in header["ImageOrientationPatient"])  # no -0
             own = str(source) if instance.frame is not None else ""  # an enhanced CT is a series by itself
-            groups[header.StudyInstanceUID, header.SeriesInstanceUID, own, shape, direction].append(instance)
+            groups[header["StudyInstanceUID"], header["SeriesInstanceUID"], own, shape, direction].append(instance)
     if unread and not groups:
         raise HemsegError(
             "holds DICOM files with many slices that are no enhanced CT, which hemseg does not read; convert them to "
             "NIfTI, with dcm2niix for instance."
         )
-    return [_series(instances) for instances in groups.values()]
+    if damaged and not groups:
+        raise HemsegError(damaged[0])
+    files = f"{len(damaged)} DICOM file{'s' * (len(damaged) != 1)}"
+    said = (f"{files} could not be read, and stayed out: {damaged[0]}",) if damaged else ()
+    return [_series(instances, said) for instances in groups.values()]
 
 
 def _instances(source: Source) -> list[Instance]:
-    """The CT slices of a file: one, or the frames of an enhanced CT; none of a localizer or of another modality."""
-    from hemseg.enhanced import STORAGE, frames
+    """The CT slices of a file: one, or the frames of an enhanced CT; none of a localizer or of another modality.
 
-    header = source.read(pixels=False, fields=_FIELDS)
-    if not all(header.get(name) is not None for name in _FIELDS[:3]) or header.get("Modality") != "CT":
-        return []
-    found = [Instance(source, header)]
-    if header.SOPClassUID in STORAGE:
-        found = [Instance(source, h, n) for n, h in enumerate(frames(source.read(pixels=False), _FIELDS))]
-    return [i for i in found if "LOCALIZER" not in [str(v).upper() for v in i.header.get("ImageType") or ()]]
+    Raises:
+        HemsegError: it is no DICOM, or its header is damaged.
+    """
+    dataset = source.read(pixels=False, fields=tuple(FIELDS))
+    try:
+        if dataset.get("Modality") != "CT":
+            return []
+        if dataset.get("SOPClassUID") in ENHANCED:
+            found = [Instance(source, h, number) for number, h in enumerate(of_frames(source.read(pixels=False)))]
+        else:
+            found = [Instance(source, of_slice(dataset))]
+    except HemsegError:
+        raise
+    except Exception as error:  # pydicom looks at values when they are asked for, and has many errors
+        raise HemsegError(f"{source}: its DICOM header is damaged ({first_line(error)}).") from None
+    return [i for i in found if "LOCALIZER" not in i.get("ImageType").upper()]
 
 
-def _series(instances: list[Instance]) -> Series:
+def _series(instances: list[Instance], said: tuple[str, ...]) -> Series:
     """In order; of slices at one place the first is kept, and that is said."""
     normal = np.cross(*instances[0].orientation)
-    ordered = sorted(instances, key=lambda i: (float(i.position @ normal), int(i.header.get("InstanceNumber") or 0)))
+    ordered = sorted(instances, key=lambda i: (float(i.position @ normal), i.header.get("InstanceNumber", 0)))
     kept = [ordered[0]]
     for instance in ordered[1:]:
         if np.abs(instance.position - kept[-1].position).max() > 1e-3:
             kept.append(instance)
     twice = len(ordered) - len(kept)
-    said = (f"{twice} slices lie where another one lies and were left out.",) if twice else ()
+    if twice:
+        said = (*said, f"{twice} slices lie where another one lies and were left out.")
     return Series(tuple(kept), said)
 
 
@@ -257,13 +267,12 @@ def _rank(series: Series) -> tuple[Any, ...]:
     about = " ".join(first.get(name) for name in texts)
     head = re.search(r"head|brain|skull|cran|neuro|kopf|sch[aä]del|cerebr", about, re.IGNORECASE)
     number = first.get("SeriesNumber")
-    thickness = first.get("SliceThickness")
     return (
         "ORIGINAL" not in first.get("ImageType").upper(),
         is_sharp(first.get("ConvolutionKernel")),
         bool(first.get("ContrastBolusAgent").strip()),
         head is None and bool(about.strip()),
-        float(thickness) if thickness else 99.0,
+        first.header.get("SliceThickness") or 99.0,
         -len(series.instances),
         int(number) if number else 10**9,
         series.uid,

@@ -68,7 +68,7 @@ def volume_of(series: Series, path: Path) -> Volume:
     if abs(along_row @ along_column) > 1e-3 or np.abs(np.linalg.norm(first.orientation, axis=1) - 1).max() > 1e-3:
         raise HemsegError(f"{path}: ImageOrientationPatient is no pair of perpendicular unit vectors; mend it.")
     normal = np.cross(along_row, along_column)
-    mm_y, mm_x = (float(v) for v in first.header.PixelSpacing)
+    mm_y, mm_x = first.header["PixelSpacing"]
     positions = np.stack([i.position for i in series.instances])
     depth = positions @ normal
     gaps = np.diff(depth)
@@ -76,7 +76,7 @@ def volume_of(series: Series, path: Path) -> Volume:
     if not np.isfinite(positions).all() or min(step, mm_x, mm_y) <= 0:
         raise HemsegError(f"{path}: the positions or the pixel size of its slices make no sense; mend the headers.")
     said = list(series.warnings) + _gap_warnings(gaps, step, depth)
-    voxels = len(positions) * int(first.header.Rows) * int(first.header.Columns)
+    voxels = len(positions) * first.header["Rows"] * first.header["Columns"]
     check_memory(path, voxels, np.dtype(np.float32).itemsize)
     hu = np.stack(list(_planes(series)))
     rows, columns = hu.shape[1:]
@@ -146,17 +146,16 @@ def _pixels(instance: Instance, dataset: Dataset) -> np.ndarray:
         ) from None
     except Exception as error:  # cut short, or not what the header says
         raise HemsegError(f"{instance.source}: its pixels cannot be decoded ({first_line(error)}).") from None
-    shape = int(instance.header.Rows), int(instance.header.Columns)
+    shape = instance.header["Rows"], instance.header["Columns"]
     if stored.shape != shape:
         raise HemsegError(f"{instance.source}: holds pixels of shape {stored.shape} instead of {shape}.")
     slope, intercept = instance.header.get("RescaleSlope"), instance.header.get("RescaleIntercept")
     if slope is None or intercept is None:
         raise HemsegError(f"{instance.source}: has no rescale slope and intercept; its pixels are not HU.")
     hu = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-    padding = dataset.get("PixelPaddingValue")
+    padding = instance.header.get("PixelPaddingValue")
     if padding is not None:
-        limit = dataset.get("PixelPaddingRangeLimit", padding)
-        low, high = sorted((int(padding), int(limit)))
+        low, high = sorted((padding, instance.header.get("PixelPaddingRangeLimit", padding)))
         hu[(stored >= low) & (stored <= high)] = PADDING_HU
     return np.maximum(hu, PADDING_HU, out=hu)  # outside the field of view some scanners store -2000 and less
 

@@ -88,7 +88,7 @@ def corpus(folder: Path) -> list[Path]:
         sitk.WriteImage(image, str(folder / name), useCompression=packed)
         made.append(folder / name)
     with contextlib.suppress(ImportError):
-        from series import write_series
+        from series import write_enhanced, write_series
 
         from hemseg.volume import from_itk
 
@@ -98,6 +98,8 @@ def corpus(folder: Path) -> list[Path]:
                 for path in sorted((folder / "series").iterdir()):
                     archive.write(path, path.name)
             made.append(folder / stored)
+        write_enhanced(folder / "e.dcm", from_itk(image))  # a zip archive's checksums would hide what is wrong in it
+        made.append(folder / "e.dcm")
     return made
 
 

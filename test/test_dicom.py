@@ -224,6 +224,40 @@ def test_enhanced_ct_beside_other_series(tmp_path: Path, phantom: Volume) -> Non
         read(tmp_path / "unscaled")
 
 
+def damage(path: Path) -> None:
+    """Letters where a header has numbers."""
+    content = path.read_bytes()
+    at = content.index(b"DS", content.index(b"\x20\x00\x32\x00")) + 4  # ImagePositionPatient
+    path.write_bytes(content[:at] + b"x" + content[at + 1 :])
+
+
+def test_a_damaged_slice_is_left_out_and_told(tmp_path: Path, phantom: Volume) -> None:
+    files = write_series(tmp_path / "series", phantom)
+    damage(files[7])
+    damage(files[20])
+    volume = read(tmp_path / "series")
+    told = [said for said in volume.warnings if "2 DICOM files could not be read" in said]
+    assert "008.dcm: its DICOM header is damaged" in told[0]
+    assert any("others missing between them" in said for said in volume.warnings)
+    for path in files:
+        damage(path)
+    with pytest.raises(HemsegError, match=r"001\.dcm: its DICOM header is damaged"):
+        read(tmp_path / "series")
+
+
+def test_damaged_enhanced_ct_gets_a_sentence(tmp_path: Path, phantom: Volume) -> None:
+    write_enhanced(tmp_path / "a.dcm", phantom)
+    damage(tmp_path / "a.dcm")
+    with pytest.raises(HemsegError, match=r"a\.dcm: its DICOM header is damaged"):
+        read(tmp_path / "a.dcm")
+    write_enhanced(tmp_path / "b.dcm", phantom)
+    dataset = pydicom.dcmread(tmp_path / "b.dcm")
+    dataset.NumberOfFrames = 27
+    dataset.save_as(tmp_path / "b.dcm")
+    with pytest.raises(HemsegError, match=r"tells of 28 frames and claims to have 27"):
+        read(tmp_path / "b.dcm")
+
+
 def test_files_of_many_slices_that_are_no_enhanced_ct_are_named(tmp_path: Path, phantom: Volume) -> None:
     write_series(tmp_path / "study", phantom, NumberOfFrames=28)
     assert "no enhanced CT" in command("segment", tmp_path / "study", tmp_path / "out", check=1).stderr
