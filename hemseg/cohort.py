@@ -176,9 +176,12 @@ def _studies(folder: Path, instances: list[Path]) -> list[Found]:
     from hemseg.dicom import Source, find_series, studies
 
     found = []
-    series = find_series(Source(p) for p in instances)
+    damaged: dict[Path, str] = {}
+    series = find_series((Source(p) for p in instances), damaged)
     for study in studies(series):
-        files = tuple(sorted({p for one in study for p in one.paths}))
+        paths = {p for one in study for p in one.paths}
+        beside = {p.parent for p in paths}  # a damaged file is told of with the study in whose folder it lies
+        files = tuple(sorted(paths | {p for p in damaged if p.parent in beside}))
         common = Path(os.path.commonpath([p.parent for p in files]))
         found.append((common.relative_to(folder), common, files))
     if not found:

@@ -155,20 +155,23 @@ def members(archive: Path) -> list[Source]:
         raise HemsegError(f"{archive}: cannot be read as a zip archive ({first_line(error)}).") from None
 
 
-def find_series(sources: Iterable[Source]) -> list[Series]:
+def find_series(sources: Iterable[Source], damaged: dict[Path, str] | None = None) -> list[Series]:
     """Group instances into series. What is no axial-like CT slice is left out here: localizers, reports, dose pages.
+
+    Args:
+        damaged: is told of the files that could not be read, and why; every series has a warning of them, too.
 
     Raises:
         HemsegError: pydicom is not installed, or there is nothing but damaged files, or of a kind that is not read.
     """
     need_pydicom()
-    unread, damaged = 0, list[str]()
+    unread, damaged = 0, {} if damaged is None else damaged
     groups: dict[tuple[Any, ...], list[Instance]] = defaultdict(list)
     for source in sources:
         try:
             found = _instances(source)
         except HemsegError as error:
-            damaged.append(str(error))
+            damaged[source.path] = str(error)
             continue
         for instance in found:
             header = instance.header
@@ -186,11 +189,13 @@ def find_series(sources: Iterable[Source]) -> list[Series]:
             "holds DICOM files with many slices that are no enhanced CT, which hemseg does not read; convert them to "
             "NIfTI, with dcm2niix for instance."
         )
-    if damaged and not groups:
-        raise HemsegError(damaged[0])
-    files = f"{len(damaged)} DICOM file{'s' * (len(damaged) != 1)}"
-    said = (f"{files} could not be read, and stayed out: {damaged[0]}",) if damaged else ()
-    return [_series(instances, said) for instances in groups.values()]
+    if not damaged:
+        return [_series(instances, ()) for instances in groups.values()]
+    first = next(iter(damaged.values()))
+    if not groups:
+        raise HemsegError(first)
+    said = f"{len(damaged)} DICOM file{'s' * (len(damaged) != 1)} could not be read, and stayed out: {first}"
+    return [_series(instances, (said,)) for instances in groups.values()]
 
 
 def _instances(source: Source) -> list[Instance]:

@@ -239,8 +239,12 @@ def test_a_damaged_slice_is_left_out_and_told(tmp_path: Path, phantom: Volume) -
     told = [said for said in volume.warnings if "2 DICOM files could not be read" in said]
     assert "008.dcm: its DICOM header is damaged" in told[0]
     assert any("others missing between them" in said for said in volume.warnings)
+    command("segment", tmp_path, tmp_path / "out", "--report")
+    report = json.loads((tmp_path / "out" / "series" / "report.json").read_text())
+    assert told[0] in report["warnings"]
+    assert "2 DICOM files could not be read" in (tmp_path / "out" / "summary.csv").read_text()
     for path in files:
-        damage(path)
+        damage(path) if path not in (files[7], files[20]) else None
     with pytest.raises(HemsegError, match=r"001\.dcm: its DICOM header is damaged"):
         read(tmp_path / "series")
 
