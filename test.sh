@@ -95,10 +95,10 @@ mapfile -t good < <(basename -a test/cases/*.mha)
 holds "$output" results.json "${good[@]/#/images/}"
 echo "a broken scan: named, the others are done"
 
-# a folder of DICOM among images
+# a folder of DICOM among images, in JPEG lossless, as scanners like to store it
 mkdir -p "$work/studies/lobar" "$(folder series)"
 docker run --rm "${hardened[@]}" "$(someone)" -v "$PWD/test:/test:ro" -v "$work/series:/series" -e PYTHONPATH=/opt/app \
-  --entrypoint python hemseg:latest /test/series.py "${lobar[0]}" /series
+  --entrypoint python hemseg:latest /test/series.py "${lobar[0]}" /series 1.2.840.10008.1.2.4.70
 cp "$work"/series/*.dcm "$work/studies/lobar/"
 cp test/cases/phantom-healthy.nii.gz "$work/studies/"
 chmod -R a+rX "$work/studies"

@@ -46,7 +46,7 @@ def segment(
         str, typer.Option(help="Of a DICOM study: number or SeriesInstanceUID, in place of the rule.")
     ] = "",
     jobs: Annotated[
-        int, typer.Option("--jobs", "-j", min=1, help="Processes for a folder; each takes about 1 GB.")
+        int, typer.Option("--jobs", "-j", min=1, help="Processes for a folder; each takes about 0.7 GB.")
     ] = 1,
     ray: Annotated[
         str, typer.Option(help="Do a folder on a Ray cluster: its address, auto, or local. --jobs: its workers.")

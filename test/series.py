@@ -1,6 +1,6 @@
 """Write a scan as a DICOM series.
 
-    python test/series.py SCAN FOLDER
+    python test/series.py SCAN FOLDER [TRANSFER_SYNTAX_UID]
 
 Runs inside the container, too.
 """
@@ -133,4 +133,4 @@ def transcode(path: Path, syntax: str) -> None:
 
 
 if __name__ == "__main__":
-    write_series(Path(sys.argv[2]), read(sys.argv[1]))
+    write_series(Path(sys.argv[2]), read(sys.argv[1]), syntax=(*sys.argv[3:], ExplicitVRLittleEndian)[0])
