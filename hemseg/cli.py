@@ -149,7 +149,7 @@ def _work(
         model = load(weights, device, scans=len(todo))
         if verbose:
             print(f"weights {model.manifest.name} {model.manifest.version}, {model.provider}", file=sys.stderr)
-        coming = workers.rows_here(todo, model, target)
+        coming = workers.rows_here(todo, model, target, journal.add if journal else None)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console, rows = Console(stderr=True), []
     with closing(coming), Progress(*columns, console=console, disable=quiet or len(todo) == 1, transient=True) as bar:

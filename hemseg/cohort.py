@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -272,7 +272,7 @@ def refused(jobs: Iterable[Job]) -> dict[Job, str]:
     return reasons
 
 
-def run(jobs: Iterable[Job], model: Model, ended: dict[Job, str] | None = None) -> Generator[Outcome]:
+def run(jobs: Iterable[Job], model: Model, ended: Callable[[Outcome], object] | None = None) -> Generator[Outcome]:
     """Do the jobs; outcomes come in their order. A job's files are written, whole, before its outcome is given.
 
     ``model.lanes`` scans are under way at once, each in a thread from the file to the mask, so that reading, preparing
@@ -280,7 +280,7 @@ def run(jobs: Iterable[Job], model: Model, ended: dict[Job, str] | None = None) 
     wrong with a scan becomes a sentence. Closed early, it lets what is under way end, and begins nothing more.
 
     Args:
-        ended: is told of every job that ended, with its error or '': also of those whose outcomes nobody took.
+        ended: is called with every outcome as soon as there is one, from its thread: also with those that nobody takes.
     """
     cv2.setNumThreads(1)  # its threads would wait, spinning, for those of the other lanes and of the network
     jobs = list(jobs)
@@ -304,10 +304,10 @@ def attempt(job: Job, model: Model) -> Outcome:
     return outcome
 
 
-def _outcome(job: Job, model: Model, refusal: str, ended: dict[Job, str] | None) -> Outcome:
+def _outcome(job: Job, model: Model, refusal: str, ended: Callable[[Outcome], object] | None) -> Outcome:
     outcome = Outcome(job, None, refusal) if refusal else _attempt(job, model)
-    if ended is not None:
-        ended[job] = outcome.error
+    if ended:
+        ended(outcome)
     return outcome
 
 

@@ -76,7 +76,7 @@ class HemorrhageSegmentation(SegmentationAlgorithm):
         ]
         ended: dict[Job, str] = {}
         try:
-            with closing(run(jobs, self._model, ended)) as outcomes:
+            with closing(run(jobs, self._model, lambda o: ended.update({o.job: o.error}))) as outcomes:
                 for number, outcome in enumerate(outcomes, start=1):
                     self._case_results.append(self.process_case(idx=number - 1, case=outcome))
                     said = "failed" if outcome.error else "done"

@@ -8,25 +8,43 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
 
-from hemseg.cohort import Job, attempt, run
+from hemseg.cohort import Job, Outcome, attempt, run
 from hemseg.model import Model, cores, load
 from hemseg.summary import Row, failed_row, row_of, settings_key
 
 _model: Model | None = None  # of a worker process
 
 
-def rows_here(jobs: Sequence[Job], model: Model, target: Path) -> Generator[Row]:
-    """Do the jobs in this process, in order."""
+def rows_here(
+    jobs: Sequence[Job], model: Model, target: Path, late: Callable[[Row], object] | None = None
+) -> Generator[Row]:
+    """Do the jobs in this process, in order.
+
+    Args:
+        late: when the rows are not taken to the end, it gets those of the scans that were under way then.
+    """
     key = settings_key(model.manifest)
-    for outcome in run(jobs, model):
-        yield row_of(outcome, key, target)
+    ended: dict[Job, Row] = {}
+
+    def note(outcome: Outcome) -> None:
+        ended[outcome.job] = row_of(outcome, key, target)
+
+    try:
+        with closing(run(jobs, model, note)) as outcomes:
+            for outcome in outcomes:
+                yield ended.pop(outcome.job)
+    finally:
+        if late:
+            for row in ended.values():
+                late(row)
 
 
 def rows_of_processes(

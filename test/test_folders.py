@@ -134,6 +134,29 @@ def test_a_killed_run_goes_on(folder: Path, tmp_path: Path) -> None:
     assert all(same_geometry(folder / "case.nii.gz", mask) for mask in masks)
 
 
+def test_what_was_under_way_when_it_stopped_counts_as_done(folder: Path, tmp_path: Path) -> None:
+    """After SIGTERM the scans that were begun are ended and noted; the same command does none of them again.
+
+    But for one, if the signal comes between its mask and its line.
+    """
+    (folder / "broken.mha").unlink()
+    for number in range(20):
+        shutil.copy(folder / "case.nii.gz", folder / f"d{number:02}.nii.gz")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "hemseg.cli", "segment", str(folder), str(out), "--quiet"]
+    running = subprocess.Popen(command, cwd=ROOT)
+    while running.poll() is None and (not (out / "summary.csv").exists() or len(rows(out)) < 2):
+        time.sleep(0.05)
+    running.terminate()
+    assert running.wait(timeout=60) == 143
+    before = times(out)
+    assert 2 <= len(before) < 26
+    assert len(before) - len(rows(out)) <= 1
+    hemseg("segment", folder, out, "--quiet")
+    assert len(times(out)) == 26
+    assert sum(times(out)[name] != at for name, at in before.items()) <= 1
+
+
 def test_a_summary_of_somebody_else_is_not_overwritten(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "summary.csv").write_text("mine,own\n1,2\n")

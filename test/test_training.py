@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from conftest import COARSE
+from conftest import COARSE, training
 
 from hemseg.errors import HemsegError
 from hemseg.preprocessing import Settings, network_input, working_image
@@ -425,3 +425,14 @@ def test_an_interrupted_stage_goes_on_with_what_it_has(tmp_path: Path) -> None:
         run_stage(table["a"], tmp_path, table)
     assert not (tmp_path / "a" / "done.json").exists()
     assert run_stage(table["a"], tmp_path, table) == {"n": 1}
+
+
+def test_mistakes_end_in_one_sentence(tmp_path: Path) -> None:
+    for arguments, said in (
+        (("all", "--config", "nothing", "--run", tmp_path), "no such configuration"),
+        (("all", "--config", "phe_sich", "--run", tmp_path), "give --data"),
+        (("all", "--config", "smoke", "--run", tmp_path, "--data", tmp_path), "is not a data set"),
+    ):
+        done = training(*arguments, check=1)
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
