@@ -247,7 +247,10 @@ def choose(series: Sequence[Series], wanted: str = "") -> tuple[Series, str]:
         HemsegError: there is none.
     """
     if wanted:
-        found = [s for s in series if s.uid.endswith(wanted) or s.instances[0].get("SeriesNumber") == wanted]
+        found = [s for s in series if s.instances[0].get("SeriesNumber") == wanted]
+        found = found or [s for s in series if s.uid.endswith(wanted)]
+        if len({s.uid for s in found}) > 1:
+            raise HemsegError(f"series {wanted} may be any of: {'; '.join(s.uid for s in found)}; give more of it.")
         if not found:
             there = "; ".join(s.describe() for s in series) or "none"
             raise HemsegError(f"there is no series {wanted}; there are: {there}.")

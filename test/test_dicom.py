@@ -156,8 +156,18 @@ def test_the_series_of_a_study_is_chosen_by_rule(tmp_path: Path, phantom: Volume
     assert "series 6" in rule
     assert choose(series, "1")[0].instances[0].get("SeriesNumber") == "1"
     assert choose(series, best.uid)[0] is best
-    with pytest.raises(HemsegError, match="there is no series 99"):
-        choose(series, "99")
+    ends = [1, 2, 2, 4]  # a number goes before the end of a UID, and an end of several is none
+    for number, end in enumerate(ends):
+        uid = {"SeriesInstanceUID": f"1.{number}.{end}", "SeriesNumber": number}
+        write_series(tmp_path / "numbered" / str(number), phantom, study="9.9", **uid)
+    numbered = find_series(sources_of(tmp_path / "numbered"))
+    assert choose(numbered, "1")[0].uid == "1.1.2"
+    assert choose(numbered, "4")[0].uid == "1.3.4"
+    with pytest.raises(HemsegError, match=r"series \.2 may be any of: 1\.1\.2; 1\.2\.2; give more"):
+        choose(numbered, ".2")
+    with pytest.raises(HemsegError, match="there is no series none"):
+        choose(series, "none")  # a number could be the end of a UID
+    shutil.rmtree(tmp_path / "numbered")
     assert read(tmp_path).chosen == rule
     (job,) = plan(tmp_path, tmp_path.parent / "out")
     assert job.mask.name == f"{tmp_path.name}.mha"  # one study, one mask

@@ -48,11 +48,12 @@ PrecisionOption = Annotated[str, typer.Option(help="32-true, 16-mixed or bf16-mi
 def _run(
     last: str, config_name: str, data: list[Path] | None, run: Path, hardware: Hardware, seed: int | None = None
 ) -> None:
-    from training.pipeline import build_stages
     from training.stages import console, run_stage
 
     hardware.check()
     config, dataset = _config_and_data(config_name, data, run, seed)
+    from training.pipeline import build_stages  # torch takes seconds; a mistake is told before
+
     stages = build_stages(config, dataset, run, hardware=hardware)
     if last != "all":
         run_stage(stages[last], run, stages)
