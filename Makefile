@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.inference  ## segment the sample scans; masks and pictures go to demo-output/
 	$(BIN)/hemseg segment test/cases demo-output --overlay
 
-test: $(VENV)/.development  ## the test suite, a worker a core (under ten minutes on two)
+test: $(VENV)/.development  ## the test suite, a worker a core (nine to twelve minutes on two)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
 
 soak: $(VENV)/.development  ## broken files, kills, a thousand scans, other samplings: about an hour (docs/reliability.md)

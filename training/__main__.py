@@ -48,8 +48,12 @@ PrecisionOption = Annotated[str, typer.Option(help="32-true, 16-mixed or bf16-mi
 def _run(
     last: str, config_name: str, data: list[Path] | None, run: Path, hardware: Hardware, seed: int | None = None
 ) -> None:
+    from importlib.util import find_spec
+
     from training.stages import console, run_stage
 
+    if missing := next((name for name in ("torch", "lightning", "monai") if find_spec(name) is None), None):
+        raise ModuleNotFoundError(name=missing)
     hardware.check()
     config, dataset = _config_and_data(config_name, data, run, seed)
     from training.pipeline import build_stages  # torch takes seconds; a mistake is told before
