@@ -143,7 +143,8 @@ def choose(
     images = [p for p in seen if suffix(Path(p))]
     if mode not in ("auto", *MODES):
         raise HemsegError(f"mode {mode!r} is not known; give one of auto, serve, {', '.join(MODES)}.")
-    studies = tuple(p for p in seen if p in set(dicom) and p not in images)
+    slices = set(dicom).difference(images)
+    studies = tuple(p for p in seen if p in slices)
     if mode == "legacy":
         return _legacy(images, studies, seen)
     if mode == "instance":
