@@ -18,6 +18,7 @@ import cv2
 
 from hemseg.checks import checked
 from hemseg.errors import HemsegError
+from hemseg.memory import give_back
 from hemseg.model import Model
 from hemseg.segmentation import Segmentation, segment
 from hemseg.volume import SUFFIXES, Volume, mask_name, read, stem, suffix
@@ -306,6 +307,8 @@ def attempt(job: Job, model: Model) -> Outcome:
 
 def _outcome(job: Job, model: Model, refusal: str, ended: Callable[[Outcome], object] | None) -> Outcome:
     outcome = Outcome(job, None, refusal) if refusal else _attempt(job, model)
+    if model.lanes > 1:
+        give_back()
     if ended:
         ended(outcome)
     return outcome

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from hemseg.errors import HemsegError
+from hemseg.memory import share_heap
 from hemseg.preprocessing import Settings
 
 logger = logging.getLogger("hemseg")
@@ -156,6 +157,8 @@ def load(weights: str | Path | None = None, device: str = "auto", threads: int =
     path = folder / manifest.file
     check_file(path, manifest)
     lanes = min(scans, MOST_LANES, max(2, cores()))
+    if lanes > 1:
+        share_heap()
     return Model(manifest, session(path, device, threads or -(-cores() // lanes)), folder, lanes)
 
 

@@ -9,13 +9,18 @@ if (
 
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from hashlib import sha256
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from onnx import helper, numpy_helper
 
-from hemseg.model import Model, load
+from hemseg.model import Manifest, Model, default_weights, load
 from training.phantom import Grid, Phantom, make_phantom, write_image
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +47,38 @@ def bleed() -> Phantom:
 @pytest.fixture(scope="session")
 def model() -> Model:
     return load(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a network that takes no time, for tests of what goes on around it: above 50 HU all is hemorrhage."""
+    folder = tmp_path_factory.mktemp("light")
+    manifest = Manifest.read(default_weights())
+    low, high = manifest.preprocessing.hu_range
+    steep = 60.0
+    weight = np.zeros((1, len(manifest.preprocessing.channels), 1, 1, 1), np.float32)
+    weight[0, 0] = steep
+    bias = np.float32([-steep * (50 - low) / (high - low)])
+    patch = (16, 48, 40)
+    shapes = (("image", weight.shape[1]), ("probability", 1))
+    image, probability = (helper.make_tensor_value_info(n, 1, ["batch", c, *patch]) for n, c in shapes)
+    nodes = [
+        helper.make_node("Conv", ["image", "weight", "bias"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["probability"]),
+    ]
+    constants = [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(bias, "bias")]
+    graph = helper.make_graph(nodes, "light", [image], [probability], constants)
+    network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+    (folder / "light.onnx").write_bytes(network)
+    replace(
+        manifest,
+        name="light",
+        file="light.onnx",
+        sha256=sha256(network).hexdigest(),
+        patch=patch,
+        preprocessing=replace(manifest.preprocessing, in_plane_mm=4.0, slice_mm=9.0),
+    ).write(folder)
+    return folder
 
 
 @pytest.fixture
@@ -106,3 +143,19 @@ def hemseg(*arguments: object, check: int = 0) -> subprocess.CompletedProcess[st
 def training(*arguments: object, check: int = 0) -> subprocess.CompletedProcess[str]:
     """Run the command line of the training."""
     return python("-m", "training", *arguments, check=check)
+
+
+def training_here(*arguments: object, check: int = 0) -> subprocess.CompletedProcess[str]:
+    """The same in this process, for a test that needs no process of its own: importing torch takes ten CPU seconds."""
+    from training.__main__ import main
+
+    words = ["training", *map(str, arguments)]
+    out, err, code = StringIO(), StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", words)
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    assert code == check, err.getvalue()[-3000:]
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())

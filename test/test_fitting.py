@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import COARSE, ROOT
+from conftest import COARSE, ROOT, training, training_here
 from torch.utils.data import DataLoader
 
 from hemseg.errors import HemsegError
@@ -214,18 +214,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(study: Path, stage: str, run: Path, *more: str) -> list[str]:
-    return [
-        "-m",
-        "training",
-        stage,
-        "--config",
-        f"{study}/tiny.yaml",
-        "--data",
-        f"{study}/data",
-        "--run",
-        str(run),
-        *more,
-    ]
+    return [stage, "--config", f"{study}/tiny.yaml", "--data", f"{study}/data", "--run", str(run), *more]
 
 
 def network(run: Path, stage: str) -> torch.Tensor:
@@ -234,9 +223,8 @@ def network(run: Path, stage: str) -> torch.Tensor:
 
 
 def test_kill_9_in_the_middle_of_training(study: Path, tmp_path: Path) -> None:
-    first = [sys.executable, *command(study, "classify", tmp_path / "whole")]
-    subprocess.run(first, cwd=ROOT, check=True, capture_output=True)
-    arguments = [sys.executable, *command(study, "classify", tmp_path / "killed")]
+    training_here(*command(study, "classify", tmp_path / "whole"))
+    arguments = [sys.executable, "-m", "training", *command(study, "classify", tmp_path / "killed")]
     process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (tmp_path / "killed" / "classify" / "last.ckpt").exists():
         assert process.poll() is None
@@ -257,7 +245,7 @@ def test_two_processes_train_together(study: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        + ["-m", "--", *command(study, "all", tmp_path / "run", "--devices", "2")[1:]],
+        + ["-m", "--", "training", *command(study, "all", tmp_path / "run", "--devices", "2")],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -272,9 +260,7 @@ def test_two_processes_train_together(study: Path, tmp_path: Path) -> None:
 
 
 def test_processes_that_were_not_started_are_missed(study: Path, tmp_path: Path) -> None:
-    arguments = [sys.executable, *command(study, "classify", tmp_path / "run", "--devices", "4")]
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    done = training(*command(study, "classify", tmp_path / "run", "--devices", "4"), check=1)
     assert "torchrun --nproc-per-node 4" in done.stderr
 
 
@@ -298,13 +284,13 @@ def test_the_paper_configuration_takes_a_step_at_512_squared() -> None:
     c = load_config("paper")
     torch.manual_seed(0)
     network = SliceNetwork(c.classifier)
-    hu, labels = torch.rand(2, *c.classifier.image_size) * 100, torch.tensor([0.0, 1.0])
+    hu, labels = torch.rand(2, *c.classifier.image_size) * 100, torch.tensor([0.0, 1.0])  # one CPU core: small batches
     slices = SliceTask(network, c.classifier, 0)
     sequence = SequenceTask(SequenceNetwork(network, c.sequence), c)
     segmenter = SegmenterTask(build_unet(c.segmenter, len(c.preprocessing.channels)), c.segmenter, 0)
-    patch = torch.rand(2, 1, 4, *c.segmenter.train_patch[1:])  # four slices of the patch: memory of a CPU machine
+    patch = torch.rand(1, 1, 4, *c.segmenter.train_patch[1:])  # four slices of the patch: memory of a CPU machine
     steps = (
-        (slices, lambda: slices.bce(network(hu), labels)),
+        (slices, lambda: slices.bce(network(hu[1:]), labels[1:])),
         (sequence, lambda: sequence.bce(sequence.sequence(hu, torch.tensor([2])), labels)),
         (segmenter, lambda: combined_loss(segmenter.network(patch), (patch > 0.9).float())),
     )
@@ -398,9 +384,7 @@ def test_folds_are_disjoint_and_keep_patients_together(study: Path) -> None:
 def test_ablation_and_cross_validation_write_their_tables(study: Path, tmp_path: Path) -> None:
     for name, more in (("ablate", []), ("crossval", ["--folds", "2"])):
         out = tmp_path / name
-        arguments = [sys.executable, *command(study, name, tmp_path / "run", "--out", str(out), *more)]
-        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+        training_here(*command(study, name, tmp_path / "run", "--out", str(out), *more))
         table = (out / "table.md").read_text().splitlines()
         rows = [line for line in table if line.startswith("|")]
         assert len(rows) == {"ablate": 8, "crossval": 5}[name]
@@ -423,8 +407,6 @@ def test_stars_are_for_significantly_better_rows() -> None:
 
 
 def test_bench_tells_three_rates(study: Path, tmp_path: Path) -> None:
-    arguments = [sys.executable, *command(study, "bench", tmp_path / "run")]
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
+    lines = training_here(*command(study, "bench", tmp_path / "run")).stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["loader", "network", "training"]
     assert all(float(line.split()[1]) > 0 for line in lines)

@@ -24,7 +24,7 @@ from hemseg import cohort, workers
 from hemseg import model as hemseg_model
 from hemseg.cohort import Job, plan, run
 from hemseg.files import alone_in, remove_leftovers, whole
-from hemseg.model import Model, default_weights, load
+from hemseg.model import Model, load
 from hemseg.summary import Journal, settings_key_of_weights
 
 
@@ -52,9 +52,9 @@ def times(target: Path) -> dict[str, int]:
     return {str(p.relative_to(target)): p.stat().st_mtime_ns for p in masks}
 
 
-def test_summary_and_resume(folder: Path, tmp_path: Path) -> None:
+def test_summary_and_resume(folder: Path, tmp_path: Path, light: Path) -> None:
     out = tmp_path / "out"
-    hemseg("segment", folder, out, "--report", check=1)
+    hemseg("segment", folder, out, "--report", "--weights", light, check=1)
     found = rows(out)
     assert len(found) == 7
     assert found["broken.mha"]["status"] == "failed"
@@ -69,7 +69,7 @@ def test_summary_and_resume(folder: Path, tmp_path: Path) -> None:
     assert report["volume_ml"] == pytest.approx(float(found["c0.nii.gz"]["volume_ml"]), abs=1e-3)
 
     before = times(out)
-    done = hemseg("segment", folder, out, "--report", check=1)  # the broken one is tried again
+    done = hemseg("segment", folder, out, "--report", "--weights", light, check=1)  # the broken one is tried again
     assert "6 of 7 scans were done before" in done.stderr
     assert times(out) == before
     image = sitk.GetImageFromArray(sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "c0.nii.gz"))))
@@ -77,21 +77,21 @@ def test_summary_and_resume(folder: Path, tmp_path: Path) -> None:
     sitk.WriteImage(image, str(folder / "broken.mha"))
     (out / "c1" / "report.html").unlink()  # a half-done case
     os.utime(folder / "c2.nii.gz")  # a scan that changed
-    hemseg("segment", folder, out, "--report")
+    hemseg("segment", folder, out, "--report", "--weights", light)
     after = times(out)
     assert {name for name, at in after.items() if before.get(name) != at} == {"c1.nii.gz", "c2.nii.gz"}
     assert (out / "c1" / "report.html").is_file()
     assert rows(out)["broken.mha"]["status"] == "done"
-    done = hemseg("segment", folder, out, "--redo", "--json", "--quiet")
+    done = hemseg("segment", folder, out, "--redo", "--json", "--quiet", "--weights", light)
     assert [row["case"] for row in json.loads(done.stdout)] == list(rows(out))
     assert all(times(out)[name] != at for name, at in after.items())
 
 
-def test_other_weights_do_it_again(folder: Path, tmp_path: Path) -> None:
+def test_other_weights_do_it_again(folder: Path, tmp_path: Path, light: Path) -> None:
     (folder / "broken.mha").unlink()
     weights = tmp_path / "weights"
-    shutil.copytree(default_weights(), weights)
-    hemseg("segment", folder, tmp_path / "out", "--quiet")
+    shutil.copytree(light, weights)
+    hemseg("segment", folder, tmp_path / "out", "--quiet", "--weights", light)
     before = times(tmp_path / "out")
     manifest = json.loads((weights / "manifest.json").read_text())
     (weights / "manifest.json").write_text(json.dumps(manifest | {"threshold": 0.6}))
@@ -99,12 +99,12 @@ def test_other_weights_do_it_again(folder: Path, tmp_path: Path) -> None:
     assert all(times(tmp_path / "out")[name] != at for name, at in before.items())
 
 
-def test_a_killed_run_goes_on(folder: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on(folder: Path, tmp_path: Path, light: Path) -> None:
     (folder / "broken.mha").unlink()
     for number in range(20):
         shutil.copy(folder / "case.nii.gz", folder / f"d{number:02}.nii.gz")
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "hemseg.cli", "segment", str(folder), str(out), "--quiet"]
+    command = [sys.executable, "-m", "hemseg.cli", "segment", str(folder), str(out), "--quiet", "--weights", str(light)]
     for how in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
         running = subprocess.Popen(
             command,
@@ -123,7 +123,7 @@ def test_a_killed_run_goes_on(folder: Path, tmp_path: Path) -> None:
         assert "Traceback" not in errors
     (out / ".hemseg-0123456789abcdef.part.nii.gz").touch()
     before = times(out)
-    hemseg("segment", folder, out, "--quiet")
+    hemseg("segment", folder, out, "--quiet", "--weights", light)
     found = rows(out)
     assert len(found) == 26
     assert all(row["status"] == "done" for row in found.values())
@@ -134,7 +134,7 @@ def test_a_killed_run_goes_on(folder: Path, tmp_path: Path) -> None:
     assert all(same_geometry(folder / "case.nii.gz", mask) for mask in masks)
 
 
-def test_what_was_under_way_when_it_stopped_counts_as_done(folder: Path, tmp_path: Path) -> None:
+def test_what_was_under_way_when_it_stopped_counts_as_done(folder: Path, tmp_path: Path, light: Path) -> None:
     """After SIGTERM the scans that were begun are ended and noted; the same command does none of them again.
 
     But for one, if the signal comes between its mask and its line.
@@ -143,7 +143,7 @@ def test_what_was_under_way_when_it_stopped_counts_as_done(folder: Path, tmp_pat
     for number in range(8):
         shutil.copy(folder / "case.nii.gz", folder / f"d{number:02}.nii.gz")
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "hemseg.cli", "segment", str(folder), str(out), "--quiet"]
+    command = [sys.executable, "-m", "hemseg.cli", "segment", str(folder), str(out), "--quiet", "--weights", str(light)]
     running = subprocess.Popen(command, cwd=ROOT)
     while running.poll() is None and (not (out / "summary.csv").exists() or len(rows(out)) < 2):
         time.sleep(0.05)
@@ -152,15 +152,15 @@ def test_what_was_under_way_when_it_stopped_counts_as_done(folder: Path, tmp_pat
     before = times(out)
     assert 2 <= len(before) < 14
     assert len(before) - len(rows(out)) <= 1
-    hemseg("segment", folder, out, "--quiet")
+    hemseg("segment", folder, out, "--quiet", "--weights", light)
     assert len(times(out)) == 14
     assert sum(times(out)[name] != at for name, at in before.items()) <= 1
 
 
-def test_a_summary_of_somebody_else_is_not_overwritten(folder: Path, tmp_path: Path) -> None:
+def test_a_summary_of_somebody_else_is_not_overwritten(folder: Path, tmp_path: Path, light: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "summary.csv").write_text("mine,own\n1,2\n")
-    assert "another output folder" in hemseg("segment", folder, tmp_path / "out", check=1).stderr
+    assert "another output folder" in hemseg("segment", folder, tmp_path / "out", "--weights", light, check=1).stderr
     assert (tmp_path / "out" / "summary.csv").read_text() == "mine,own\n1,2\n"
 
 
@@ -186,19 +186,20 @@ def test_leftovers_of_the_living_stay(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
 
 
-def test_two_on_one_folder(folder: Path, tmp_path: Path) -> None:
+def test_two_on_one_folder(folder: Path, tmp_path: Path, light: Path) -> None:
     with alone_in(tmp_path / "out"):
-        done = hemseg("segment", folder, tmp_path / "out", check=1)
+        done = hemseg("segment", folder, tmp_path / "out", "--weights", light, check=1)
         assert "another hemseg is writing there" in done.stderr
         assert not list((tmp_path / "out").iterdir())
     (folder / "broken.mha").unlink()
-    hemseg("segment", folder, tmp_path / "out", "--quiet")
+    hemseg("segment", folder, tmp_path / "out", "--quiet", "--weights", light)
 
 
-def test_workers_end_with_their_parent(folder: Path, tmp_path: Path) -> None:
+def test_workers_end_with_their_parent(folder: Path, tmp_path: Path, light: Path) -> None:
     for number in range(20):
         shutil.copy(folder / "case.nii.gz", folder / f"d{number:02}.nii.gz")
-    command = [sys.executable, "-m", "hemseg.cli", "segment", str(folder), str(tmp_path / "out"), "--jobs", "2"]
+    command = [sys.executable, "-m", "hemseg.cli", "segment", str(folder), str(tmp_path / "out")]
+    command += ["--jobs", "2", "--weights", str(light)]
     parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     workers_of = ["pgrep", "-P", str(parent.pid), "-f", "spawn_main"]
     found: list[str] = []
@@ -216,18 +217,18 @@ def test_workers_end_with_their_parent(folder: Path, tmp_path: Path) -> None:
     assert not left
 
 
-def test_names_of_every_kind(scan: Path, tmp_path: Path) -> None:
+def test_names_of_every_kind(scan: Path, tmp_path: Path, light: Path) -> None:
     names = ["a b.nii.gz", "-dash.nii.gz", "new\nline.nii.gz", "ünï 頭.nii.gz", "quote'\";$(x).nii.gz", "=cmd().nii.gz"]
     for name in names:
         shutil.copy(scan, tmp_path / "in" / name)
     scan.unlink()
-    hemseg("segment", scan.parent, tmp_path / "out", "--report")
+    hemseg("segment", scan.parent, tmp_path / "out", "--report", "--weights", light)
     assert sorted(rows(tmp_path / "out")) == sorted(names)
     assert sorted(p.name for p in (tmp_path / "out").glob("*.nii.gz")) == sorted(names)
     before = times(tmp_path / "out")
-    hemseg("segment", scan.parent, tmp_path / "out", "--report")
+    hemseg("segment", scan.parent, tmp_path / "out", "--report", "--weights", light)
     assert times(tmp_path / "out") == before
-    process("--input", scan.parent, "--output", tmp_path / "gc")
+    process("--input", scan.parent, "--output", tmp_path / "gc", "--weights", light)
     assert sorted(p.name for p in (tmp_path / "gc" / "images").iterdir()) == sorted(names)
 
 
@@ -280,18 +281,18 @@ def test_no_more_begins_when_nobody_takes_the_rest(tmp_path: Path, monkeypatch: 
     assert len(begun) == count
 
 
-def test_a_full_disk_is_told_and_the_rest_is_done_later(folder: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_told_and_the_rest_is_done_later(folder: Path, tmp_path: Path, light: Path) -> None:
     """No file may grow beyond 1 KiB: what a full disk does to a mask, without one."""
     out = tmp_path / "out"
     limit = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)); "
     limit += "from hemseg.cli import main; sys.argv[0] = 'hemseg'; main()"
-    done = python("-c", limit, "segment", folder, out, "--quiet", check=1)
+    done = python("-c", limit, "segment", folder, out, "--quiet", "--weights", light, check=1)
     assert "cannot be written" in done.stderr
     assert not list(out.rglob("*.nii.gz"))
     assert not [name for name in files(out) if ".part" in name]
     (folder / "broken.mha").unlink()
-    hemseg("segment", folder, out, "--quiet")
+    hemseg("segment", folder, out, "--quiet", "--weights", light)
     assert len(list(out.rglob("*.nii.gz"))) == 6
 
 
@@ -306,12 +307,12 @@ def test_several_processes_give_the_same_masks(folder: Path, tmp_path: Path) -> 
         assert np.array_equal(a, b)
 
 
-def test_a_process_that_dies_costs_its_own_job_alone(folder: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_process_that_dies_costs_its_own_job_alone(folder: Path, tmp_path: Path, light: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     (folder / "broken.mha").unlink()
     jobs = plan(folder, tmp_path / "out")
     monkeypatch.setattr(workers, "_do", deadly)
-    key = settings_key_of_weights(default_weights())
-    found = list(workers.rows_of_processes(jobs, default_weights(), "cpu", key, tmp_path / "out", 2))
+    key = settings_key_of_weights(light)
+    found = list(workers.rows_of_processes(jobs, light, "cpu", key, tmp_path / "out", 2))
     assert sorted(row.case for row in found) == sorted(str(job.case) for job in jobs)
     (bad,) = (row for row in found if row.status != "done")
     assert bad.case == "c1.nii.gz"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from training.augmentation import augmented_patches
 from training.config import Config, Segmenter
 from training.datasets import Prepared
 from training.fitting import Task, fit, load_network, loader, save_network
-from training.hardware import Hardware
+from training.hardware import Hardware, rank
+from training.stages import console
 
 RARE = -4.0  # first logit: about one voxel in fifty is hemorrhage, or training spends its first epochs learning that
 
@@ -145,10 +147,17 @@ def train_segmenter(
 ) -> dict[str, Any]:
     """Train on labels (z, y, x) per case; writes ``network.pt``.
 
+    Where no label holds hemorrhage (a classifier that learnt nothing, `ablation.control`), one epoch teaches all there
+    is to learn, and people are told.
+
     Args:
         start: weights to go on from (self-training's second round); from scratch when None.
     """
     settings = config.segmenter
+    if not any((labels[case.name] > 0).any() for case in train):
+        if rank() == 0:
+            console.print("[yellow]segment: no training scan has a hemorrhage label; the U-Net will find none[/yellow]")
+        settings = replace(settings, optimization=replace(settings.optimization, epochs=1))
     torch.manual_seed(config.seed)
     network = build_unet(settings, len(config.preprocessing.channels))
     if start:
