@@ -288,7 +288,7 @@ def test_the_paper_configuration_takes_a_step_at_512_squared() -> None:
     slices = SliceTask(network, c.classifier, 0)
     sequence = SequenceTask(SequenceNetwork(network, c.sequence), c)
     segmenter = SegmenterTask(build_unet(c.segmenter, len(c.preprocessing.channels)), c.segmenter, 0)
-    patch = torch.rand(1, 1, 4, *c.segmenter.train_patch[1:])  # four slices of the patch: memory of a CPU machine
+    patch = torch.rand(1, 1, 4, *c.segmenter.train_patch[1:])  # four slices of the patch, as few as its strides take
     steps = (
         (slices, lambda: slices.bce(network(hu[1:]), labels[1:])),
         (sequence, lambda: sequence.bce(sequence.sequence(hu, torch.tensor([2])), labels)),

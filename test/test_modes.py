@@ -123,11 +123,11 @@ def test_instance(source: Path, tmp_path: Path) -> None:
     is_expected(tmp_path / "predict" / "Schädel 002.nii.gz", SCAN)
 
 
-def test_the_mode_can_be_named(source: Path, tmp_path: Path) -> None:
+def test_the_mode_can_be_named(source: Path, tmp_path: Path, light: Path) -> None:
     mount(source, "images/ct")
-    process("--input", source, "--output", tmp_path / "a", "--mode", "legacy")
+    process("--input", source, "--output", tmp_path / "a", "--mode", "legacy", "--weights", light)
     assert written(tmp_path / "a") == {"images/4f1c9a.mha", "results.json"}
-    process("--input", source, "--output", tmp_path / "b", HEMSEG_MODE="legacy")
+    process("--input", source, "--output", tmp_path / "b", "--weights", light, HEMSEG_MODE="legacy")
     assert written(tmp_path / "b") == written(tmp_path / "a")
     said = process("--input", source, "--output", tmp_path / "c", "--mode", "instance", check=1).stderr
     assert "holds no scans" in said

@@ -74,10 +74,10 @@ def test_the_platform_reads_the_masks(output: Path) -> None:
         assert result.voxel_width_mm == pytest.approx(sitk.ReadImage(str(CASES / mask.name)).GetSpacing()[0])
 
 
-def test_a_bad_case_does_not_lose_the_others(scan: Path, tmp_path: Path) -> None:
+def test_a_bad_case_does_not_lose_the_others(scan: Path, tmp_path: Path, light: Path) -> None:
     said = write_faulty(scan.parent / "sub folder", scan)
     (scan.parent / "settings.json").write_text("{}")
-    done = process("--input", scan.parent, "--output", tmp_path / "out", check=1)
+    done = process("--input", scan.parent, "--output", tmp_path / "out", "--weights", light, check=1)
     results = {r["inputs"][0]["filename"]: r for r in json.loads((tmp_path / "out" / "results.json").read_text())}
     assert set(results) == {"case.nii.gz", *said}
     assert results["case.nii.gz"]["error_messages"] == []
@@ -89,11 +89,13 @@ def test_a_bad_case_does_not_lose_the_others(scan: Path, tmp_path: Path) -> None
     assert same_geometry(scan, tmp_path / "out" / "images" / "case.nii.gz")
 
 
-def test_one_name_in_two_folders_is_refused_and_identical_images_are_fine(scan: Path, tmp_path: Path) -> None:
+def test_one_name_in_two_folders_is_refused_and_identical_images_are_fine(
+    scan: Path, tmp_path: Path, light: Path
+) -> None:
     for name in ("a/same.nii.gz", "b/same.nii.gz", "a_1.nii.gz", "b_1.nii.gz", "1.nii.gz", "01.nii.gz"):
         (scan.parent / name).parent.mkdir(exist_ok=True)
         shutil.copy(scan, scan.parent / name)
-    done = process("--input", scan.parent, "--output", tmp_path / "out", check=1)
+    done = process("--input", scan.parent, "--output", tmp_path / "out", "--weights", light, check=1)
     assert done.stderr.count("would write the same same.nii.gz") == 2
     masks = {p.name for p in (tmp_path / "out" / "images").iterdir()}
     assert masks == {"case.nii.gz", "a_1.nii.gz", "b_1.nii.gz", "1.nii.gz", "01.nii.gz"}
@@ -107,9 +109,9 @@ def test_nothing_to_do_is_an_error(tmp_path: Path, folder: str, said: str) -> No
     assert said in process("--input", tmp_path / folder, "--output", tmp_path / "out", check=1).stderr
 
 
-def test_output_inside_the_input_is_not_read_again(scan: Path) -> None:
+def test_output_inside_the_input_is_not_read_again(scan: Path, light: Path) -> None:
     for _ in range(2):
-        process("--input", scan.parent, "--output", scan.parent / "out")
+        process("--input", scan.parent, "--output", scan.parent / "out", "--weights", light)
     assert len(json.loads((scan.parent / "out" / "results.json").read_text())) == 1
 
 
@@ -146,8 +148,8 @@ def test_predict_is_evalutils_own_interface(model: Model, tmp_path: Path) -> Non
     assert np.array_equal(sitk.GetArrayFromImage(mask), sitk.GetArrayFromImage(expected))
 
 
-def test_what_looks_odd_is_told_and_done(bleed: Phantom, tmp_path: Path) -> None:
+def test_what_looks_odd_is_told_and_done(bleed: Phantom, tmp_path: Path, light: Path) -> None:
     write_image(np.clip(bleed.volume.hu, -20, 100), bleed.volume, tmp_path / "in" / "windowed.nii.gz")
-    done = process("--input", tmp_path / "in", "--output", tmp_path / "out")
+    done = process("--input", tmp_path / "in", "--output", tmp_path / "out", "--weights", light)
     assert "warning: windowed.nii.gz: It is stored in a window" in done.stderr
     assert (tmp_path / "out" / "images" / "windowed.nii.gz").is_file()

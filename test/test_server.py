@@ -33,13 +33,14 @@ MASK = "images/hemorrhage-segmentation/output.mha"
 class Server:
     """A running server with its input and output folders."""
 
-    def __init__(self, folder: Path, before: str = "") -> None:
+    def __init__(self, folder: Path, weights: Path, before: str = "") -> None:
         self.source, self.target = folder / "input", folder / "output"
         (self.source / "images" / "ct").mkdir(parents=True)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         call = ("--mode", "serve", "--port", self.port, "--input", self.source, "--output", self.target)
+        call += ("--weights", weights)
         self.process = subprocess.Popen(
             [sys.executable, "-c", f"{before}\nimport process, sys; sys.exit(process.main())", *map(str, call)],
             cwd=ROOT,
@@ -76,8 +77,8 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    running = Server(tmp_path)
+def server(tmp_path: Path, light: Path) -> Iterator[Server]:
+    running = Server(tmp_path, light)
     yield running
     running.process.kill()
     running.process.communicate()
@@ -179,8 +180,8 @@ def test_garbage_and_large_bodies(server: Server) -> None:
     assert "Traceback" not in server.stop()[2]
 
 
-def test_those_who_say_nothing_are_cut_off(tmp_path: Path) -> None:
-    server = Server(tmp_path, before="import hemseg.server; hemseg.server.SILENT_SECONDS = 0.5")
+def test_those_who_say_nothing_are_cut_off(tmp_path: Path, light: Path) -> None:
+    server = Server(tmp_path, light, before="import hemseg.server; hemseg.server.SILENT_SECONDS = 0.5")
     shutil.copy(SCAN, server.source / "images" / "ct" / "u.mha")
     try:
         begun = [b"", b"POST /inv", b"POST /invoke HTTP/1.1\r\nHost: h\r\n"]
