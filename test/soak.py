@@ -2,8 +2,9 @@
 temporary folder, does it slow down?
 
 Ten phantoms of 28 slices, again and again, with masks, thumbnails and reports (an HTML page for every tenth), by the
-same pipeline as ``hemseg segment`` on a folder. Prints a line every hundred scans; exit code 1 if something is beyond
-its limit: memory, files, or CPU seconds (wall time is told; other work on the machine changes it).
+same pipeline as ``hemseg segment`` on a folder. Prints a line every hundred scans: time, memory, and the most while
+scans were under way; exit code 1 if something is beyond its limit: memory, files, or CPU seconds (wall time is told;
+other work on the machine changes it).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from training.phantom import Grid, make_phantom, write_image
 HEADS = 10
 GRID = Grid((28, 200, 200), (1.0, 1.0, 5.0))
 MIB_A_HUNDRED, SLOWER = 1.0, 0.10  # limits
-WARM_UP = 100  # scans: caches fill, the allocator finds its size
+BLOCK = 50  # scans; memory is looked at after each, when none is under way: what those take is no growth
+WARM_UP = 2  # blocks: caches fill, the allocator finds its size
 
 
 def main() -> int:
@@ -55,20 +57,27 @@ def main() -> int:
         own_folder = Path(place, "tmp")
         own_folder.mkdir()
         tempfile.tempdir = os.environ["TMPDIR"] = str(own_folder)
-        memory, seconds, cpu = [], [], []
-        begun = time.perf_counter()
-        outcomes = run(jobs, load(device="cpu", scans=scans))
-        for outcome in track(outcomes, "segmenting", scans, disable=not sys.stderr.isatty()):
-            assert outcome.result, outcome.error
-            assert all(path.is_file() for path in outcome.job.outputs)
-            shutil.rmtree(outcome.job.mask.parent)
+        memory, peaks, seconds, cpu = [], [], [], []
+        begun, model = time.perf_counter(), load(device="cpu", scans=scans)
+        for first in track(range(0, scans, BLOCK), "segmenting", disable=not sys.stderr.isatty()):
+            peak = 0
+            for outcome in run(jobs[first : first + BLOCK], model):
+                assert outcome.result, outcome.error
+                assert all(path.is_file() for path in outcome.job.outputs)
+                shutil.rmtree(outcome.job.mask.parent)
+                peak = max(peak, resident_bytes())
+            del outcome
             memory.append(resident_bytes() / 2**20)
+            peaks.append(peak / 2**20)
             seconds.append(time.perf_counter() - begun)
             cpu.append(time.process_time())
-            if len(memory) % 100 == 0:
-                print(f"{len(memory)} scans: {seconds[-1]:.0f} s, {memory[-1]:.0f} MiB", flush=True)
+            if len(memory) % 2 == 0:
+                told = (
+                    f"{first + BLOCK} scans: {seconds[-1]:.0f} s, {memory[-1]:.0f} MiB, at most {max(peaks[-2:]):.0f}"
+                )
+                print(told, flush=True)
         left = [*own_folder.rglob("*"), *out.rglob("*")]
-    slope = float(np.polyfit(np.arange(WARM_UP, scans), memory[WARM_UP:], 1)[0]) * 100
+    slope = float(np.polyfit(np.arange(WARM_UP, len(memory)), memory[WARM_UP:], 1)[0]) * 100 / BLOCK
     by_wall, by_cpu = slower(seconds), slower(cpu)
     print(f"memory {slope:+.2f} MiB a hundred scans, {len(left)} files left; second half against the first: ", end="")
     print(f"wall time {100 * by_wall:+.1f} %, CPU time {100 * by_cpu:+.1f} %")
@@ -76,7 +85,7 @@ def main() -> int:
 
 
 def slower(clock: list[float]) -> float:
-    """How much longer the second half of the scans took than the first, after the warm-up, as a share."""
+    """How much longer the second half of the blocks took than the first, after the warm-up, as a share."""
     first, middle, last = clock[WARM_UP], clock[(WARM_UP + len(clock)) // 2], clock[-1]
     return (last - middle) / (middle - first) - 1
 

@@ -32,11 +32,11 @@ from training.classifier import (
 from training.config import Classifier, Config, Optimization, Segmenter, Sequence, load_config
 from training.crossval import split_into_folds
 from training.curves import read_metrics
-from training.datasets import load_dataset
+from training.datasets import Prepared, load_dataset
 from training.fitting import EpochSampler, Task, WholeCheckpoints, fit, loader, micro_batch
 from training.hardware import Hardware
 from training.phantom import write_dataset
-from training.segmenter import SegmenterTask, build_unet, combined_loss
+from training.segmenter import LEFT_OUT, SegmenterTask, build_unet, combined_loss, train_segmenter
 from training.stages import fingerprint
 
 CPU = Hardware(accelerator="cpu")
@@ -177,6 +177,24 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, handler)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("marked", "epochs"), [(False, 1), (True, 2)])
+def test_labels_without_hemorrhage_are_told_and_cost_one_epoch(
+    marked: bool, epochs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(YAML)
+    rng = np.random.default_rng(0)
+    cases = [
+        Prepared(str(n), "train", rng.uniform(0, 80, (8, 32, 32)), np.ones((8, 32, 32), bool), np.ones(8)) for n in "ab"
+    ]
+    labels = {case.name: np.full(case.hu.shape, LEFT_OUT, np.int8) for case in cases}  # of which nothing is known
+    if marked:
+        labels["a"][4, 8:16, 8:16] = 1
+    figures = train_segmenter(cases, cases, labels, load_config(str(tmp_path / "tiny.yaml")), tmp_path, CPU)
+    assert figures["epochs"] == epochs
+    assert ("has a hemorrhage label" in capsys.readouterr().err) is not marked
+    assert (tmp_path / "network.pt").is_file()
 
 
 def test_gradients_add_up_to_the_batch() -> None:
