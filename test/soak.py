@@ -29,7 +29,7 @@ HEADS = 10
 GRID = Grid((28, 200, 200), (1.0, 1.0, 5.0))
 MIB_A_HUNDRED, SLOWER = 1.0, 0.10  # limits
 BLOCK = 50  # scans; memory is looked at after each, when none is under way: what those take is no growth
-WARM_UP = 2  # blocks: caches fill, the allocator finds its size
+WARM_UP = 4  # blocks: caches fill, and the arena of ONNX Runtime comes to have used all of its pages once
 
 
 def main() -> int:
