@@ -2,7 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-QUIET := --quiet --no-compile --disable-pip-version-check  # what is imported is compiled then: a minute saved
+QUIET := --quiet --no-compile --disable-pip-version-check
+# pip compiles on one core alone; templates that are no Python are no mistake
+COMPILE = $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 .PHONY: demo test soak lint format lock samples dist docs clean
 
 demo: $(VENV)/.inference  ## segment the sample scans; masks and pictures go to demo-output/
@@ -54,14 +56,17 @@ $(VENV)/.python:
 $(VENV)/.inference: $(VENV)/.python requirements.txt pyproject.toml
 	$(BIN)/pip install $(QUIET) -r requirements.txt
 	$(BIN)/pip install $(QUIET) --no-deps --editable .
+	$(COMPILE)
 	@touch $@
 
 $(VENV)/.development: $(VENV)/.inference $(VENV)/constraints.txt
 	$(BIN)/pip install $(QUIET) --constraint $(VENV)/constraints.txt --editable '.[training,test]'
+	$(COMPILE)
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.inference
 	$(BIN)/pip install $(QUIET) --editable '.[docs]'
+	$(COMPILE)
 	@touch $@
 
 clean:
