@@ -11,7 +11,7 @@ demo: $(VENV)/.inference  ## segment the sample scans; masks and pictures go to 
 	$(BIN)/hemseg segment test/cases demo-output --overlay
 
 test: $(VENV)/.development  ## the test suite, a worker a core (about nine minutes on two)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
 
 soak: $(VENV)/.development  ## broken files, kills, a thousand scans, other samplings: about an hour (docs/reliability.md)
 	$(BIN)/python test/fuzz.py --count 100000
