@@ -3,15 +3,15 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 QUIET := --quiet --no-compile --disable-pip-version-check
-# pip compiles on one core alone; templates that are no Python are no mistake
-COMPILE = $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+# what is imported is compiled then, once, even where the environment forbids Python to keep it
+export PYTHONDONTWRITEBYTECODE :=
 .PHONY: demo test soak lint format lock samples dist docs clean
 
 demo: $(VENV)/.inference  ## segment the sample scans; masks and pictures go to demo-output/
 	$(BIN)/hemseg segment test/cases demo-output --overlay
 
 test: $(VENV)/.development  ## the test suite, a worker a core (seven to ten minutes on two)
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
 
 soak: $(VENV)/.development  ## broken files, kills, a thousand scans, other samplings: about an hour (docs/reliability.md)
 	$(BIN)/python test/fuzz.py --count 100000
@@ -56,17 +56,14 @@ $(VENV)/.python:
 $(VENV)/.inference: $(VENV)/.python requirements.txt pyproject.toml
 	$(BIN)/pip install $(QUIET) -r requirements.txt
 	$(BIN)/pip install $(QUIET) --no-deps --editable .
-	$(COMPILE)
 	@touch $@
 
 $(VENV)/.development: $(VENV)/.inference $(VENV)/constraints.txt
 	$(BIN)/pip install $(QUIET) --constraint $(VENV)/constraints.txt --editable '.[training,test]'
-	$(COMPILE)
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.inference
 	$(BIN)/pip install $(QUIET) --editable '.[docs]'
-	$(COMPILE)
 	@touch $@
 
 clean:
