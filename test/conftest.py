@@ -141,12 +141,7 @@ def hemseg(*arguments: object, check: int = 0) -> subprocess.CompletedProcess[st
 
 
 def training(*arguments: object, check: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run the command line of the training."""
-    return python("-m", "training", *arguments, check=check)
-
-
-def training_here(*arguments: object, check: int = 0) -> subprocess.CompletedProcess[str]:
-    """The same in this process, for a test that needs no process of its own: importing torch takes ten CPU seconds."""
+    """Run the command line of the training, in this process: importing torch takes ten CPU seconds."""
     from training.__main__ import main
 
     words = ["training", *map(str, arguments)]

@@ -14,7 +14,7 @@ import hemseg
 SCAN = ROOT / "test" / "cases" / "phantom-lobar.mha"
 
 
-def test_paths_images_arrays_and_volumes_give_the_same(tmp_path: Path) -> None:
+def test_paths_images_arrays_and_volumes_give_the_same(tmp_path: Path, light: Path) -> None:
     image = sitk.ReadImage(str(SCAN))
     array = sitk.GetArrayFromImage(image)
     result = hemseg.segment(SCAN)
@@ -24,11 +24,14 @@ def test_paths_images_arrays_and_volumes_give_the_same(tmp_path: Path) -> None:
     assert result.volume_ml == pytest.approx(result.mask.sum() * np.prod(image.GetSpacing()) / 1000)
     assert isinstance(result.lesions[0], hemseg.Lesion)
     assert np.mean((result.probability >= 0.5) != result.mask) < 0.001  # but for dropped specks
+    first = hemseg.segment(SCAN, weights=light)
+    assert first.mask.any()
     for other in (str(SCAN), image, hemseg.read(SCAN)):
-        assert np.array_equal(hemseg.segment(other).mask, result.mask)
-    assert np.array_equal(hemseg.segment(array, spacing=image.GetSpacing()).mask, result.mask)
+        assert np.array_equal(hemseg.segment(other, weights=light).mask, first.mask)
+    bare = hemseg.segment(array, spacing=image.GetSpacing(), weights=light)
+    assert np.array_equal(bare.mask, first.mask)
     assert same_geometry(SCAN, result.save(tmp_path / "mask.mha"))
-    hemseg.segment(array, spacing=image.GetSpacing()).save(tmp_path / "array.nii.gz")
+    assert bare.save(tmp_path / "array.nii.gz").is_file()
 
 
 @pytest.mark.parametrize(

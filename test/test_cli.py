@@ -22,7 +22,7 @@ def files(folder: Path) -> set[str]:
     return {name for name in found if not name.startswith(("summary.", "thumbnails/"))}
 
 
-def test_a_folder_keeps_its_structure_and_formats(scan: Path, tmp_path: Path) -> None:
+def test_a_folder_keeps_its_structure_and_formats(scan: Path, tmp_path: Path, light: Path) -> None:
     source = scan.parent
     image = sitk.ReadImage(str(scan))
     for name in ("a/b/deep one.nii.gz", "a/kopf-ü.mha", "meta.mhd", "n.nrrd", "plain.nii"):
@@ -30,7 +30,7 @@ def test_a_folder_keeps_its_structure_and_formats(scan: Path, tmp_path: Path) ->
         sitk.WriteImage(sitk.GetImageFromArray(sitk.GetArrayFromImage(image)), str(source / name))
     (source / "notes.txt").write_text("not a scan")
     (source / ".hidden.nii.gz").write_text("not a scan")
-    done = hemseg("segment", source, tmp_path / "out")
+    done = hemseg("segment", source, tmp_path / "out", "--weights", light)
     masks = {"a/b/deep one.nii.gz", "a/kopf-ü.mha", "meta.mha", "n.nrrd", "plain.nii", "case.nii.gz"}
     assert files(tmp_path / "out") == masks
     assert "volume (mL)" in done.stdout
@@ -38,9 +38,9 @@ def test_a_folder_keeps_its_structure_and_formats(scan: Path, tmp_path: Path) ->
     assert same_geometry(scan, tmp_path / "out" / "case.nii.gz")
 
 
-def test_a_file_goes_to_a_folder_or_a_name(scan: Path, tmp_path: Path) -> None:
-    hemseg("segment", scan, tmp_path / "out" / "mine.nii.gz", "--quiet")
-    done = hemseg("segment", scan, tmp_path / "folder", "--overlay")
+def test_a_file_goes_to_a_folder_or_a_name(scan: Path, tmp_path: Path, light: Path) -> None:
+    hemseg("segment", scan, tmp_path / "out" / "mine.nii.gz", "--quiet", "--weights", light)
+    done = hemseg("segment", scan, tmp_path / "folder", "--overlay", "--weights", light)
     assert files(tmp_path / "out") == {"mine.nii.gz"}
     assert files(tmp_path / "folder") == {"case.nii.gz", "case.png"}
     assert "case.nii.gz" in done.stdout
@@ -91,10 +91,10 @@ def test_two_scans_of_one_mask_are_refused_and_the_others_done(scan: Path, tmp_p
     assert files(tmp_path / "out") == {"case.nii.gz"}
 
 
-def test_output_inside_the_input_is_not_read_again(scan: Path) -> None:
+def test_output_inside_the_input_is_not_read_again(scan: Path, light: Path) -> None:
     out = scan.parent / "masks"
-    hemseg("segment", scan.parent, out, "--quiet")
-    hemseg("segment", scan.parent, out, "--quiet")
+    for _ in range(2):
+        hemseg("segment", scan.parent, out, "--quiet", "--weights", light)
     assert files(out) == {"case.nii.gz"}
 
 

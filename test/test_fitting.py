@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import COARSE, ROOT, training, training_here
+from conftest import COARSE, ROOT, training
+from torch.nn.utils import parameters_to_vector
 from torch.utils.data import DataLoader
 
 from hemseg.errors import HemsegError
@@ -241,7 +242,7 @@ def network(run: Path, stage: str) -> torch.Tensor:
 
 
 def test_kill_9_in_the_middle_of_training(study: Path, tmp_path: Path) -> None:
-    training_here(*command(study, "classify", tmp_path / "whole"))
+    training(*command(study, "classify", tmp_path / "whole"))
     arguments = [sys.executable, "-m", "training", *command(study, "classify", tmp_path / "killed")]
     process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (tmp_path / "killed" / "classify" / "last.ckpt").exists():
@@ -315,11 +316,11 @@ def test_the_paper_configuration_takes_a_step_at_512_squared() -> None:
     for task, step in steps:
         loss = step()
         optimizer = task.configure_optimizers()
-        before = weights(task)
+        before = parameters_to_vector(task.parameters())
         loss.backward()
         optimizer.step()
         assert torch.isfinite(loss)
-        assert not torch.equal(before, weights(task))
+        assert not torch.equal(before, parameters_to_vector(task.parameters()))
 
 
 # --- ImageNet weights -------------------------------------------------------------------------------------------------
@@ -402,7 +403,7 @@ def test_folds_are_disjoint_and_keep_patients_together(study: Path) -> None:
 def test_ablation_and_cross_validation_write_their_tables(study: Path, tmp_path: Path) -> None:
     for name, more in (("ablate", []), ("crossval", ["--folds", "2"])):
         out = tmp_path / name
-        training_here(*command(study, name, tmp_path / "run", "--out", str(out), *more))
+        training(*command(study, name, tmp_path / "run", "--out", str(out), *more))
         table = (out / "table.md").read_text().splitlines()
         rows = [line for line in table if line.startswith("|")]
         assert len(rows) == {"ablate": 8, "crossval": 5}[name]
@@ -425,6 +426,6 @@ def test_stars_are_for_significantly_better_rows() -> None:
 
 
 def test_bench_tells_three_rates(study: Path, tmp_path: Path) -> None:
-    lines = training_here(*command(study, "bench", tmp_path / "run")).stdout.splitlines()
+    lines = training(*command(study, "bench", tmp_path / "run")).stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["loader", "network", "training"]
     assert all(float(line.split()[1]) > 0 for line in lines)

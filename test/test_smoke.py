@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, dice, training_here
+from conftest import ROOT, dice, training
 from monai.bundle import verify_net_in_out
 
 from hemseg.model import load
@@ -25,7 +25,7 @@ from training.datasets import load_dataset, prepared
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole pipeline on phantoms, from slice labels to ONNX, as a user would run it."""
     run = tmp_path_factory.mktemp("runs") / "smoke"
-    training_here("all", "--config", "training/configs/smoke.yaml", "--run", run)
+    training("all", "--config", "training/configs/smoke.yaml", "--run", run)
     return run
 
 
@@ -40,7 +40,7 @@ def test_smoke_finds_hemorrhage_in_unseen_phantoms(smoke: Path) -> None:
 
 def test_smoke_fails_with_permuted_labels(smoke: Path) -> None:
     """Training on nonsense gives nonsense, and without learning calcifications and sinuses are called blood."""
-    told = training_here("control", "--config", "smoke", "--run", smoke).stdout
+    told = training("control", "--config", "smoke", "--run", smoke).stdout
     last = [line.rsplit(" ", 1) for line in told.splitlines()[-3:]]  # before them stand Lightning's bars
     figures = {name: float(dice) for name, dice in last}
     assert figures["slice labels"] == pytest.approx(
@@ -61,15 +61,15 @@ def test_smoke_leaves_weights_that_inference_loads(smoke: Path) -> None:
 
 
 def test_status_tells_the_stages(smoke: Path, tmp_path: Path) -> None:
-    told = training_here("status", "--run", smoke).stdout
+    told = training("status", "--run", smoke).stdout
     assert told.count("done") >= 8
     for word in ("pseudolabel", "dice_mean", "minutes"):
         assert word in told
-    assert "not the folder of a run" in training_here("status", "--run", tmp_path, check=1).stderr
+    assert "not the folder of a run" in training("status", "--run", tmp_path, check=1).stderr
 
 
 def test_smoke_is_skipped_when_it_is_done(smoke: Path) -> None:
-    done = training_here("all", "--config", "smoke", "--run", smoke)
+    done = training("all", "--config", "smoke", "--run", smoke)
     assert done.stderr.count("done before, skipped") >= 8
 
 
@@ -101,7 +101,7 @@ def test_weak_stages_need_no_masks(smoke: Path, tmp_path: Path) -> None:
 
 def test_monai_bundle_verifies_and_runs(smoke: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
-    training_here("bundle", "--config", "smoke", "--run", smoke, "--out", bundle)
+    training("bundle", "--config", "smoke", "--run", smoke, "--out", bundle)
     meta, config = bundle / "configs" / "metadata.json", bundle / "configs" / "inference.json"
     scan = sorted(next(smoke.glob("phantoms-*")).glob("images/*"))[-2]
     verify_net_in_out(net_id="network_def", meta_file=str(meta), config_file=str(config))
