@@ -1,0 +1,242 @@
+"""How well the skull is stripped: is brain lost, is muscle or bone kept?
+
+    python -m training stripping --data phe-sich --data phe-sich-heads --data ct-ich --out docs/results/stripping
+
+Two measures, neither of which needs an outline that somebody drew:
+
+*Lost brain*, on any scan. The brain of a slice is what is not air inside the slice's filled bone contour (`brain_of`).
+A slice in which more than 5 % of it is lost counts.
+
+*Whole heads*, where a data set has the same scans with everything outside the skull taken away (``--stripped FOLDER``,
+phe-sich beside phe-sich-heads): what share of the intracranial volume is lost, how much extracranial tissue is kept on
+slices of the skull base, how many voxels of the reference masks are lost.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from rich.progress import track
+from scipy import ndimage
+
+from hemseg.volume import Volume, read
+from training.datasets import Case, DataSet, read_reference
+from training.evaluation import write_table
+from training.stages import console
+
+Strip = Callable[[Volume], np.ndarray]  # a scan -> its intracranial mask, bool (z, y, x) in LPS order on its own grid
+
+AIR_HU = -15.0  # the data hold nothing below -20
+CLOSING_MM, OPENING_MM = 3.0, 3.0
+BRAIN_CM2 = (
+    20.0  # an enclosed region is brain from this area on: orbits, sinuses, diploe and the vertebral canal are smaller
+)
+LOST = 0.05
+PLATEAU_HU = 1.0  # bone is what lies within this of the highest value that the scan (clipped to 100 HU) has
+INSIDE_BONE_MM = 1.0  # a voxel so close to bone is half bone; neither measure counts it
+
+
+def brain_of(plane: np.ndarray, top: float, mm: float) -> np.ndarray:
+    """The brain of an axial slice: what is not air inside the filled bone contour.
+
+    Bone is what reaches ``top``; sutures and thin gaps are bridged (closing by 3 mm); what the contour encloses
+    without being bone or air, opened by 3 mm, in regions of at least 20 cm². A slice whose contour is open (a
+    craniectomy, the face) has none and is not measured.
+
+    Args:
+        plane: float (y, x), HU.
+        top: HU from which on voxels are bone.
+        mm: pixel size.
+
+    Returns:
+        bool (y, x).
+    """
+    bone = (plane >= top).astype(np.uint8)
+    margin = round(CLOSING_MM / mm) + 1
+    padded = np.pad(bone, margin)
+    closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, _disc(CLOSING_MM, mm))
+    filled = ndimage.binary_fill_holes(closed)[margin:-margin, margin:-margin]
+    inside = (filled & (bone == 0) & (plane > AIR_HU)).astype(np.uint8)
+    opened = cv2.morphologyEx(inside, cv2.MORPH_OPEN, _disc(OPENING_MM, mm))
+    labels, n = ndimage.label(opened)
+    areas = np.bincount(labels.ravel(), minlength=n + 1) * mm * mm / 100
+    areas[0] = 0
+    return (areas >= BRAIN_CM2)[labels]
+
+
+def _disc(radius_mm: float, mm: float) -> np.ndarray:
+    side = 2 * max(1, round(radius_mm / mm)) + 1
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+
+
+def bone_top(hu: np.ndarray) -> float:
+    """HU from which on a scan's voxels are bone: just below 100, or below the top of a narrower window."""
+    return min(100.0, float(hu.max())) - PLATEAU_HU
+
+
+def lost_brain(volume: Volume, kept: np.ndarray) -> list[dict[str, Any]]:
+    """One row per slice with brain: its area in cm² and the share of it that ``kept`` (z, y, x; LPS) lacks."""
+    hu, spacing = volume.in_lps()
+    top = bone_top(hu)
+    rows = []
+    for z, plane in enumerate(hu):
+        brain = brain_of(np.ascontiguousarray(plane), top, spacing[1])
+        if brain.any():
+            share = float((brain & ~kept[z]).sum() / brain.sum())
+            rows.append({"slice": z, "brain_cm2": float(brain.sum() * spacing[1] * spacing[2] / 100), "lost": share})
+    return rows
+
+
+def lost_brain_table(dataset: DataSet, strip: Strip) -> list[dict[str, Any]]:
+    """Rows of `lost_brain` for every case of a data set."""
+    rows = []
+    for case in track(dataset.cases, f"lost brain, {dataset.name}", console=console):
+        volume = read(case.image)
+        own = {"dataset": dataset.name, "split": case.split, "case": case.name}
+        rows += [own | row for row in lost_brain(volume, strip(volume))]
+    return rows
+
+
+def kept_slices(folder: Path) -> dict[tuple[str, int], str]:
+    """What a stripped data set's ``slices.csv`` says of each slice: vault, base, vertex, blanked, empty."""
+    with (folder / "slices.csv").open(newline="") as stream:
+        return {(row["case"], int(row["slice"])): row["kept"] for row in csv.DictReader(stream)}
+
+
+def intracranial_reference(stripped: np.ndarray, kind: str) -> np.ndarray:
+    """The intracranial part of a slice from which everything outside the skull was taken away.
+
+    Args:
+        stripped: float (y, x), HU; -20 outside.
+        kind: of the slice: on ``vault`` and ``vertex`` slices scalp is left around the bone, on ``base`` slices
+            there is nothing but the intracranial part and bone.
+
+    Returns:
+        bool (y, x); without bone.
+    """
+    bone = stripped >= min(100.0, float(stripped.max())) - PLATEAU_HU
+    if kind == "base":
+        return ndimage.binary_fill_holes(stripped > -20) & ~bone
+    return ndimage.binary_fill_holes(bone) & ~bone
+
+
+def whole_head(case: Case, stripped: Path, kinds: dict[tuple[str, int], str], strip: Strip) -> dict[str, Any]:
+    """How the skull of one whole head is stripped, measured against the same scan as its data set strips it.
+
+    Voxels within 1 mm of bone count neither as lost nor as kept: they are half bone.
+    """
+    volume = read(case.image)
+    hu, spacing = volume.in_lps()
+    kept = strip(volume)
+    bare, _ = read(stripped).in_lps()
+    factor = bare.shape[1] // hu.shape[1]
+    inside_ml = lost_ml = muscle_ml = 0.0
+    voxel_ml = volume.voxel_ml
+    top = bone_top(hu)
+    for z, plane in enumerate(hu):
+        kind = kinds[case.name, z]
+        if kind in ("blanked", "empty"):
+            continue
+        reference = _shrunk(intracranial_reference(bare[z], kind), factor)
+        bone = cv2.dilate((plane >= top).astype(np.uint8), _disc(INSIDE_BONE_MM, spacing[1])).astype(bool)
+        inside = (reference >= 1) & ~bone
+        inside_ml += inside.sum() * voxel_ml
+        lost_ml += (inside & ~kept[z]).sum() * voxel_ml
+        if kind == "base":
+            muscle_ml += (kept[z] & (reference <= 0) & ~bone & (plane > AIR_HU)).sum() * voxel_ml
+    row = {
+        "case": case.name,
+        "split": case.split,
+        "inside_ml": inside_ml,
+        "lost_share": lost_ml / max(inside_ml, 1e-6),
+        "extracranial_ml": muscle_ml,
+    }
+    if case.reference:
+        blood = read_reference(case.reference)
+        lps = np.asarray(Volume(blood, volume.spacing, volume.origin, volume.direction).in_lps()[0]) > 0
+        row |= {"reference_voxels": int(lps.sum()), "reference_lost": int((lps & ~kept).sum())}
+    return row
+
+
+def _shrunk(mask: np.ndarray, factor: int) -> np.ndarray:
+    """Means of ``factor`` x ``factor`` pixels, float32 (y, x)."""
+    y, x = (n // factor for n in mask.shape)
+    return mask[: y * factor, : x * factor].reshape(y, factor, x, factor).mean(axis=(1, 3), dtype=np.float32)
+
+
+def whole_heads_table(dataset: DataSet, stripped: Path, strip: Strip) -> list[dict[str, Any]]:
+    """Rows of `whole_head` for every case of ``dataset`` (whole heads) that ``stripped`` (a folder) has, too."""
+    kinds = kept_slices(stripped)
+    rows = []
+    for case in track(dataset.cases, f"whole heads, {dataset.name}", console=console):
+        path = stripped / "images" / case.image.name
+        if path.exists():
+            rows.append(whole_head(case, path, kinds, strip))
+    return rows
+
+
+def lost_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per data set and split: slices with brain, those that lose more than 5 %, the worst one."""
+    result = []
+    for key in dict.fromkeys((row["dataset"], row["split"]) for row in rows):
+        own = [row for row in rows if (row["dataset"], row["split"]) == key]
+        losing = [row for row in own if row["lost"] > LOST]
+        result.append(
+            {
+                "dataset": key[0],
+                "split": key[1],
+                "scans": len({row["case"] for row in own}),
+                "slices_with_brain": len(own),
+                "slices_losing_5_percent": len(losing),
+                "scans_losing": len({row["case"] for row in losing}),
+                "most_lost": max(row["lost"] for row in own),
+            }
+        )
+    return result
+
+
+def heads_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per split: shares of the intracranial volume lost, mL of extracranial tissue kept, reference lost."""
+    result = []
+    for split in dict.fromkeys(row["split"] for row in rows):
+        own = [row for row in rows if row["split"] == split]
+        lost = np.array([row["lost_share"] for row in own])
+        muscle = np.array([row["extracranial_ml"] for row in own])
+        blood = [(row["reference_lost"], row["reference_voxels"]) for row in own if row.get("reference_voxels")]
+        result.append(
+            {
+                "split": split,
+                "scans": len(own),
+                "lost_mean": float(lost.mean()),
+                "lost_most": float(lost.max()),
+                "extracranial_ml_median": float(np.median(muscle)),
+                "extracranial_ml_95": float(np.percentile(muscle, 95)),
+                "extracranial_ml_most": float(muscle.max()),
+                "reference_lost": sum(a for a, _ in blood) / max(1, sum(b for _, b in blood)),
+                "reference_lost_most": max((a / b for a, b in blood), default=float("nan")),
+            }
+        )
+    return result
+
+
+def stripping(
+    datasets: list[DataSet], stripped: dict[str, Path], strip: Strip, out: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """Measure both; writes ``lost_brain.csv`` (slices that lose more than 5 %), ``whole_heads.csv`` and summaries.
+
+    Args:
+        stripped: folder of the stripped scans, by the name of the data set of whole heads.
+    """
+    lost = [row for dataset in datasets for row in lost_brain_table(dataset, strip)]
+    tables = {"lost_brain_summary": lost_summary(lost), "lost_brain": [row for row in lost if row["lost"] > LOST]}
+    heads = [row for d in datasets if d.name in stripped for row in whole_heads_table(d, stripped[d.name], strip)]
+    if heads:
+        tables |= {"whole_heads_summary": heads_summary(heads), "whole_heads": heads}
+    for name, rows in tables.items():
+        write_table(rows, out / f"{name}.csv")
+    return tables
