@@ -45,7 +45,7 @@ def segment(
     volume = _volume(scan, spacing, series)
     folder = Path(weights) if weights is not None else default_weights()
     model = _model(folder.resolve(), device)
-    volume, working = checked(volume, model.manifest.preprocessing, strict)
+    volume, working = checked(volume, model.manifest.preprocessing, strict, model.strip)
     return segment_volume(volume, model, working)
 
 

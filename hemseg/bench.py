@@ -80,7 +80,7 @@ def stages(scan: Path, folder: Path) -> list[Row]:
     lap("start-up: libraries, runtime, model")
     volume = read(scan)
     lap("read")
-    volume, working = checked(volume, model.manifest.preprocessing)
+    volume, working = checked(volume, model.manifest.preprocessing, strip=model.strip)
     lap("preprocess and check")
     probability = working_probability(working, model)
     lap("network")

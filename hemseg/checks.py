@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from hemseg.errors import HemsegError
-from hemseg.preprocessing import Settings, WorkingImage, skull_hull, working_image
+from hemseg.preprocessing import Settings, Strip, WorkingImage, skull_hull, working_image
 from hemseg.volume import Volume
 
 BRAIN_HU = (10.0, 60.0)  # the median of the inside of the skull: brain has 25-40, with much blood or CSF more or less
@@ -26,14 +26,16 @@ CONTRAST_ML, CONTRAST_DEPTH_MM = 15.0, 12.0
 SCALP, SCALP_MM = 0.15, (2.0, 8.0)  # least share of tissue, so far from the skull
 
 
-def checked(volume: Volume, settings: Settings, strict: bool = False) -> tuple[Volume, WorkingImage]:
+def checked(
+    volume: Volume, settings: Settings, strict: bool = False, strip: Strip | None = None
+) -> tuple[Volume, WorkingImage]:
     """Bring a scan to the working grid; the scan comes back with what looks odd about it among its warnings.
 
     Raises:
         HemsegError: see `refuse_what_is_no_ct`; with ``strict``, also for what looks odd.
     """
     refuse_what_is_no_ct(volume)
-    working = working_image(volume, settings)
+    working = working_image(volume, settings, strip)
     said = (*volume.warnings, *doubts(volume, working, settings))
     if strict and said:
         raise HemsegError(f"{volume.path or 'the scan'}: is refused, as it looks odd: {' '.join(said)}")

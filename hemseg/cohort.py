@@ -331,7 +331,7 @@ def _done(job: Job, model: Model) -> Segmentation:
     """Read, segment, write."""
     volume = _volume(job)
     start = time.perf_counter()
-    volume, working = checked(volume, model.manifest.preprocessing, job.strict)
+    volume, working = checked(volume, model.manifest.preprocessing, job.strict, model.strip)
     result = segment(volume, model, working)
     result = replace(result, seconds=time.perf_counter() - start)
     if job.overlay or job.thumbnail or job.report:

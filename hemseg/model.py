@@ -12,6 +12,7 @@ import logging
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -20,10 +21,11 @@ import numpy as np
 
 from hemseg.errors import HemsegError
 from hemseg.memory import share_heap
-from hemseg.preprocessing import Settings
+from hemseg.preprocessing import Settings, Strip
+from hemseg.strip import learned_mask
 
 logger = logging.getLogger("hemseg")
-FORMAT = 3  # of the manifest; raised when an older hemseg could misread a newer one
+FORMAT = 4  # of the manifest; raised when an older hemseg could misread a newer one
 MANIFEST = "manifest.json"
 PLATFORM_MODEL = Path("/opt/ml/model")  # where Grand Challenge unpacks a model tarball
 DEVICES = ("auto", "cpu", "cuda")
@@ -47,6 +49,8 @@ class Manifest:
         max_median_hu: connected components with a higher median of the scan's HU are dropped: clotted blood stays
             below about 100 HU, calcifications and metal do not (the median, as a subdural bleed's border is half
             bone); 0 for no limit (format 3).
+        strip_file, strip_sha256: the ONNX file of the learned skull strip (`hemseg.strip`) beside the manifest; '' for
+            the paper's steps (format 4).
         provenance: how the weights came about (data, recipe, seed, commit, metrics); not read by inference.
     """
 
@@ -60,6 +64,8 @@ class Manifest:
     min_lesion_ml: float = 0.1
     min_peak: float = 0.0
     max_median_hu: float = 0.0
+    strip_file: str = ""
+    strip_sha256: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -109,10 +115,14 @@ class Model:
 
     Attributes:
         lanes: how many scans to do at once with it. A GPU still sees one at a time.
+        strip: the learned skull strip, or None.
     """
 
-    def __init__(self, manifest: Manifest, session: Any, folder: Path, lanes: int = 1) -> None:
+    def __init__(
+        self, manifest: Manifest, session: Any, folder: Path, lanes: int = 1, strip: Strip | None = None
+    ) -> None:
         self.manifest = manifest
+        self.strip = strip
         self.folder = folder
         self.lanes = lanes
         self._session = session
@@ -155,14 +165,31 @@ def load(weights: str | Path | None = None, device: str = "auto", threads: int =
     folder = Path(weights) if weights is not None else default_weights()
     manifest = Manifest.read(folder)
     path = folder / manifest.file
-    check_file(path, manifest)
+    check_file(path, manifest.sha256)
     lanes = min(scans, MOST_LANES, max(2, cores()))
     if lanes > 1:
         share_heap()
-    return Model(manifest, session(path, device, threads or -(-cores() // lanes)), folder, lanes)
+    threads = threads or -(-cores() // lanes)
+    strip = load_strip(folder / manifest.strip_file, manifest.strip_sha256, threads) if manifest.strip_file else None
+    return Model(manifest, session(path, device, threads), folder, lanes, strip)
 
 
-def check_file(path: Path, manifest: Manifest) -> None:
+def load_strip(path: Path, sha256: str, threads: int = 1) -> Strip:
+    """The learned skull strip of an ONNX file. It runs on the CPU: it takes less time than the way to a GPU.
+
+    Raises:
+        HemsegError: the file is missing, damaged or another one.
+    """
+    check_file(path, sha256)
+    network = session(path, "cpu", threads)
+
+    def run(slices: np.ndarray) -> np.ndarray:
+        return np.asarray(network.run(None, {"image": slices})[0])
+
+    return partial(learned_mask, network=run)
+
+
+def check_file(path: Path, sha256: str) -> None:
     """Raise HemsegError unless a model file is there and is the one that the manifest means."""
     try:
         content = path.read_bytes()
@@ -170,7 +197,7 @@ def check_file(path: Path, manifest: Manifest) -> None:
         raise HemsegError(f"{path}: the manifest names it, but it cannot be read.") from None
     if content.startswith(b"version https://git-lfs"):
         raise HemsegError(f"{path}: is a Git LFS pointer, not the weights; run `git lfs pull`.")
-    if hashlib.sha256(content).hexdigest() != manifest.sha256:
+    if hashlib.sha256(content).hexdigest() != sha256:
         raise HemsegError(f"{path}: does not match the manifest's sha256; it is damaged or of another version.")
 
 

@@ -11,6 +11,7 @@ slice costs five times as much as the same slice at 1 mm.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -24,6 +25,11 @@ CHANNELS = ("hu", "equalized")
 BORDER_MM = 3.0  # how far from tissue its bone may begin: thin bone is dimmed by partial volume
 AIR_HU = 1e-3  # so far above the lowest value averages of air can come out: 32-bit weights add up to 1 but for rounding
 BELOW_SHARE, OPEN_SHARE = 0.5, 0.3  # see `_enclosed`
+TISSUE_HU, TISSUE_SPREAD_HU = (0.0, 65.0), 15.0  # of brain, wherever the scale is off by ten HU; see `brain_level`
+MOST_SHIFT_HU = 15.0  # a brain that is farther off is not corrected: `hemseg.checks` warns
+
+Strip = Callable[[np.ndarray, tuple[float, float, float]], np.ndarray]
+"""(z, y, x) HU on the working grid, its spacing (z, y, x) in mm -> bool (z, y, x): the intracranial mask."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class Settings:
     bone_floor_hu: float = 92.0  # ... but never below this: clotted blood reaches 90 HU
     head_floor_hu: float = -15.0  # tissue, against air and fat
     channels: tuple[str, ...] = CHANNELS
+    level_hu: float = 0.0  # the brain's median is brought here before the network; 0: HU as they are
+    edge_slices: bool = False  # a stack that is shorter than a patch goes on with its outermost slices, not with zeros
 
     def __post_init__(self) -> None:
         low, high = self.hu_range
@@ -155,15 +163,20 @@ class WorkingImage:
         hu: float32 (z, y, x), clipped to ``hu_range``, not stripped.
         intracranial: bool (z, y, x), what skull stripping leaves.
         grid: how to get back.
+        learned: the learned strip made the mask, not the paper's steps.
     """
 
     hu: np.ndarray
     intracranial: np.ndarray
     grid: WorkingGrid
+    learned: bool = False
 
 
-def working_image(volume: Volume, settings: Settings) -> WorkingImage:
+def working_image(volume: Volume, settings: Settings, strip: Strip | None = None) -> WorkingImage:
     """Clip to ``hu_range``, go to the working grid, strip the skull.
+
+    Args:
+        strip: the learned strip; where there is none, or it finds nothing, the paper's steps (`intracranial_mask`).
 
     In plane the clipping comes first, at the scan's own resolution: so a scan in full HU and the same scan stored in a
     window give the same numbers, unless its slices are so thin that several are averaged.
@@ -171,6 +184,8 @@ def working_image(volume: Volume, settings: Settings) -> WorkingImage:
     hu, spacing = volume.in_lps()
     grid = WorkingGrid.of(hu.shape, spacing, settings)
     hu = grid.from_scan(hu, settings.hu_range)
+    if strip is not None and (inside := strip(hu, grid.spacing)).any():
+        return WorkingImage(hu, inside, grid, learned=True)
     return WorkingImage(hu, intracranial_mask(hu, settings), grid)
 
 
@@ -308,12 +323,38 @@ def equalized(hu: np.ndarray, mask: np.ndarray, settings: Settings) -> np.ndarra
     return result
 
 
+def brain_level(hu: np.ndarray, intracranial: np.ndarray) -> float:
+    """Median HU of the brain: of what is tissue inside the mask, blood, fluid and bone left out; NaN where none is.
+
+    Args:
+        hu, intracranial: (z, y, x) on the working grid.
+    """
+    values = hu[intracranial]
+    values = values[(values > TISSUE_HU[0]) & (values < TISSUE_HU[1])]
+    if not values.size:
+        return float("nan")
+    return float(np.median(values[np.abs(values - np.median(values)) < TISSUE_SPREAD_HU]))
+
+
+def leveled(hu: np.ndarray, intracranial: np.ndarray, settings: Settings) -> np.ndarray:
+    """HU shifted so that the brain's median is ``level_hu``, within ``hu_range``; by at most 15 HU.
+
+    Scanners differ by some HU, and exports by more: what is blood is told from the brain beside it.
+    """
+    shift = settings.level_hu - brain_level(hu, intracranial)
+    if not np.isfinite(shift):
+        return hu
+    return (hu + np.clip(shift, -MOST_SHIFT_HU, MOST_SHIFT_HU)).clip(*settings.hu_range).astype(np.float32)
+
+
 def network_input(hu: np.ndarray, intracranial: np.ndarray, settings: Settings) -> np.ndarray:
     """The network's channels, float32 (channel, z, y, x) in 0..1, 0 outside the skull's inside.
 
     ``hu`` is the window ``hu_range`` (absolute: blood is 50-90 HU in every scan), ``equalized`` the paper's
     contrast enhancement (relative: what is bright in this scan).
     """
+    if settings.level_hu:
+        hu = leveled(hu, intracranial, settings)
     low, high = settings.hu_range
     made = {
         "hu": lambda: np.where(intracranial, ((hu - low) / (high - low)).clip(0, 1), 0).astype(np.float32),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +14,10 @@ import numpy as np
 from scipy import ndimage
 
 from hemseg.model import Manifest, Model
-from hemseg.preprocessing import WorkingImage, network_input, working_image
+from hemseg.preprocessing import Settings, WorkingImage, network_input, working_image
 from hemseg.volume import Volume, write_mask
 
+Network = Callable[[np.ndarray], np.ndarray]  # patches (n, channel, z, y, x) -> probability (n, 1, z, y, x)
 MIDLINE_MM = 5.0
 _TOUCHING = np.ones((3, 3, 3), bool)  # lesions are 26-connected
 
@@ -92,7 +94,7 @@ def segment(volume: Volume, model: Model, working: WorkingImage | None = None) -
         working: the scan on the working grid, where that was made already; the time it took is not counted then.
     """
     start = time.perf_counter()
-    working = working or working_image(volume, model.manifest.preprocessing)
+    working = working or working_image(volume, model.manifest.preprocessing, model.strip)
     result = outlined(volume, working, working_probability(working, model), model.manifest)
     return replace(result, seconds=time.perf_counter() - start)
 
@@ -120,15 +122,40 @@ def outlined(volume: Volume, working: WorkingImage, probability: np.ndarray, man
 
 def working_probability(working: WorkingImage, model: Model) -> np.ndarray:
     """Probability of hemorrhage on the working grid, float32 (z, y, x); 0 outside the skull's inside."""
-    probability = np.zeros(working.hu.shape, np.float32)
-    box = _bounding_box(working.intracranial)
+    manifest = model.manifest
+    return network_probability(working.hu, working.intracranial, manifest.preprocessing, model, manifest.patch)
+
+
+def network_probability(
+    hu: np.ndarray, intracranial: np.ndarray, settings: Settings, network: Network, patch: tuple[int, int, int]
+) -> np.ndarray:
+    """What a network answers on the working grid, float32 (z, y, x); 0 outside the intracranial mask.
+
+    Args:
+        hu, intracranial: (z, y, x) on the working grid, see `hemseg.preprocessing.WorkingImage`.
+        network: patches (n, channel, *patch) -> probability (n, 1, *patch), both float32.
+        patch: (z, y, x).
+    """
+    probability = np.zeros(hu.shape, np.float32)
+    box = input_box(intracranial, settings)
     if box is None:
         return probability
-    settings = model.manifest.preprocessing
-    image = network_input(working.hu[box], working.intracranial[box], settings)
-    probability[box] = tiled(image, model, model.manifest.patch)
-    probability[~working.intracranial] = 0
+    image = network_input(hu[box], intracranial[box], settings)
+    probability[box] = tiled(image, network, patch, settings.edge_slices)
+    probability[~intracranial] = 0
     return probability
+
+
+def input_box(intracranial: np.ndarray, settings: Settings) -> tuple[slice, slice, slice] | None:
+    """The part of the working grid that the network sees: the box around the mask; None where there is no mask.
+
+    With ``edge_slices``, one slice more on either side, where there is one: what comes beyond the brain is then empty,
+    while a stack that ends within the brain goes on with its last slice.
+    """
+    box = _bounding_box(intracranial)
+    if box is None or not settings.edge_slices:
+        return box
+    return slice(max(0, box[0].start - 1), box[0].stop + 1), *box[1:]
 
 
 def confident(probability: np.ndarray, threshold: float, min_peak: float) -> np.ndarray:
@@ -145,19 +172,20 @@ def confident(probability: np.ndarray, threshold: float, min_peak: float) -> np.
     return result
 
 
-def tiled(image: np.ndarray, model: Model, patch: tuple[int, int, int]) -> np.ndarray:
+def tiled(image: np.ndarray, model: Network, patch: tuple[int, int, int], edge_slices: bool = False) -> np.ndarray:
     """Run the network on as few patches of fixed shape as cover the image, and blend where they overlap.
 
     Args:
         image: (channel, z, y, x); where it is smaller than a patch it is centred in zeros.
         patch: (z, y, x).
+        edge_slices: along z the outermost slices are repeated in place of zeros.
 
     Returns:
         Probability (z, y, x).
     """
     shape = image.shape[1:]
     padding = [(0, 0), *(((p - n) // 2, p - n - (p - n) // 2) if n < p else (0, 0) for n, p in zip(shape, patch))]
-    padded = np.pad(image, padding)
+    padded = padded_to(image, patch, edge_slices)
     total = np.zeros(padded.shape[1:], np.float32)
     weight = np.zeros(padded.shape[1:], np.float32)
     tent = _tent(patch)
@@ -167,6 +195,13 @@ def tiled(image: np.ndarray, model: Model, patch: tuple[int, int, int]) -> np.nd
         weight[tile] += tent
     inner = tuple(slice(before, before + n) for (before, _), n in zip(padding[1:], shape))
     return (total / weight)[inner]
+
+
+def padded_to(image: np.ndarray, patch: tuple[int, int, int], edge_slices: bool) -> np.ndarray:
+    """An image (channel, z, y, x) in the middle of a patch, where it is smaller; arguments as for `tiled`."""
+    z, *plane = [((p - n) // 2, p - n - (p - n) // 2) if n < p else (0, 0) for n, p in zip(image.shape[1:], patch)]
+    longer = np.pad(image, [(0, 0), z, (0, 0), (0, 0)], mode="edge" if edge_slices else "constant")
+    return np.pad(longer, [(0, 0), (0, 0), *plane])
 
 
 def _starts(size: int, patch: int) -> list[int]:

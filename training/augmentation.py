@@ -25,6 +25,13 @@ def in_plane_affine(
     return torch.stack([torch.stack([flip * cos, -sin, move[0]], 1), torch.stack([flip * sin, cos, move[1]], 1)], 1)
 
 
+def random_window(rng: np.random.Generator) -> tuple[float, float]:
+    """A window as scans are exported in: bottom -20..10 HU, top 66..100 HU; either at times as wide as it can be."""
+    bottom = float(rng.uniform(-20, 10)) if rng.random() < 0.7 else -20.0
+    top = float(rng.uniform(66, 100)) if rng.random() < 0.85 else 100.0
+    return bottom, top
+
+
 def degraded(images: Tensor, generator: torch.Generator, share: float) -> Tensor:
     """Blur a share of the images, and pass a share through JPEG: what a smooth kernel and public copies do to a CT.
 
@@ -52,6 +59,7 @@ def augmented_slices(
     windows: Tensor,
     lengths: Tensor | None = None,
     share_degraded: float = 0.0,
+    share_narrow: float = 0.0,
 ) -> Tensor:
     """Move, shift and roughen slices (n, y, x) in HU.
 
@@ -59,6 +67,7 @@ def augmented_slices(
         windows: (window, 2) HU that the network sees; their lowest value comes in from outside.
         lengths: slices per volume: the slices of a volume are changed alike. One by one when None.
         share_degraded: of the slices to blur, and to pass through JPEG; 0 draws no random numbers.
+        share_narrow: of the slices (or volumes) to clip to a random window; 0 draws no random numbers.
     """
     background, top = float(windows.min()), float(windows.max())
     n = len(hu) if lengths is None else len(lengths)
@@ -75,7 +84,13 @@ def augmented_slices(
     if share_degraded:
         scale = top - background
         changed = degraded((changed / scale).clamp(0, 1), generator, share_degraded) * scale
-    return (changed + background).to(hu)
+    changed = changed + background
+    if share_narrow:
+        rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+        windows_of = [random_window(rng) if rng.random() < share_narrow else (background, top) for _ in range(n)]
+        low, high = torch.tensor(windows_of).T.repeat_interleave(each, 1)[:, :, None, None]
+        changed = changed.clamp(background, top).maximum(low).minimum(high)
+    return changed.to(hu)
 
 
 def augmented_patches(

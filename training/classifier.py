@@ -232,7 +232,11 @@ class SliceTask(Task):
         hu, labels = batch
         if self.settings.augment:
             hu = augmented_slices(
-                hu, self.generator(batch_idx), self.network.windows, share_degraded=self.settings.degrade
+                hu,
+                self.generator(batch_idx),
+                self.network.windows,
+                share_degraded=self.settings.degrade,
+                share_narrow=self.settings.narrow,
             )
         loss = self.bce(self.network(hu), labels)
         self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(labels))
@@ -311,7 +315,14 @@ class SequenceTask(SliceTask):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         hu, labels, lengths = batch
         if self.settings.augment:
-            hu = augmented_slices(hu, self.generator(batch_idx), self.network.windows, lengths, self.settings.degrade)
+            hu = augmented_slices(
+                hu,
+                self.generator(batch_idx),
+                self.network.windows,
+                lengths,
+                self.settings.degrade,
+                self.settings.narrow,
+            )
         loss = self.bce(self.sequence(hu, lengths), labels)
         self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss

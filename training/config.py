@@ -48,6 +48,7 @@ class Classifier:
     positive_weight: float = 1.0
     augment: bool = False
     degrade: float = 0.0  # with `augment`: share of the slices that are blurred, and that pass through JPEG
+    narrow: float = 0.0  # with `augment`: share of the slices that are clipped to a random window
     optimization: Optimization = field(default_factory=Optimization)
 
 
@@ -103,6 +104,11 @@ class Segmenter:
     patches_per_case: int = 1  # an epoch
     augment: bool = False
     degrade: float = 0.0  # as the classifier's
+    narrow: float = 0.0  # with `augment`: share of the samples that are clipped to a random window
+    few_slices: float = 0.0  # with `augment`: share of the samples that are cut down to one to five slices
+    loose_mask: float = (
+        0.0  # with `augment`: share of the samples whose intracranial mask is one or two pixels too wide
+    )
     optimization: Optimization = field(default_factory=lambda: Optimization("adam", lr=1e-3, batch=4))
     threshold: float = 0.5
     min_lesion_ml: float = 0.0
@@ -146,6 +152,7 @@ class Config:
 
     name: str
     seed: int = 0
+    strip: str = ""  # the learned skull strip: `weights` (that of hemseg's weights) or an ONNX file; '': the paper's
     preprocessing: Settings = field(default_factory=Settings)
     classifier: Classifier = field(default_factory=Classifier)
     sequence: Sequence = field(default_factory=Sequence)

@@ -24,7 +24,7 @@ from rich.progress import track
 
 from hemseg.errors import HemsegError
 from hemseg.model import cores
-from hemseg.preprocessing import Settings, working_image
+from hemseg.preprocessing import Settings, Strip, working_image
 from hemseg.volume import read, stem, suffix
 from training.stages import console
 
@@ -275,7 +275,7 @@ class Prepared:
     labels: np.ndarray
 
 
-def prepare(dataset: DataSet, settings: Settings, folder: Path) -> dict[str, int]:
+def prepare(dataset: DataSet, settings: Settings, folder: Path, strip: Strip | None = None) -> dict[str, int]:
     """Bring every case to the working grid, with the very functions that inference uses; one .npz each.
 
     Raises:
@@ -290,7 +290,7 @@ def prepare(dataset: DataSet, settings: Settings, folder: Path) -> dict[str, int
             volume = read(case.image)
         except HemsegError as error:
             return f"{error} {DO_WITHOUT}"
-        working = working_image(volume, settings)
+        working = working_image(volume, settings, strip)
         labels = _labels_on_working_grid(case, volume.direction, working.grid.slab)
         np.savez_compressed(partial, hu=working.hu, intracranial=working.intracranial, labels=labels)
         partial.replace(target)

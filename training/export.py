@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import subprocess
 import warnings
 from pathlib import Path
@@ -24,6 +25,7 @@ from training.config import Config
 from training.graph import subpixel
 
 OPSET = 18
+STRIP = "strip.onnx"
 TOLERANCE = 1e-4
 TOLERANCE_HALF = 2e-2  # of a probability; float16 has 11 bits
 
@@ -39,8 +41,13 @@ class WithSigmoid(nn.Module):
         return self.network(image).sigmoid()
 
 
-def export_model(network: nn.Module, config: Config, folder: Path, provenance: dict[str, Any]) -> dict[str, Any]:
+def export_model(
+    network: nn.Module, config: Config, folder: Path, provenance: dict[str, Any], strip: Path | None = None
+) -> dict[str, Any]:
     """Write ``hemseg.onnx`` and ``manifest.json``; check the one against torch.
+
+    Args:
+        strip: the ONNX file of the learned skull strip that the network was trained with; it is copied beside it.
 
     Raises:
         HemsegError: ONNX Runtime and torch differ by more than 1e-4 (2e-2 in half precision).
@@ -63,6 +70,8 @@ def export_model(network: nn.Module, config: Config, folder: Path, provenance: d
     tolerance = TOLERANCE_HALF if config.export.half else TOLERANCE
     if difference > tolerance:
         raise HemsegError(f"{path}: ONNX Runtime differs from torch by {difference:.2g}, more than {tolerance}.")
+    if strip:
+        shutil.copyfile(strip, folder / STRIP)
     Manifest(
         name=config.name,
         version=hemseg.__version__,
@@ -74,13 +83,20 @@ def export_model(network: nn.Module, config: Config, folder: Path, provenance: d
         min_lesion_ml=settings.min_lesion_ml,
         min_peak=settings.min_peak,
         max_median_hu=settings.max_median_hu,
+        strip_file=STRIP if strip else "",
+        strip_sha256=hashlib.sha256(strip.read_bytes()).hexdigest() if strip else "",
         provenance=provenance | {"seed": config.seed, "commit": _commit()},
     ).write(folder)
     return {"megabytes": round(path.stat().st_size / 1e6, 1), "difference_to_torch": difference}
 
 
-def write_onnx(model: nn.Module, image: Tensor, path: Path) -> None:
-    """Write a network as ONNX, as torch exports it; the batch is free, the patch is that of ``image``."""
+def write_onnx(model: nn.Module, image: Tensor, path: Path, shapes: Any = None) -> None:
+    """Write a network as ONNX, as torch exports it.
+
+    Args:
+        image: an example of its input.
+        shapes: torch's ``dynamic_shapes``; by default the batch is free, and the patch is that of ``image``.
+    """
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -91,7 +107,7 @@ def write_onnx(model: nn.Module, image: Tensor, path: Path) -> None:
             str(path),
             input_names=["image"],
             output_names=["probability"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},),
+            dynamic_shapes=shapes or ({0: torch.export.Dim("batch", min=1, max=64)},),
             opset_version=OPSET,
             external_data=False,
             verbose=False,

@@ -127,7 +127,7 @@ def optimize_weights(folder: Path) -> float:
     """
     manifest = Manifest.read(folder)
     path = folder / manifest.file
-    check_file(path, manifest)
+    check_file(path, manifest.sha256)
     shape = (2, len(manifest.preprocessing.channels), *manifest.patch)
     patches = np.random.default_rng(0).random(shape, np.float32)
     with whole(path) as partial:

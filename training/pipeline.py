@@ -15,6 +15,7 @@ evaluate     ONNX -> Dice etc. on the test split          evaluate/per_case.csv,
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from dataclasses import dataclass, replace
 from functools import cache
@@ -27,7 +28,7 @@ from rich.progress import track
 
 import hemseg
 from hemseg.errors import HemsegError
-from hemseg.model import load
+from hemseg.model import Manifest, default_weights, load, load_strip
 from hemseg.preprocessing import PREPROCESSING_VERSION, smoothed, working_image
 from hemseg.segmentation import working_probability
 from hemseg.volume import read
@@ -110,6 +111,10 @@ def build_stages(
     marks = [source, *(f"relabel{suffix}" for suffix in rounds)]
     last = unets[-1]
 
+    strip_file = strip_path(config)
+    strip_mark = (hashlib.sha256(strip_file.read_bytes()).hexdigest(),) if strip_file else ()
+    strip = load_strip(strip_file, *strip_mark) if strip_file else None
+
     def cases(*splits: str) -> list[Prepared]:
         found = list(prepared(run / "prepare", dataset, *splits))
         return [permuted(case, config.seed) for case in found] if variant.permuted else found
@@ -146,7 +151,7 @@ def build_stages(
             "hemseg": hemseg.__version__,
             "torch": torch.__version__,
         }
-        return export_model(network, config, folder, provenance)
+        return export_model(network, config, folder, provenance, strip_file)
 
     def self_training(number: int, teacher: str, before: str, suffix: str) -> list[Stage]:
         """The two stages of a round: new labels by the U-Net before, and that U-Net trained on."""
@@ -179,8 +184,8 @@ def build_stages(
         Stage(
             "prepare",
             (),
-            (config.preprocessing, PREPROCESSING_VERSION, dataset.fingerprint),
-            lambda f: prepare(dataset, config.preprocessing, f),
+            (config.preprocessing, PREPROCESSING_VERSION, dataset.fingerprint, *strip_mark),
+            lambda f: prepare(dataset, config.preprocessing, f, strip),
         ),
         Stage(
             first,
@@ -379,7 +384,9 @@ def make_panels(
     for case in track(shown[:: max(1, -(-len(shown) // most))], "panels", console=console):
         maps = _load(run / f"cam{variant.network}", case.name)
         label = _load(run / f"pseudolabel{variant.labels}", case.name)
-        found = working_probability(working_image(read(by_name[case.name].image), config.preprocessing), model)
+        found = working_probability(
+            working_image(read(by_name[case.name].image), config.preprocessing, model.strip), model
+        )
         reference = None
         if by_name[case.name].reference:
             reference = reference_on_grid(by_name[case.name], config.preprocessing)
@@ -396,6 +403,24 @@ def make_panels(
         ]
         write_panel(rows, config.preprocessing.hu_range, folder / f"{case.name}.png")
     return {"patients": len(list(folder.glob("*.png")))}
+
+
+def strip_path(config: Config) -> Path | None:
+    """The ONNX file of the learned skull strip that a configuration asks for; None: the paper's steps.
+
+    Raises:
+        HemsegError: there is no such file, or hemseg's weights have none.
+    """
+    if not config.strip:
+        return None
+    if config.strip != "weights":
+        path = Path(config.strip)
+    else:
+        folder = default_weights()
+        path = folder / (Manifest.read(folder).strip_file or "strip.onnx")
+    if not path.is_file():
+        raise HemsegError(f"{path}: there is no such file; the configuration's `strip` names a learned skull strip.")
+    return path
 
 
 def label_of(saved: dict[str, np.ndarray]) -> np.ndarray:

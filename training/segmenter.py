@@ -10,11 +10,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.networks.nets import UNet
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from hemseg.preprocessing import Settings, network_input
-from training.augmentation import augmented_patches
+from hemseg.segmentation import input_box, padded_to
+from training.augmentation import augmented_patches, random_window
 from training.config import Config, Segmenter
 from training.datasets import Prepared
 from training.fitting import Task, fit, load_network, loader, save_network
@@ -61,21 +63,40 @@ def combined_loss(logits: Tensor, target: Tensor, epsilon: float = 1.0) -> Tenso
 
 
 class Patches(Dataset):
-    """Patches of prepared scans with their (pseudo-)labels; half of them are centred on hemorrhage."""
+    """Patches of prepared scans with their (pseudo-)labels; half of them are centred on hemorrhage.
+
+    Where the scan itself is changed at random (`changed_scan`), the network's input is made anew for each patch.
+    """
 
     def __init__(self, cases: list[Prepared], labels: dict[str, np.ndarray], config: Config) -> None:
         self.size, self.seed = config.segmenter.train_patch, config.seed
+        self.settings, self.preprocessing = config.segmenter, config.preprocessing
         self.per_case = config.segmenter.patches_per_case
-        self.items = [padded(cropped(c, labels[c.name], config.preprocessing), self.size) for c in cases]
+        self.fresh = self.settings.augment and bool(
+            self.settings.narrow or self.settings.few_slices or self.settings.loose_mask
+        )
+        self.scans = [around_brain(c, labels[c.name], config.preprocessing) for c in cases]
+        self.items = [] if self.fresh else [self._item(*scan) for scan in self.scans]
         self.positive = [np.argwhere(item[-1] > 0) for item in self.items]
 
     def __len__(self) -> int:
-        return len(self.items) * self.per_case
+        return len(self.scans) * self.per_case
+
+    def _item(self, hu: np.ndarray, inside: np.ndarray, label: np.ndarray) -> np.ndarray:
+        """Network input and label of a scan or a part of it, at least as large as a patch."""
+        image = network_input(hu, inside, self.preprocessing)
+        item = np.concatenate([image, label[None].astype(np.float32)])
+        return padded_to(item, self.size, self.preprocessing.edge_slices)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = (0, key) if isinstance(key, int) else key
         rng = np.random.default_rng([self.seed, epoch, index])
-        item, positive = self.items[index % len(self.items)], self.positive[index % len(self.items)]
+        number = index % len(self.scans)
+        if self.fresh:
+            item = self._item(*changed_scan(*self.scans[number], self.settings, rng))
+            positive = np.argwhere(item[-1] > 0)
+        else:
+            item, positive = self.items[number], self.positive[number]
         shape = item.shape[1:]
         if len(positive) and rng.random() < 0.5:
             middle = positive[rng.integers(len(positive))]
@@ -89,26 +110,33 @@ class Patches(Dataset):
         return patch[:-1], patch[-1:]
 
 
-def cropped(case: Prepared, label: np.ndarray, settings: Settings) -> np.ndarray:
-    """Network input and label of the skull's inside, float32 (channel + 1, z, y, x): what inference sees, too."""
-    inside = case.intracranial
-    box = bounding_box(inside)
-    image = network_input(case.hu[box], inside[box], settings)
-    return np.concatenate([image, label[None][(slice(None), *box)].astype(np.float32)])
+def around_brain(case: Prepared, label: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """HU, intracranial mask and label in the box that inference sees, all (z, y, x)."""
+    box = input_box(case.intracranial, settings) or (slice(None),) * 3
+    return case.hu[box], case.intracranial[box], label[box]
 
 
-def bounding_box(inside: np.ndarray) -> tuple[slice, ...]:
-    """The box around the skull's inside; everything where there is none."""
-    if not inside.any():
-        return (slice(None),) * 3
-    found = (np.flatnonzero(inside.any(axis=a)) for a in ((1, 2), (0, 2), (0, 1)))
-    return tuple(slice(int(i.min()), int(i.max()) + 1) for i in found)
+def changed_scan(
+    hu: np.ndarray, inside: np.ndarray, label: np.ndarray, settings: Segmenter, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A scan as others might have it: fewer slices, a narrower window, a mask that is a little too wide.
 
-
-def padded(item: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
-    """Centre in zeros whatever is smaller than a patch."""
-    lacking = [max(0, p - n) for n, p in zip(item.shape[1:], size, strict=True)]
-    return np.pad(item, [(0, 0), *((n // 2, n - n // 2) for n in lacking)])
+    Args:
+        hu, inside, label: (z, y, x) on the working grid.
+    """
+    few, narrow, loose = rng.random(3) < (settings.few_slices, settings.narrow, settings.loose_mask)
+    if few:
+        count = int(rng.integers(1, min(5, len(hu)) + 1))
+        bleeding = np.flatnonzero((label > 0).any(axis=(1, 2)))
+        middle = int(rng.choice(bleeding)) if len(bleeding) and rng.random() < 0.6 else int(rng.integers(len(hu)))
+        first = int(np.clip(middle - rng.integers(count), 0, len(hu) - count))
+        hu, inside, label = (array[first : first + count] for array in (hu, inside, label))
+    if narrow:
+        hu = hu.clip(*random_window(rng))
+    if loose:
+        cross = ndimage.generate_binary_structure(2, 1)[None]
+        inside = ndimage.binary_dilation(inside, cross, iterations=int(rng.integers(1, 3)))
+    return hu, inside, label
 
 
 class SegmenterTask(Task):
@@ -175,8 +203,9 @@ def _whole(cases: list[Prepared], labels: dict[str, np.ndarray], config: Config)
     step = np.prod(config.segmenter.strides, axis=0)
     result = []
     for case in cases:
-        item = cropped(case, labels[case.name], config.preprocessing)
+        hu, inside, label = around_brain(case, labels[case.name], config.preprocessing)
+        item = np.concatenate([network_input(hu, inside, config.preprocessing), label[None].astype(np.float32)])
         size = tuple(int(-(-n // s) * s) for n, s in zip(item.shape[1:], step, strict=True))
-        tensor = torch.from_numpy(padded(item, size))  # type: ignore[arg-type]
+        tensor = torch.from_numpy(padded_to(item, size, config.preprocessing.edge_slices))  # type: ignore[arg-type]
         result.append((tensor[:-1], tensor[-1:]))
     return result

@@ -13,11 +13,10 @@ from scipy import ndimage
 from torch import nn
 
 from hemseg.preprocessing import Settings, smoothed
-from hemseg.segmentation import tiled
+from hemseg.segmentation import network_probability
 from training.config import Config, SelfTraining
 from training.datasets import Prepared
 from training.refinement import half_maximum
-from training.segmenter import bounding_box, cropped
 
 _IN_PLANE = np.ones((3, 3), bool)
 
@@ -29,10 +28,7 @@ def teacher_probability(network: nn.Module, case: Prepared, config: Config) -> n
         with torch.no_grad():
             return network(torch.from_numpy(np.ascontiguousarray(patches, np.float32))).sigmoid().numpy()
 
-    image = cropped(case, np.zeros(case.hu.shape, np.int8), config.preprocessing)[:-1]
-    probability = np.zeros(case.hu.shape, np.float32)
-    probability[bounding_box(case.intracranial)] = tiled(image, run, config.segmenter.patch)  # type: ignore[arg-type]
-    return np.where(case.intracranial, probability, 0).astype(np.float32)
+    return network_probability(case.hu, case.intracranial, config.preprocessing, run, config.segmenter.patch)
 
 
 def relabelled(
