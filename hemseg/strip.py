@@ -21,6 +21,10 @@ MULTIPLE = 16  # its strides
 PLATEAU_HU = 1.0  # a voxel so near to the highest value of a narrow window is saturated
 CERTAIN, POSSIBLE = 0.5, 0.15  # probability inside, and in the rim in which bone draws the edge
 RIM_MM = 2.0
+AIR_HU = -15.0  # tissue is brighter
+CLOSING_MM, OPENING_MM = 3.0, 3.0
+BRAIN_CM2 = 20.0  # enclosed regions of this area are brain: orbits, sinuses, diploe and the vertebral canal are smaller
+LOST = 0.05  # share of a slice's brain
 LEAST_ML, LEAST_OVERLAP = 1.0, 0.5  # of a component beside the largest one: it lies above or below it
 
 Network = Callable[[np.ndarray], np.ndarray]  # (n, 3, y, x) in 0..1 -> probability (n, 1, y, x); both float32
@@ -42,11 +46,11 @@ def learned_mask(hu: np.ndarray, spacing: tuple[float, float, float], network: N
     if not inside.any():
         return inside
     bone = hu >= saturation(hu)
-    disc = _disc(RIM_MM, spacing[1])
+    rim_disc = disc(RIM_MM, spacing[1])
     result = np.empty_like(inside)
     for z, plane in enumerate(inside):
-        near = cv2.dilate(plane.astype(np.uint8), disc).astype(bool)
-        deep = cv2.erode(plane.astype(np.uint8), disc, borderValue=1).astype(bool)
+        near = cv2.dilate(plane.astype(np.uint8), rim_disc).astype(bool)
+        deep = cv2.erode(plane.astype(np.uint8), rim_disc, borderValue=1).astype(bool)
         # saturated voxels deep inside may be blood at the top of a window; in the rim they are bone
         rim = near & ~deep & ~bone[z] & (probability[z] >= POSSIBLE)
         result[z] = ndimage.binary_fill_holes(deep | rim)
@@ -111,6 +115,51 @@ def _joined(inside: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarr
     return keep[labels]
 
 
-def _disc(radius_mm: float, mm: float) -> np.ndarray:
+def disc(radius_mm: float, mm: float) -> np.ndarray:
+    """A disc in plane as OpenCV's morphology takes it, of at least one pixel."""
     side = 2 * max(1, round(radius_mm / mm)) + 1
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+
+
+def brain_of(plane: np.ndarray, top: float, mm: float) -> np.ndarray:
+    """The brain of an axial slice: what is not air inside the filled bone contour.
+
+    Bone is what reaches ``top``; sutures and thin gaps are bridged (closing by 3 mm); what the contour encloses
+    without being bone or air, opened by 3 mm, in regions of at least 20 cm². A slice whose contour is open (a
+    craniectomy, the face) has none and is not measured.
+
+    Args:
+        plane: float (y, x), HU.
+        top: HU from which on voxels are bone.
+        mm: pixel size.
+
+    Returns:
+        bool (y, x).
+    """
+    bone = (plane >= top).astype(np.uint8)
+    margin = round(CLOSING_MM / mm) + 1
+    padded = np.pad(bone, margin)
+    closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, disc(CLOSING_MM, mm))
+    filled = ndimage.binary_fill_holes(closed)[margin:-margin, margin:-margin]
+    inside = (filled & (bone == 0) & (plane > AIR_HU)).astype(np.uint8)
+    opened = cv2.morphologyEx(inside, cv2.MORPH_OPEN, disc(OPENING_MM, mm))
+    labels, n = ndimage.label(opened)
+    areas = np.bincount(labels.ravel(), minlength=n + 1) * mm * mm / 100
+    areas[0] = 0
+    return (areas >= BRAIN_CM2)[labels]
+
+
+def slices_losing_brain(hu: np.ndarray, intracranial: np.ndarray, spacing: tuple[float, float, float]) -> list[int]:
+    """The slices in which the mask lacks more than 5 % of the brain (`brain_of`), from 0 upwards.
+
+    Args:
+        hu, intracranial: (z, y, x) on the working grid.
+        spacing: (z, y, x) mm.
+    """
+    top = saturation(hu)
+    losing = []
+    for z, plane in enumerate(hu):
+        brain = brain_of(plane, top, spacing[1])
+        if (brain & ~intracranial[z]).sum() > LOST * brain.sum():
+            losing.append(z)
+    return losing

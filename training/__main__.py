@@ -162,6 +162,51 @@ def _quality(
             print(f"{source.name}: mean Dice {np.mean([row['dice'] for row in rows]):.3f}, val, {len(rows)} cases")
 
 
+@app.command("strip")
+def _strip(
+    run: RunOption,
+    stripped: Annotated[list[Path], typer.Option(help="Data set of scans without what lies outside the skull.")],
+    heads: Annotated[Path | None, typer.Option(help="The same scans (of the first --stripped) as whole heads.")] = None,
+    phantoms: Annotated[int, typer.Option(help="Phantoms beside them.")] = 96,
+    epochs: Annotated[int, typer.Option(min=1)] = 8,
+    seed: Annotated[int, typer.Option()] = 0,
+    precision: PrecisionOption = "32-true",
+) -> None:
+    """Train the learned skull strip; writes RUN/strip.onnx."""
+    from training.datasets import load_dataset
+    from training.stages import in_words
+    from training.strip_network import OPTIMIZATION, paired_cases, phantom_cases, train_strip
+
+    cases = phantom_cases(phantoms, seed) if phantoms else []
+    for i, folder in enumerate(stripped):
+        whole = load_dataset(heads) if heads and i == 0 else None
+        cases += paired_cases(whole, load_dataset(folder), folder)
+    optimization = replace(OPTIMIZATION, epochs=epochs, patience=epochs)
+    print(in_words(train_strip(cases, run, Hardware(precision=precision), seed, optimization)))
+
+
+@app.command("stripping")
+def _stripping(
+    data: Annotated[list[Path], typer.Option(help="A data set; may be given several times.")],
+    out: TablesOption,
+    heads: Annotated[str, typer.Option(help="Name of the data set of whole heads that --stripped belongs to.")] = "",
+    stripped: Annotated[Path | None, typer.Option(help="The same scans without what lies outside the skull.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder with a manifest; by default hemseg's.")] = None,
+    strip: Annotated[str, typer.Option(help="An ONNX file in place of the weights' strip, or `paper`.")] = "",
+) -> None:
+    """Measure the skull strip: brain that is lost, muscle that is kept; tables per data set and split."""
+    from training.datasets import load_dataset
+    from training.stages import in_words
+    from training.stripping import strip_predictor, stripping
+
+    predict = strip_predictor(weights, strip)
+    pairs = {heads: stripped} if heads and stripped else {}
+    tables = stripping([load_dataset(folder) for folder in data], pairs, predict, out)
+    for name in ("lost_brain_summary", "whole_heads_summary"):
+        for row in tables.get(name, []):
+            print(in_words(row))
+
+
 @app.command("shortcuts")
 def _shortcuts(config: ConfigOption, run: RunOption, data: DataOption = None, seed: SeedOption = None) -> None:
     """Tell whether the classifier's answer depends on the data set a slice is from (its negative val slices)."""

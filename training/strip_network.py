@@ -9,7 +9,10 @@ and for the stripped scan itself. Phantoms, whose inside is known, bring childre
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +28,22 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from hemseg.errors import HemsegError
+from hemseg.model import cores
 from hemseg.preprocessing import WorkingGrid
-from hemseg.strip import HU_RANGE, MULTIPLE, STRIP_MM, scaled, standardized
+from hemseg.strip import HU_RANGE, MULTIPLE, STRIP_MM, brain_of, scaled, standardized
 from hemseg.volume import Volume, read
+from training.anatomy import Options
 from training.config import Optimization
 from training.datasets import DataSet
 from training.export import TOLERANCE, WithSigmoid, write_onnx
 from training.fitting import Task, fit, loader, save_network
 from training.hardware import Hardware
+from training.phantom import KINDS, Grid, make_phantom
 from training.stages import console
-from training.stripping import brain_of, intracranial_reference, kept_slices
+from training.stripping import intracranial_reference, kept_slices
 
 CANVAS = 128  # pixels of 2 mm: a slice is centred on it for training
-OPTIMIZATION = Optimization("adamw", lr=3e-3, schedule="onecycle", weight_decay=1e-3, batch=24, epochs=12, patience=12)
+OPTIMIZATION = Optimization("adamw", lr=3e-3, schedule="onecycle", weight_decay=1e-3, batch=24, epochs=8, patience=8)
 UNKNOWN_NEAR = 2  # so many blanked slices next to those with brain may hold some
 ENCLOSED_CM2 = 3.0  # tissue that bone encloses, below brain: probably brain that the stripped copy lacks
 
@@ -146,16 +152,36 @@ def _probably_brain(plane: np.ndarray, target: np.ndarray, above: np.ndarray, to
     return result
 
 
-def phantom_cases(phantoms: list[tuple[str, Volume, np.ndarray]]) -> list[StripCase]:
-    """Phantoms whose intracranial space is known; every eighth is of val."""
-    result = []
-    for i, (name, volume, inside) in enumerate(phantoms):
-        hu, grid = _grid(volume)
-        target = grid.from_scan(inside.astype(np.float32))
-        split = "val" if i % 8 == 7 else "train"
-        small = _half(grid.from_scan(hu, HU_RANGE))
-        result.append(StripCase(name, split, small, _half(target), np.ones(target.shape, bool)))
-    return result
+def drawn_options(rng: np.random.Generator) -> Options:
+    """How a phantom's head differs: half are adults that lie straight; children, flaps, turned heads, two heads."""
+    kind = rng.random()
+    return Options(
+        skull="child" if kind < 0.15 else "infant" if kind < 0.3 else "adult",
+        craniectomy=bool(rng.random() < 0.2),
+        second_head=bool(rng.random() < 0.06),
+        roll=float(rng.choice([-90, 90, 180])) if rng.random() < 0.12 else float(rng.normal(0, 8)),
+        tilt=float(rng.uniform(-30, 30)) if rng.random() < 0.3 else float(rng.normal(0, 5)),
+    )
+
+
+def phantom_case(number: int, seed: int) -> StripCase:
+    """A phantom, whose cranial cavity is known; every eighth is of val."""
+    rng = np.random.default_rng([seed, number, 11])
+    kinds = () if number % 3 == 0 else tuple(rng.choice(KINDS, 1))
+    grid = Grid((34, 128, 128), (1.95, 1.95, 5.0), lower_mm=float(rng.uniform(0, 45)))
+    phantom = make_phantom(50_000 + number, kinds, grid, bool(rng.random() < 0.7), options=drawn_options(rng))
+    hu, working = _grid(phantom.volume)
+    target = working.from_scan(phantom.intracranial.astype(np.float32))
+    small = working.from_scan(hu, HU_RANGE)
+    split = "val" if number % 8 == 7 else "train"
+    return StripCase(f"phantom-{number}", split, _half(small), _half(target), np.ones(target.shape, bool))
+
+
+def phantom_cases(count: int, seed: int) -> list[StripCase]:
+    """So many phantoms, made on all cores."""
+    with ProcessPoolExecutor(cores(), get_context("spawn")) as pool:
+        made = pool.map(partial(phantom_case, seed=seed), range(count))
+        return list(track(made, "strip, phantoms", count, console=console))
 
 
 def _half(array: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ slices of the skull base, how many voxels of the reference masks are lost.
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ import numpy as np
 from rich.progress import track
 from scipy import ndimage
 
+from hemseg.model import load, load_strip
+from hemseg.preprocessing import working_image
+from hemseg.strip import AIR_HU, LOST, brain_of, disc, saturation
 from hemseg.volume import Volume, read
 from training.datasets import Case, DataSet, read_reference
 from training.evaluation import write_table
@@ -31,58 +35,13 @@ from training.stages import console
 
 Strip = Callable[[Volume], np.ndarray]  # a scan -> its intracranial mask, bool (z, y, x) in LPS order on its own grid
 
-AIR_HU = -15.0  # the data hold nothing below -20
-CLOSING_MM, OPENING_MM = 3.0, 3.0
-BRAIN_CM2 = (
-    20.0  # an enclosed region is brain from this area on: orbits, sinuses, diploe and the vertebral canal are smaller
-)
-LOST = 0.05
-PLATEAU_HU = 1.0  # bone is what lies within this of the highest value that the scan (clipped to 100 HU) has
 INSIDE_BONE_MM = 1.0  # a voxel so close to bone is half bone; neither measure counts it
-
-
-def brain_of(plane: np.ndarray, top: float, mm: float) -> np.ndarray:
-    """The brain of an axial slice: what is not air inside the filled bone contour.
-
-    Bone is what reaches ``top``; sutures and thin gaps are bridged (closing by 3 mm); what the contour encloses
-    without being bone or air, opened by 3 mm, in regions of at least 20 cm². A slice whose contour is open (a
-    craniectomy, the face) has none and is not measured.
-
-    Args:
-        plane: float (y, x), HU.
-        top: HU from which on voxels are bone.
-        mm: pixel size.
-
-    Returns:
-        bool (y, x).
-    """
-    bone = (plane >= top).astype(np.uint8)
-    margin = round(CLOSING_MM / mm) + 1
-    padded = np.pad(bone, margin)
-    closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, _disc(CLOSING_MM, mm))
-    filled = ndimage.binary_fill_holes(closed)[margin:-margin, margin:-margin]
-    inside = (filled & (bone == 0) & (plane > AIR_HU)).astype(np.uint8)
-    opened = cv2.morphologyEx(inside, cv2.MORPH_OPEN, _disc(OPENING_MM, mm))
-    labels, n = ndimage.label(opened)
-    areas = np.bincount(labels.ravel(), minlength=n + 1) * mm * mm / 100
-    areas[0] = 0
-    return (areas >= BRAIN_CM2)[labels]
-
-
-def _disc(radius_mm: float, mm: float) -> np.ndarray:
-    side = 2 * max(1, round(radius_mm / mm)) + 1
-    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
-
-
-def bone_top(hu: np.ndarray) -> float:
-    """HU from which on a scan's voxels are bone: just below 100, or below the top of a narrower window."""
-    return min(100.0, float(hu.max())) - PLATEAU_HU
 
 
 def lost_brain(volume: Volume, kept: np.ndarray) -> list[dict[str, Any]]:
     """One row per slice with brain: its area in cm² and the share of it that ``kept`` (z, y, x; LPS) lacks."""
     hu, spacing = volume.in_lps()
-    top = bone_top(hu)
+    top = saturation(hu)
     rows = []
     for z, plane in enumerate(hu):
         brain = brain_of(np.ascontiguousarray(plane), top, spacing[1])
@@ -102,6 +61,28 @@ def lost_brain_table(dataset: DataSet, strip: Strip) -> list[dict[str, Any]]:
     return rows
 
 
+def strip_predictor(weights: Path | None, strip: str = "") -> Strip:
+    """The strip of weights as scans meet it, by way of the working grid.
+
+    Args:
+        weights: folder with a manifest; hemseg's own when None.
+        strip: an ONNX file in place of the weights' own strip, or ``paper`` for the paper's steps.
+    """
+    model = load(weights, "cpu")
+    learned = model.strip
+    if strip:
+        path = Path(strip)
+        learned = None if strip == "paper" else load_strip(path, hashlib.sha256(path.read_bytes()).hexdigest())
+
+    def mask(volume: Volume) -> np.ndarray:
+        working = working_image(volume, model.manifest.preprocessing, learned)
+        grid = working.grid
+        whole = slice(0, grid.scan_shape[1]), slice(0, grid.scan_shape[2])
+        return grid.to_scan(working.intracranial.astype(np.float32), *whole) >= 0.5
+
+    return mask
+
+
 def kept_slices(folder: Path) -> dict[tuple[str, int], str]:
     """What a stripped data set's ``slices.csv`` says of each slice: vault, base, vertex, blanked, empty."""
     with (folder / "slices.csv").open(newline="") as stream:
@@ -119,7 +100,7 @@ def intracranial_reference(stripped: np.ndarray, kind: str) -> np.ndarray:
     Returns:
         bool (y, x); without bone.
     """
-    bone = stripped >= min(100.0, float(stripped.max())) - PLATEAU_HU
+    bone = stripped >= saturation(stripped)
     if kind == "base":
         return ndimage.binary_fill_holes(stripped > -20) & ~bone
     return ndimage.binary_fill_holes(bone) & ~bone
@@ -137,13 +118,13 @@ def whole_head(case: Case, stripped: Path, kinds: dict[tuple[str, int], str], st
     factor = bare.shape[1] // hu.shape[1]
     inside_ml = lost_ml = muscle_ml = 0.0
     voxel_ml = volume.voxel_ml
-    top = bone_top(hu)
+    top = saturation(hu)
     for z, plane in enumerate(hu):
         kind = kinds[case.name, z]
         if kind in ("blanked", "empty"):
             continue
         reference = _shrunk(intracranial_reference(bare[z], kind), factor)
-        bone = cv2.dilate((plane >= top).astype(np.uint8), _disc(INSIDE_BONE_MM, spacing[1])).astype(bool)
+        bone = cv2.dilate((plane >= top).astype(np.uint8), disc(INSIDE_BONE_MM, spacing[1])).astype(bool)
         inside = (reference >= 1) & ~bone
         inside_ml += inside.sum() * voxel_ml
         lost_ml += (inside & ~kept[z]).sum() * voxel_ml
