@@ -12,7 +12,8 @@ import torch
 from conftest import COARSE, training
 
 from hemseg.errors import HemsegError
-from hemseg.preprocessing import Settings, network_input, working_image
+from hemseg.preprocessing import Settings, working_image
+from hemseg.segmentation import network_probability
 from hemseg.volume import read
 from training.cam import activation_maps, raw_maps
 from training.classifier import SequenceNetwork, SliceNetwork, Volumes, cut, end_to_end, paste, refit_linear_layer
@@ -22,7 +23,7 @@ from training.fitting import EpochSampler
 from training.metrics import lesion_counts, overlap, summary
 from training.phantom import write_dataset
 from training.pseudolabels import choose, intensity_clusters, trial_images
-from training.segmenter import Patches, build_unet, combined_loss, cropped
+from training.segmenter import Patches, build_unet, combined_loss
 from training.stages import Stage, run_stage
 
 TINY = Classifier(
@@ -75,18 +76,26 @@ def test_wrong_configurations_get_a_clear_sentence(tmp_path: Path, text: str, sa
 # --- data sets --------------------------------------------------------------------------------------------------------
 
 
-def test_training_and_inference_see_the_same_numbers(phantoms: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("edge", [False, True])
+def test_training_and_inference_see_the_same_numbers(edge: bool, phantoms: Path, tmp_path: Path) -> None:
     config = load_config("smoke")
     dataset = load_dataset(phantoms)
-    prepare(dataset, config.preprocessing, tmp_path)
+    settings = replace(config.preprocessing, level_hu=32.0, edge_slices=edge)
+    prepare(dataset, settings, tmp_path)
     case, stored = dataset.part("train")[0], next(prepared(tmp_path, dataset, "train"))
-    working = working_image(read(case.image), config.preprocessing)
-    item = cropped(stored, np.zeros(stored.hu.shape, bool), config.preprocessing)
-    from hemseg.segmentation import _bounding_box
+    working = working_image(read(case.image), settings)
+    seen: list[np.ndarray] = []
 
-    box = _bounding_box(working.intracranial)
-    assert box is not None
-    assert np.array_equal(item[:-1], network_input(working.hu[box], working.intracranial[box], config.preprocessing))
+    def network(patches: np.ndarray) -> np.ndarray:
+        seen.append(patches[0])
+        return patches[:, :1]
+
+    network_probability(working.hu, working.intracranial, settings, network, config.segmenter.patch)
+    labels = {stored.name: np.zeros(stored.hu.shape, bool)}
+    plain = replace(config.segmenter, train_patch=config.segmenter.patch, augment=False)
+    image, _ = Patches([stored], labels, replace(config, preprocessing=settings, segmenter=plain))[0]
+    assert len(seen) == 1
+    assert np.array_equal(image.numpy(), seen[0])
 
 
 def test_labels_come_from_masks_where_there_is_no_table(phantoms: Path, tmp_path: Path) -> None:

@@ -207,6 +207,51 @@ def _stripping(
             print(in_words(row))
 
 
+@app.command("robustness")
+def _robustness(
+    data: Annotated[Path, typer.Option(help="A data set with reference masks.")],
+    out: TablesOption,
+    split: Annotated[list[str] | None, typer.Option(help="A split to measure on; may be given several times.")] = None,
+    stripped: Annotated[Path | None, typer.Option(help="The same scans without what lies outside the skull.")] = None,
+    slices: Annotated[Path | None, typer.Option(help="A data set of single slices, such as rsna-slices.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder with a manifest; by default hemseg's.")] = None,
+) -> None:
+    """Measure weights on scans in other windows, with shifted HU, and cut down to few slices."""
+    from hemseg.model import load
+    from training.datasets import load_dataset
+    from training.robustness import (
+        change_summary,
+        changed_scans,
+        few_slices,
+        few_summary,
+        good_references,
+        intracranial_areas,
+        single_slices,
+        single_summary,
+        write_all,
+    )
+    from training.stages import in_words
+
+    model, dataset = load(weights), load_dataset(data)
+    parts = split or ["test"]
+    changed = [row for part in parts for row in changed_scans(dataset, part, model, stripped)]
+    few = [row for part in parts for row in few_slices(dataset, part, model)]
+    summaries = {
+        "changes_summary": change_summary(changed, good_references(data)),
+        "few_slices_summary": few_summary(few),
+    }
+    tables = {"changes": changed, "few_slices": few}
+    if slices:
+        areas, others = intracranial_areas(slices), load_dataset(slices)
+        single = [row for part in parts for row in single_slices(others, part, model, areas)]
+        summaries["single_slices_summary"] = single_summary(single)
+        tables["single_slices"] = single
+    write_all(summaries | tables, out)
+    for rows in summaries.values():
+        for row in rows:
+            print(in_words(row))
+
+
 @app.command("shortcuts")
 def _shortcuts(config: ConfigOption, run: RunOption, data: DataOption = None, seed: SeedOption = None) -> None:
     """Tell whether the classifier's answer depends on the data set a slice is from (its negative val slices)."""

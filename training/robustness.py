@@ -1,0 +1,320 @@
+"""Masks of scans as users have them: other windows, shifted HU, few slices.
+
+    python -m training robustness --data phe-sich-heads --split test --stripped phe-sich --out docs/results/robustness
+
+The same scans again and again, changed as exports change them: clipped to a window, shifted by some HU, cut down to a
+few slices. Every row is measured through the path that users take.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from rich.progress import track
+from scipy import ndimage
+
+from hemseg.checks import checked
+from hemseg.errors import HemsegError
+from hemseg.model import Model
+from hemseg.segmentation import Segmentation, segment
+from hemseg.strip import disc
+from hemseg.volume import Volume, read
+from training.datasets import DataSet, read_reference
+from training.evaluation import write_table
+from training.metrics import overlap
+from training.stages import console
+from training.stripping import intracranial_reference, kept_slices
+
+WINDOWS = ((-20.0, 100.0), (0.0, 80.0), (-10.0, 70.0), (0.0, 75.0), (-5.0, 85.0), (0.0, 100.0))
+SHIFTS = (-10.0, -5.0, 5.0, 10.0)
+COUNTS = (1, 2, 3, 5, 8)
+OUTSIDE_MM = 2.0  # so far outside the intracranial space a voxel may lie: the reference ends at bone that is half brain
+FAR_SLICES = 2  # blanked slices so far from those with brain hold none
+DEEP_MM, CSF_HU, CSF_SHARE = 12.0, 18.0, 0.2  # blood in a ventricle lies deep in the brain and touches fluid
+ML_PER_SLICE = 1.0
+LEAST_ML = 0.1  # of a false lesion
+_TOUCHING = np.ones((3, 3, 3), bool)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is done to a scan before it is segmented."""
+
+    kind: str
+    name: str
+    apply: Callable[[Volume], Volume]
+
+
+def windowed(low: float, high: float) -> Change:
+    """Clip to a window."""
+    return Change("window", f"{low:g}..{high:g}", lambda v: replace(v, hu=v.hu.clip(low, high)))
+
+
+def shifted(hu: float) -> Change:
+    """Shift tissue by some HU; what is saturated stays saturated, air stays air."""
+
+    def apply(volume: Volume) -> Volume:
+        low, high = float(volume.hu.min()), float(volume.hu.max())
+        inner = (volume.hu > low) & (volume.hu < high)
+        return replace(volume, hu=np.where(inner, volume.hu + hu, volume.hu).clip(low, high).astype(np.float32))
+
+    return Change("shift", f"{hu:+g}", apply)
+
+
+CHANGES = (*(windowed(*w) for w in WINDOWS), *(shifted(hu) for hu in SHIFTS))
+
+
+def run(volume: Volume, model: Model) -> Segmentation:
+    """Check and segment, as the command line does."""
+    volume, working = checked(volume, model.manifest.preprocessing, strip=model.strip)
+    return segment(volume, model, working)
+
+
+def allowed_space(stripped: np.ndarray, kinds: list[str], shape: tuple[int, ...], mm: float) -> np.ndarray:
+    """Where blood can be, bool (z, y, x): the intracranial space and 2 mm around it; anywhere near its unknown ends.
+
+    Args:
+        stripped: (z, y, x), HU, the scan without what lies outside the skull.
+        kinds: of its slices, see `training.stripping.kept_slices`.
+        shape: (z, y, x) of the scan itself.
+        mm: its pixel size.
+    """
+    allowed = np.ones(shape, bool)
+    brain = [z for z, kind in enumerate(kinds) if kind in ("base", "vault", "vertex")]
+    for z, kind in enumerate(kinds):
+        if z in brain:
+            inside = cv2.resize(
+                intracranial_reference(stripped[z], kind).astype(np.float32), shape[:0:-1], interpolation=cv2.INTER_AREA
+            )
+            allowed[z] = cv2.dilate((inside > 0).astype(np.uint8), disc(OUTSIDE_MM, mm)) > 0
+        elif min((abs(z - other) for other in brain), default=99) > FAR_SLICES:
+            allowed[z] = False
+    return allowed
+
+
+def false_lesions(result: Segmentation, reference: np.ndarray) -> tuple[int, int]:
+    """Connected components of 0.1 mL and more that no reference touches: all, and of these those in the ventricles.
+
+    A component counts as intraventricular where it lies deep in the brain and much of its surroundings is fluid.
+    """
+    labels, _ = ndimage.label(result.mask, _TOUCHING)
+    found = ventricular = 0
+    mm = result.volume.spacing[0]
+    reach = max(1, round(3 / mm))
+    for i, box in enumerate(ndimage.find_objects(labels), start=1):
+        part = labels[box] == i
+        if part.sum() * result.volume.voxel_ml < LEAST_ML or (part & (reference[box] > 0)).any():
+            continue
+        found += 1
+        window = (
+            box[0],
+            *(slice(max(0, s.start - reach), s.stop + reach) for s in box[1:]),
+        )
+        own = labels[window] == i
+        near = ndimage.binary_dilation(own, ndimage.generate_binary_structure(2, 1)[None], iterations=reach) & ~own
+        hu = result.volume.hu[window][near]
+        lesion = min(result.lesions, key=lambda item: abs(item.volume_ml - part.sum() * result.volume.voxel_ml))
+        fluid = ((hu < CSF_HU) & (hu > -15)).mean() if hu.size else 0.0
+        ventricular += bool(fluid >= CSF_SHARE and lesion.skull_mm >= DEEP_MM)
+    return found, ventricular
+
+
+def changed_scans(
+    dataset: DataSet, split: str, model: Model, stripped: Path | None = None, changes: tuple[Change, ...] = CHANGES
+) -> list[dict[str, Any]]:
+    """One row per scan and change: Dice, volume, false lesions, mL outside the intracranial space, warnings."""
+    kinds = kept_slices(stripped) if stripped else {}
+    rows = []
+    for case in track(dataset.part(split), f"robustness, {dataset.name} {split}", console=console):
+        volume = read(case.image)
+        reference = read_reference(case.reference) if case.reference else np.zeros(volume.hu.shape, np.uint8)
+        allowed = None
+        if stripped:
+            own = [kinds[case.name, z] for z in range(len(volume.hu))]
+            bare = read(stripped / "images" / case.image.name).hu
+            allowed = allowed_space(bare, own, volume.hu.shape, volume.spacing[0])
+        rows += [
+            {"case": case.name, "split": split, "kind": change.kind, "change": change.name}
+            | _one(change.apply(volume), reference, allowed, model)
+            for change in changes
+        ]
+    return rows
+
+
+def _one(volume: Volume, reference: np.ndarray, allowed: np.ndarray | None, model: Model) -> dict[str, Any]:
+    try:
+        result = run(volume, model)
+    except HemsegError as error:
+        return {"refused": str(error)}
+    false, ventricular = false_lesions(result, reference)
+    outside = result.mask.astype(bool) & ~allowed if allowed is not None else np.zeros(1, bool)
+    return {
+        "volume_ml": result.volume_ml,
+        "reference_ml": float(reference.sum() * volume.voxel_ml),
+        "dice": overlap(result.mask, reference)["dice"],
+        "false_lesions": false,
+        "in_ventricles": ventricular,
+        "outside_ml": float(outside.sum() * volume.voxel_ml),
+        "warnings": " ".join(result.volume.warnings),
+    }
+
+
+def change_summary(rows: list[dict[str, Any]], good: set[str]) -> list[dict[str, Any]]:
+    """One row per change. ``good``: the cases whose reference is good."""
+    first = {row["case"]: row for row in rows if row["change"] == CHANGES[0].name}
+    result = []
+    for key in dict.fromkeys((row["kind"], row["change"]) for row in rows):
+        own = [row for row in rows if (row["kind"], row["change"]) == key and "refused" not in row]
+        ratio = [
+            abs(row["volume_ml"] / first[row["case"]]["volume_ml"] - 1)
+            for row in own
+            if first.get(row["case"], {}).get("volume_ml", 0) >= 1
+        ]
+        result.append(
+            {
+                "kind": key[0],
+                "change": key[1],
+                "scans": len(own),
+                "refused": sum((row["kind"], row["change"]) == key for row in rows) - len(own),
+                "dice": float(np.mean([row["dice"] for row in own])),
+                "dice_good": float(np.mean([row["dice"] for row in own if row["case"] in good] or [np.nan])),
+                "false_lesions_per_scan": float(np.mean([row["false_lesions"] for row in own])),
+                "of_these_in_ventricles": float(np.mean([row["in_ventricles"] for row in own])),
+                "outside_ml_most": max(row["outside_ml"] for row in own),
+                "volume_change_median": float(np.median(ratio or [np.nan])),
+                "volume_change_most": max(ratio, default=float("nan")),
+            }
+        )
+    return result
+
+
+def few_slices(dataset: DataSet, split: str, model: Model) -> list[dict[str, Any]]:
+    """Slices cut from the middle of the bleed: Dice against the whole scan's result on the same slices."""
+    rows = []
+    for case in track(dataset.part(split), f"few slices, {dataset.name} {split}", console=console):
+        if not case.reference:
+            continue
+        volume = read(case.image)
+        reference = read_reference(case.reference)
+        areas = reference.sum(axis=(1, 2))
+        if not areas.any():
+            continue
+        whole = run(volume, model)
+        middle = int(areas.argmax())
+        for count in COUNTS:
+            first = int(np.clip(middle - count // 2, 0, len(areas) - count))
+            part = slice(first, first + count)
+            result = run(cut_slices(volume, part), model)
+            rows.append(
+                {
+                    "case": case.name,
+                    "slices": count,
+                    "reference_ml_middle": float(areas[middle] * volume.voxel_ml),
+                    "dice_to_whole": overlap(result.mask, whole.mask[part])["dice"],
+                    "dice": overlap(result.mask, reference[part])["dice"],
+                    "found": int((result.mask & reference[part]).any()),
+                }
+            )
+    return rows
+
+
+def cut_slices(volume: Volume, part: slice) -> Volume:
+    """Some slices of a scan (of the array's first axis), with the geometry that they have in it."""
+    step = np.array(volume.direction).reshape(3, 3)[:, 2] * volume.spacing[2] * part.start
+    x, y, z = (float(v) for v in np.array(volume.origin) + step)
+    return replace(volume, hu=np.ascontiguousarray(volume.hu[part]), origin=(x, y, z), path=None)
+
+
+def few_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per number of slices; found counts patients whose slice holds 1 mL or more."""
+    result = []
+    for count in COUNTS:
+        own = [row for row in rows if row["slices"] == count]
+        large = [row for row in own if row["reference_ml_middle"] >= ML_PER_SLICE]
+        result.append(
+            {
+                "slices": count,
+                "scans": len(own),
+                "dice_to_whole": float(np.mean([row["dice_to_whole"] for row in own])),
+                "dice": float(np.mean([row["dice"] for row in own])),
+                "found_of_large": f"{sum(row['found'] for row in large)} of {len(large)}",
+            }
+        )
+    return result
+
+
+def single_slices(dataset: DataSet, split: str, model: Model, areas_px: dict[str, float]) -> list[dict[str, Any]]:
+    """One row per case of a data set of single slices: label, mm² of the mask, and whether it shows much brain.
+
+    Args:
+        areas_px: by case, the clearly intracranial area in pixels of the original; above 6000: brain level.
+    """
+    rows = []
+    for case in track(dataset.part(split), f"single slices, {dataset.name} {split}", console=console):
+        volume = read(case.image)
+        result = run(volume, model)
+        rows.append(
+            {
+                "case": case.name,
+                "split": split,
+                "label": int(max(case.labels)),
+                "kinds": " ".join(case.subtypes),
+                "brain_level": int(areas_px.get(case.name, 0) > 6000),
+                "mm2": float(result.mask.sum() * volume.spacing[0] * volume.spacing[1]),
+                "score": float(result.slice_probability.max()),
+            }
+        )
+    return rows
+
+
+def single_summary(rows: list[dict[str, Any]], least_mm2: float = 10.0) -> list[dict[str, Any]]:
+    """Per split, brain level and all: slices without blood in which 10 mm² and more are marked, and those found."""
+    from sklearn.metrics import roc_auc_score
+
+    result = []
+    for split in dict.fromkeys(row["split"] for row in rows):
+        for level in (1, 0):
+            own = [row for row in rows if row["split"] == split and row["brain_level"] >= level]
+            healthy, ill = ([r for r in own if r["label"] == label] for label in (0, 1))
+            both = healthy and ill
+            result.append(
+                {
+                    "split": split,
+                    "slices": "brain level" if level else "all",
+                    "without_blood": len(healthy),
+                    "marked": float(np.mean([r["mm2"] >= least_mm2 for r in healthy])) if healthy else float("nan"),
+                    "with_blood": len(ill),
+                    "found": float(np.mean([r["mm2"] >= least_mm2 for r in ill])) if ill else float("nan"),
+                    "auc": float(roc_auc_score([r["label"] for r in own], [r["score"] for r in own]))
+                    if both
+                    else float("nan"),
+                }
+            )
+    return result
+
+
+def good_references(folder: Path) -> set[str]:
+    """The cases whose reference a data set's ``quality.csv`` calls good."""
+    path = folder / "quality.csv"
+    if not path.exists():
+        return set()
+    with path.open(newline="") as stream:
+        return {row["case"] for row in csv.DictReader(stream) if row["ok"] == "yes"}
+
+
+def intracranial_areas(folder: Path) -> dict[str, float]:
+    """``intracranial_px`` of a data set's ``slices.csv``, by case."""
+    with (folder / "slices.csv").open(newline="") as stream:
+        return {row["case"]: float(row["intracranial_px"]) for row in csv.DictReader(stream)}
+
+
+def write_all(tables: dict[str, list[dict[str, Any]]], out: Path) -> None:
+    """A CSV file per table."""
+    for name, rows in tables.items():
+        write_table(rows, out / f"{name}.csv")
