@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from hemseg.checks import checked
 from hemseg.errors import HemsegError
 from hemseg.model import Model, default_weights, load
+from hemseg.sanity import refuse_implausible
 from hemseg.segmentation import Segmentation
 from hemseg.segmentation import segment as segment_volume
 from hemseg.volume import Volume, from_itk, read
@@ -34,19 +35,24 @@ def segment(
         series: of a DICOM study, see `hemseg.read`.
         weights: folder with manifest.json; by default those that came with hemseg.
         device: ``auto`` (CUDA where it works, else CPU), ``cpu``, or ``cuda`` (CUDA or an error).
-        strict: refuse a scan that looks odd; otherwise that stands in ``result.volume.warnings``.
+        strict: refuse a scan that looks odd, and a result that cannot be; otherwise that stands in
+            ``result.volume.warnings`` and ``result.implausible``.
 
     Returns:
         ``mask`` uint8 and ``probability`` float32 (z, y, x) on the scan's grid, ``volume_ml``, ``lesions``, ``save()``.
 
     Raises:
-        HemsegError: the scan or the weights cannot be read, or are not what they should be.
+        HemsegError: the scan or the weights cannot be read, or are not what they should be; with ``strict``, also
+            what looks odd or cannot be.
     """
     volume = _volume(scan, spacing, series)
     folder = Path(weights) if weights is not None else default_weights()
     model = _model(folder.resolve(), device)
     volume, working = checked(volume, model.manifest.preprocessing, strict, model.strip)
-    return segment_volume(volume, model, working)
+    result = segment_volume(volume, model, working)
+    if strict:
+        refuse_implausible(result)
+    return result
 
 
 @lru_cache(maxsize=2)

@@ -53,7 +53,9 @@ def segment(
     ] = "",
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="Refuse what looks odd (not a whole head, a window...); else it is a warning."),
+        typer.Option(
+            "--strict", help="Refuse what looks odd (a window, part of a head...) or implausible; else a warning."
+        ),
     ] = False,
     redo: Annotated[bool, typer.Option("--redo", help="Do cases again that are done already.")] = False,
     weights: Weights = None,
@@ -159,6 +161,7 @@ def _work(
             if journal:
                 journal.add(row)
             told = [("error", row.error, "red")] if row.error else []
+            told += [("implausible", f"{row.case}: {row.implausible}", "red")] if row.implausible and not quiet else []
             told += [("warning", f"{row.case}: {row.warnings}", "yellow")] if row.warnings and not quiet else []
             told += [("series", f"{row.case}: {row.series}", "")] if row.series and verbose else []
             for kind, text, style in told:
@@ -180,7 +183,10 @@ def _print_table(rows: list[Row]) -> None:
     for row in rows:
         volume = f"{float(row.volume_ml):.1f}" if row.status == "done" else "failed"
         seconds = f"{float(row.seconds):.1f}" if row.seconds else ""
-        table.add_row(Text(row.case), volume, row.lesions, seconds, style=None if row.status == "done" else "red")
+        if row.implausible:
+            volume += " implausible"
+        red = row.status != "done" or row.implausible
+        table.add_row(Text(row.case), volume, row.lesions, seconds, style="red" if red else None)
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
 

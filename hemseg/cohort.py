@@ -20,6 +20,7 @@ from hemseg.checks import checked
 from hemseg.errors import HemsegError
 from hemseg.memory import give_back
 from hemseg.model import Model
+from hemseg.sanity import refuse_implausible
 from hemseg.segmentation import Segmentation, segment
 from hemseg.volume import SUFFIXES, Volume, mask_name, read, stem, suffix
 
@@ -40,7 +41,8 @@ class Job:
         files: those of a DICOM study; only the scan itself when empty.
         series: of a DICOM study, when the rule of `hemseg.dicom` shall not choose.
         page: whether the report has an HTML page.
-        strict: refuse what looks odd (`hemseg.checks`), in place of a mask with a warning.
+        strict: refuse what looks odd (`hemseg.checks`) and results that cannot be (`hemseg.sanity`), in place of a
+            mask with a warning.
     """
 
     case: Path
@@ -76,10 +78,12 @@ class Outcome:
 
     @property
     def told(self) -> list[str]:
-        """What people must be told, a line each: the error, or what looked odd."""
+        """What people must be told, a line each: the error, or what cannot be about the result and what looked odd."""
         if not self.result:
             return [f"error: {self.error}"]
-        return [f"warning: {self.job.case}: {text}" for text in self.result.volume.warnings]
+        return [f"implausible: {self.job.case}: {text}" for text in self.result.implausible] + [
+            f"warning: {self.job.case}: {text}" for text in self.result.volume.warnings
+        ]
 
 
 def walk(folder: Path, leave_out: Path | None = None) -> list[Path]:
@@ -334,6 +338,8 @@ def _done(job: Job, model: Model) -> Segmentation:
     volume, working = checked(volume, model.manifest.preprocessing, job.strict, model.strip)
     result = segment(volume, model, working)
     result = replace(result, seconds=time.perf_counter() - start)
+    if job.strict:
+        refuse_implausible(result)
     if job.overlay or job.thumbnail or job.report:
         from hemseg import report
 

@@ -26,7 +26,7 @@ def overlay(result: Segmentation, title: str = "") -> np.ndarray:
     """Twelve slices in the brain window, hemorrhage outlined in red, patient's right on the left.
 
     The slices are spread over the hemorrhage and a slice beyond at either end, or over the whole scan if
-    nothing was found.
+    nothing was found. What is implausible about the result stands above them, in red.
 
     Returns:
         uint8 (y, x, 3), BGR.
@@ -37,10 +37,12 @@ def overlay(result: Segmentation, title: str = "") -> np.ndarray:
     tiles = [_tile(hu[z], mask[z], mm_y, mm_x, z) for z in _shown(mask)]
     tiles += [np.zeros((TILE, TILE, 3), np.uint8)] * (-len(tiles) % COLUMNS)
     rows = [np.hstack(tiles[i : i + COLUMNS]) for i in range(0, len(tiles), COLUMNS)]
-    header = np.zeros((64, COLUMNS * TILE, 3), np.uint8)
+    header = np.zeros((64 + 26 * len(result.implausible), COLUMNS * TILE, 3), np.uint8)
     found = f"{result.volume_ml:.1f} mL in {len(result.lesions)} lesion{'s' * (len(result.lesions) != 1)}"
     _write(header, f"{title}  {found if result.lesions else 'no hemorrhage found'}".strip(), (12, 28), WHITE, 0.7)
     _write(header, "hemseg - research only, not a medical device", (12, 52), GRAY, 0.45)
+    for line, text in enumerate(result.implausible):
+        _write(header, f"implausible: {text}", (12, 78 + 26 * line), RED, 0.6)
     return np.vstack([header, *rows])
 
 
@@ -92,7 +94,8 @@ def findings(result: Segmentation, model: Model, case: str) -> dict[str, Any]:
             }
             for lesion in result.lesions
         ],
-        "warnings": list(result.volume.warnings),
+        "implausible": list(result.implausible),
+        "warnings": [*result.implausible, *result.volume.warnings],
         "series": result.volume.chosen,
         "hemseg": __version__,
         "weights": {"name": manifest.name, "version": manifest.version, "sha256": manifest.sha256},

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from hemseg.model import Manifest, Model
 from hemseg.preprocessing import Settings, WorkingImage, network_input, working_image
+from hemseg.sanity import implausible
 from hemseg.volume import Volume, write_mask
 
 Network = Callable[[np.ndarray], np.ndarray]  # patches (n, channel, z, y, x) -> probability (n, 1, z, y, x)
@@ -56,6 +57,7 @@ class Segmentation:
             the threshold, from inferior to superior.
         working: the scan as the network saw it.
         working_probability: float32 (z, y, x), the network's answer on the working grid.
+        implausible: what cannot be about the result, in sentences (`hemseg.sanity`); empty for almost all.
     """
 
     volume: Volume
@@ -66,6 +68,7 @@ class Segmentation:
     slice_probability: np.ndarray
     working: WorkingImage
     working_probability: np.ndarray
+    implausible: tuple[str, ...] = ()
 
     @cached_property
     def probability(self) -> np.ndarray:
@@ -108,7 +111,7 @@ def outlined(volume: Volume, working: WorkingImage, probability: np.ndarray, man
     certain = confident(probability, manifest.threshold, manifest.min_peak)
     mask = volume.from_lps(restored(certain, working, manifest.threshold))
     mask, lesions = _lesions(mask, volume, manifest, working)
-    return Segmentation(
+    result = Segmentation(
         volume=volume,
         mask=mask,
         volume_ml=int(mask.sum()) * volume.voxel_ml,
@@ -118,6 +121,7 @@ def outlined(volume: Volume, working: WorkingImage, probability: np.ndarray, man
         working=working,
         working_probability=probability,
     )
+    return replace(result, implausible=implausible(result))
 
 
 def working_probability(working: WorkingImage, model: Model) -> np.ndarray:

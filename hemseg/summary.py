@@ -41,6 +41,7 @@ class Row:
     mask: str = ""
     scan: str = ""
     made_by: str = ""
+    implausible: str = ""  # last: files of earlier versions do not have it
 
 
 def settings_key(manifest: Manifest) -> str:
@@ -80,6 +81,7 @@ def row_of(outcome: Outcome, key: str, target: Path) -> Row:
         mask=os.path.relpath(job.mask, target),
         scan=scan_key(job),
         made_by=key,
+        implausible=" ".join(result.implausible),
     )
 
 
@@ -104,7 +106,7 @@ class Journal:
         if not text.endswith("\n"):  # the last line was being written when the process died
             text = text[: text.rfind("\n") + 1]
         reader = csv.DictReader(io.StringIO(text))
-        if reader.fieldnames and list(reader.fieldnames) != names:
+        if reader.fieldnames and list(reader.fieldnames) not in (names, names[:-1]):
             raise HemsegError(
                 f"{self.path}: was not written by this version of hemseg; give another output folder, or remove it."
             )
@@ -118,7 +120,7 @@ class Journal:
             and row.status == "done"
             and row.made_by == key
             and row.scan == scan_key(job)
-            and not (job.strict and row.warnings)
+            and not (job.strict and (row.warnings or row.implausible))
             and all(path.is_file() for path in job.outputs)
         )
 
@@ -160,7 +162,7 @@ PAGE = """<!doctype html>
  th, td {{ text-align: left; padding: .4rem .6rem; border-bottom: 1px solid #ddd; vertical-align: middle }}
  th button {{ font: inherit; font-weight: 600; background: none; border: 0; padding: 0; cursor: pointer }}
  td.number {{ text-align: right; font-variant-numeric: tabular-nums }}
- tr.failed td {{ color: #a00 }} img {{ height: 72px; background: #000; display: block }} .note {{ color: #666 }}
+ tr.failed td, .implausible {{ color: #a00 }} .implausible {{ font-weight: 600 }} img {{ height: 72px; background: #000; display: block }} .note {{ color: #666 }}
 </style>
 <h1>{title}</h1>
 <p>{done} of {all} scans done{failed}. Hemorrhage was found in {found}.</p>
@@ -203,6 +205,8 @@ def write_html(cases: list[tuple[Job, Row]], path: Path) -> None:
                 where = quote(os.path.relpath(job.thumbnail, path.parent))
                 picture = f'<img loading="lazy" alt="" src="{where}">'
         said = html.escape(row.error or row.warnings)
+        if row.implausible:
+            said = f'<span class="implausible">Implausible: {html.escape(row.implausible)}</span> {said}'
         numbers = "".join(
             f'<td class="number" data-value="{html.escape(v)}">{html.escape(v)}</td>'
             for v in (row.volume_ml, row.lesions, row.largest_ml, row.seconds)

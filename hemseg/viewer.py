@@ -57,7 +57,11 @@ def page(result: Segmentation, found: dict[str, Any]) -> str:
         f"({found['weights']['sha256'][:12]}), {found['device']}, {found['seconds']:.1f} s",
     }
     rows = "".join(f"<dt>{key}</dt><dd>{html.escape(str(value))}</dd>" for key, value in facts.items() if value)
-    warned = "".join(f"<li>{html.escape(text)}</li>" for text in found["warnings"])
+    red = len(found["implausible"])  # they are the first of the warnings
+    warned = "".join(
+        f'<li class="implausible">Implausible: {html.escape(text)}</li>' if i < red else f"<li>{html.escape(text)}</li>"
+        for i, text in enumerate(found["warnings"])
+    )
     return (
         PAGE.replace("@TITLE@", html.escape(found["case"]))
         .replace("@NOTICE@", html.escape(found["notice"]))
@@ -140,7 +144,7 @@ PAGE = """<!doctype html>
  button[aria-pressed=true] { background: #35608f; border-color: #6ea8e6 }
  input[type=range] { flex: 1; min-width: 8rem }
  dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: 0 0 1rem } dt { color: #9aa3ad }
- dd { margin: 0; overflow-wrap: anywhere } .warnings { color: #f0b429 } h2 { font-size: 1rem; margin: 1.2rem 0 .4rem }
+ dd { margin: 0; overflow-wrap: anywhere } .warnings { color: #f0b429 } .warnings .implausible { color: #ff6b6b; font-weight: 600 } h2 { font-size: 1rem; margin: 1.2rem 0 .4rem }
  table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .25rem .5rem; border-bottom: 1px solid #333 }
  tr[data-slice] { cursor: pointer } tr[data-slice]:hover { background: #23272c } svg { width: 100%; height: 110px; border-left: 1px solid #444; border-bottom: 1px solid #444 }
  .view { position: relative } .view span { position: absolute; bottom: .4rem; color: #9aa3ad; pointer-events: none }

@@ -168,7 +168,7 @@ def test_a_cut_line_counts_as_not_done(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.start([])
     text = (tmp_path / "summary.csv").read_text()
-    (tmp_path / "summary.csv").write_text(text + "a,done,1,1,1,1,,,,a.nii,x,y\nb,done,1")
+    (tmp_path / "summary.csv").write_text(text + "a,done,1,1,1,1,,,,a.nii,x,y,\nb,done,1")
     assert list(Journal(tmp_path).rows) == ["a"]
 
 
