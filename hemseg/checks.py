@@ -13,6 +13,7 @@ import numpy as np
 
 from hemseg.errors import HemsegError
 from hemseg.preprocessing import Settings, Strip, WorkingImage, skull_hull, working_image
+from hemseg.strip import slices_losing_brain
 from hemseg.volume import Volume
 
 BRAIN_HU = (10.0, 60.0)  # the median of the inside of the skull: brain has 25-40, with much blood or CSF more or less
@@ -128,6 +129,9 @@ def _odd_anatomy(working: WorkingImage, settings: Settings) -> list[str]:
     low, high = _air_below_and_above(working, hull, settings)
     if high > UPSIDE_DOWN * max(low, LEAST_AIR):
         said.append("has the sinuses' air in the upper half of the head: is it upside down?")
+    if losing := slices_losing_brain(hu, inside, working.grid.spacing):
+        number = f"{len(losing)} slices" if len(losing) > 1 else "a slice"
+        said.append(f"loses part of the brain to skull stripping in {number}: blood there would be missed")
     said += _contrast(working, settings, voxel_ml)
     return said
 

@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from monai.networks.nets import UNet
 from rich.progress import track
-from scipy import ndimage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -40,12 +39,11 @@ from training.fitting import Task, fit, loader, save_network
 from training.hardware import Hardware
 from training.phantom import KINDS, Grid, make_phantom
 from training.stages import console
-from training.stripping import intracranial_reference, kept_slices
+from training.stripping import enclosed_below_brain, intracranial_reference, kept_slices
 
 CANVAS = 128  # pixels of 2 mm: a slice is centred on it for training
 OPTIMIZATION = Optimization("adamw", lr=3e-3, schedule="onecycle", weight_decay=1e-3, batch=24, epochs=8, patience=8)
 UNKNOWN_NEAR = 2  # so many blanked slices next to those with brain may hold some
-ENCLOSED_CM2 = 3.0  # tissue that bone encloses, below brain: probably brain that the stripped copy lacks
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,22 +132,8 @@ def _whole_head(volume: Volume, name: str, split: str, target: np.ndarray, kept:
         own[z] = np.maximum(own[z], enclosed)
         weight[z] |= enclosed
         if z + 1 < len(kept):
-            weight[z] &= ~_probably_brain(small[z], own[z], target[z + 1], top)
+            weight[z] &= ~enclosed_below_brain(small[z], own[z], target[z + 1], top, STRIP_MM)
     return StripCase(f"heads_{name}", split, _half(small), _half(own), weight)
-
-
-def _probably_brain(plane: np.ndarray, target: np.ndarray, above: np.ndarray, top: float) -> np.ndarray:
-    """Tissue that lacks in the target, but that bone encloses and that lies below brain: bool (y, x)."""
-    bone = plane >= top
-    closed = cv2.morphologyEx(bone.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
-    pieces, n = ndimage.label(ndimage.binary_fill_holes(closed) & ~bone & (plane > 5) & (target < 0.5))
-    result = np.zeros(plane.shape, bool)
-    for i in range(1, n + 1):
-        piece = pieces == i
-        large = piece.sum() * STRIP_MM**2 / 100 >= ENCLOSED_CM2
-        if large and (piece & (above > 0.5)).sum() >= 0.5 * piece.sum():
-            result |= piece
-    return result
 
 
 def drawn_options(rng: np.random.Generator) -> Options:

@@ -35,6 +35,7 @@ from training.stages import console
 
 Strip = Callable[[Volume], np.ndarray]  # a scan -> its intracranial mask, bool (z, y, x) in LPS order on its own grid
 
+ENCLOSED_CM2, ENCLOSING_MM = 3.0, 2.0
 INSIDE_BONE_MM = 1.0  # a voxel so close to bone is half bone; neither measure counts it
 
 
@@ -106,42 +107,79 @@ def intracranial_reference(stripped: np.ndarray, kind: str) -> np.ndarray:
     return ndimage.binary_fill_holes(bone) & ~bone
 
 
+def enclosed_below_brain(
+    plane: np.ndarray, reference: np.ndarray, above: np.ndarray, top: float, mm: float
+) -> np.ndarray:
+    """Tissue that the stripped copy lacks though bone encloses it and it lies below brain: the poles of temporal lobes.
+
+    Args:
+        plane: float (y, x), HU, of the whole head.
+        reference, above: (y, x), share of the pixel that is intracranial: in this slice, and in the one above.
+        top: HU from which on voxels are bone.
+        mm: pixel size.
+
+    Returns:
+        bool (y, x).
+    """
+    bone = plane >= top
+    closed = cv2.morphologyEx(bone.astype(np.uint8), cv2.MORPH_CLOSE, disc(ENCLOSING_MM, mm))
+    labels, n = ndimage.label(ndimage.binary_fill_holes(closed) & ~bone & (plane > 5) & (reference < 0.5))
+    result = np.zeros(plane.shape, bool)
+    for i in range(1, n + 1):
+        part = labels == i
+        large = part.sum() * mm * mm / 100 >= ENCLOSED_CM2
+        if large and (part & (above > 0.5)).sum() >= 0.5 * part.sum():
+            result |= part
+    return result
+
+
 def whole_head(case: Case, stripped: Path, kinds: dict[tuple[str, int], str], strip: Strip) -> dict[str, Any]:
     """How the skull of one whole head is stripped, measured against the same scan as its data set strips it.
 
-    Voxels within 1 mm of bone count neither as lost nor as kept: they are half bone.
+    Voxels within 1 mm of bone count neither as lost nor as kept: they are half bone. Of the extracranial tissue, what
+    bone encloses below brain is given apart: the stripped copies lack the poles of many temporal lobes.
     """
     volume = read(case.image)
     hu, spacing = volume.in_lps()
     kept = strip(volume)
     bare, _ = read(stripped).in_lps()
     factor = bare.shape[1] // hu.shape[1]
-    inside_ml = lost_ml = muscle_ml = 0.0
+    inside_ml = lost_ml = muscle_ml = enclosed_ml = 0.0
     voxel_ml = volume.voxel_ml
     top = saturation(hu)
-    for z, plane in enumerate(hu):
+    references = [_shrunk(intracranial_reference(part, kinds[case.name, z]), factor) for z, part in enumerate(bare)]
+    for z, (plane, reference) in enumerate(zip(hu, references, strict=True)):
         kind = kinds[case.name, z]
         if kind in ("blanked", "empty"):
             continue
-        reference = _shrunk(intracranial_reference(bare[z], kind), factor)
         bone = cv2.dilate((plane >= top).astype(np.uint8), disc(INSIDE_BONE_MM, spacing[1])).astype(bool)
         inside = (reference >= 1) & ~bone
         inside_ml += inside.sum() * voxel_ml
         lost_ml += (inside & ~kept[z]).sum() * voxel_ml
         if kind == "base":
-            muscle_ml += (kept[z] & (reference <= 0) & ~bone & (plane > AIR_HU)).sum() * voxel_ml
+            muscle = kept[z] & (reference <= 0) & ~bone & (plane > AIR_HU)
+            muscle_ml += muscle.sum() * voxel_ml
+            above = _nearest_brain_above(references, z)
+            enclosed_ml += (muscle & enclosed_below_brain(plane, reference, above, top, spacing[1])).sum() * voxel_ml
     row = {
         "case": case.name,
         "split": case.split,
         "inside_ml": inside_ml,
         "lost_share": lost_ml / max(inside_ml, 1e-6),
         "extracranial_ml": muscle_ml,
+        "of_this_enclosed_ml": enclosed_ml,
     }
     if case.reference:
         blood = read_reference(case.reference)
         lps = np.asarray(Volume(blood, volume.spacing, volume.origin, volume.direction).in_lps()[0]) > 0
         row |= {"reference_voxels": int(lps.sum()), "reference_lost": int((lps & ~kept).sum())}
     return row
+
+
+def _nearest_brain_above(references: list[np.ndarray], z: int, most: int = 3) -> np.ndarray:
+    """The intracranial space of the next slices above, as a union: a lobe's pole can be lacking in several."""
+    above = references[z + 1 : z + 1 + most] or [references[z]]
+    return np.maximum.reduce(above)
 
 
 def _shrunk(mask: np.ndarray, factor: int) -> np.ndarray:
@@ -188,6 +226,7 @@ def heads_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         own = [row for row in rows if row["split"] == split]
         lost = np.array([row["lost_share"] for row in own])
         muscle = np.array([row["extracranial_ml"] for row in own])
+        enclosed = np.array([row["of_this_enclosed_ml"] for row in own])
         blood = [(row["reference_lost"], row["reference_voxels"]) for row in own if row.get("reference_voxels")]
         result.append(
             {
@@ -198,6 +237,9 @@ def heads_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "extracranial_ml_median": float(np.median(muscle)),
                 "extracranial_ml_95": float(np.percentile(muscle, 95)),
                 "extracranial_ml_most": float(muscle.max()),
+                "not_enclosed_ml_median": float(np.median(muscle - enclosed)),
+                "not_enclosed_ml_95": float(np.percentile(muscle - enclosed, 95)),
+                "not_enclosed_ml_most": float((muscle - enclosed).max()),
                 "reference_lost": sum(a for a, _ in blood) / max(1, sum(b for _, b in blood)),
                 "reference_lost_most": max((a / b for a, b in blood), default=float("nan")),
             }
