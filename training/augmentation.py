@@ -14,10 +14,22 @@ def _uniform(n: int, low: float, high: float, generator: torch.Generator) -> Ten
 
 
 def in_plane_affine(
-    n: int, generator: torch.Generator, degrees: float = 15.0, scale: float = 0.1, shift: float = 0.06
+    n: int,
+    generator: torch.Generator,
+    degrees: float = 15.0,
+    scale: float = 0.1,
+    shift: float = 0.06,
+    share_turned: float = 0.0,
 ) -> Tensor:
-    """Random left-right flips, rotations, scalings, shifts: float (n, 2, 3) for `torch.nn.functional.affine_grid`."""
+    """Random left-right flips, rotations, scalings, shifts: float (n, 2, 3) for `torch.nn.functional.affine_grid`.
+
+    Args:
+        share_turned: of the samples to turn by any angle, for patients who lie on their side; 0 draws no random numbers.
+    """
     angle = torch.deg2rad(_uniform(n, -degrees, degrees, generator))
+    if share_turned:
+        turned = torch.rand(n, generator=generator) < share_turned
+        angle = torch.where(turned, _uniform(n, -torch.pi, torch.pi, generator), angle)
     size = 1 + _uniform(n, -scale, scale, generator)
     flip = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
     cos, sin = torch.cos(angle) * size, torch.sin(angle) * size
@@ -94,14 +106,14 @@ def augmented_slices(
 
 
 def augmented_patches(
-    image: Tensor, target: Tensor, generator: torch.Generator, share_degraded: float = 0.0
+    image: Tensor, target: Tensor, generator: torch.Generator, share_degraded: float = 0.0, share_turned: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Move patches (n, channel, z, y, x) and their targets alike, in plane; then change the image's contrast.
 
     The image is 0 outside the skull's inside, and stays so.
     """
     n, channels = image.shape[:2]
-    matrix = in_plane_affine(n, generator)
+    matrix = in_plane_affine(n, generator, share_turned=share_turned)
     both = torch.cat([image, target], 1).cpu()
     flat = both.reshape(n, -1, *both.shape[3:])
     grid = F.affine_grid(matrix, list(flat.shape), align_corners=False)
