@@ -24,7 +24,7 @@ def in_plane_affine(
     """Random left-right flips, rotations, scalings, shifts: float (n, 2, 3) for `torch.nn.functional.affine_grid`.
 
     Args:
-        share_turned: of the samples to turn by any angle, for patients who lie on their side; 0 draws no random numbers.
+        share_turned: of the samples to turn by any angle (patients lie on their side); 0 draws no random numbers.
     """
     angle = torch.deg2rad(_uniform(n, -degrees, degrees, generator))
     if share_turned:

@@ -106,6 +106,7 @@ class Segmenter:
     degrade: float = 0.0  # as the classifier's
     narrow: float = 0.0  # with `augment`: share of the samples that are clipped to a random window
     few_slices: float = 0.0  # with `augment`: share of the samples that are cut down to one to five slices
+    turned: float = 0.0  # with `augment`: share of the samples that are turned in plane by any angle
     loose_mask: float = (
         0.0  # with `augment`: share of the samples whose intracranial mask is one or two pixels too wide
     )

@@ -149,7 +149,8 @@ class SegmenterTask(Task):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         image, target = batch
         if self.settings.augment:
-            image, target = augmented_patches(image, target, self.generator(batch_idx), self.settings.degrade)
+            generator = self.generator(batch_idx)
+            image, target = augmented_patches(image, target, generator, self.settings.degrade, self.settings.turned)
         image = image.contiguous(memory_format=FAST)
         loss = combined_loss(self.network(image), target)
         self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(image))
