@@ -226,6 +226,8 @@ def _robustness(
         few_summary,
         good_references,
         intracranial_areas,
+        phantom_heads,
+        phantom_summary,
         single_slices,
         single_summary,
         write_all,
@@ -236,11 +238,13 @@ def _robustness(
     parts = split or ["test"]
     changed = [row for part in parts for row in changed_scans(dataset, part, model, stripped)]
     few = [row for part in parts for row in few_slices(dataset, part, model)]
+    heads = phantom_heads(model)
     summaries = {
         "changes_summary": change_summary(changed, good_references(data)),
         "few_slices_summary": few_summary(few),
+        "phantom_heads_summary": phantom_summary(heads),
     }
-    tables = {"changes": changed, "few_slices": few}
+    tables = {"changes": changed, "few_slices": few, "phantom_heads": heads}
     if slices:
         areas, others = intracranial_areas(slices), load_dataset(slices)
         single = [row for part in parts for row in single_slices(others, part, model, areas)]

@@ -25,9 +25,11 @@ from hemseg.model import Model
 from hemseg.segmentation import Segmentation, segment
 from hemseg.strip import disc
 from hemseg.volume import Volume, read
+from training.anatomy import Options
 from training.datasets import DataSet, read_reference
 from training.evaluation import write_table
 from training.metrics import overlap
+from training.phantom import Grid, make_phantom
 from training.stages import console
 from training.stripping import intracranial_reference, kept_slices
 
@@ -49,6 +51,7 @@ class Change:
     kind: str
     name: str
     apply: Callable[[Volume], Volume]
+    carry: Callable[[np.ndarray], np.ndarray] = np.asarray  # brings masks (z, y, x) of the scan along
 
 
 def windowed(low: float, high: float) -> Change:
@@ -67,7 +70,27 @@ def shifted(hu: float) -> Change:
     return Change("shift", f"{hu:+g}", apply)
 
 
-CHANGES = (*(windowed(*w) for w in WINDOWS), *(shifted(hu) for hu in SHIFTS))
+def rolled(quarters: int) -> Change:
+    """Turn in the picture by quarters of a circle, without interpolation: a patient who lies on the side."""
+
+    def turn(array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(np.rot90(array, quarters, axes=(1, 2)))
+
+    return Change("roll", f"{90 * quarters}", lambda v: replace(v, hu=turn(v.hu), path=None), turn)
+
+
+CHANGES = (*(windowed(*w) for w in WINDOWS), *(shifted(hu) for hu in SHIFTS), rolled(1))
+HEADS = {
+    "straight": Options(),
+    "roll 90": Options(roll=90),
+    "tilt 25": Options(tilt=25),
+    "tilt -25": Options(tilt=-25),
+    "craniectomy": Options(craniectomy=True),
+    "child": Options(skull="child"),
+    "infant": Options(skull="infant"),
+    "second head": Options(second_head=True),
+}
+FULL_WINDOWS = ((-100.0, 300.0), (0.0, 80.0))
 
 
 def run(volume: Volume, model: Model) -> Segmentation:
@@ -141,7 +164,12 @@ def changed_scans(
             allowed = allowed_space(bare, own, volume.hu.shape, volume.spacing[0])
         rows += [
             {"case": case.name, "split": split, "kind": change.kind, "change": change.name}
-            | _one(change.apply(volume), reference, allowed, model)
+            | _one(
+                change.apply(volume),
+                change.carry(reference),
+                None if allowed is None else change.carry(allowed),
+                model,
+            )
             for change in changes
         ]
     return rows
@@ -189,6 +217,57 @@ def change_summary(rows: list[dict[str, Any]], good: set[str]) -> list[dict[str,
                 "outside_ml_most": max(row["outside_ml"] for row in own),
                 "volume_change_median": float(np.median(ratio or [np.nan])),
                 "volume_change_most": max(ratio, default=float("nan")),
+            }
+        )
+    return result
+
+
+def phantom_heads(model: Model, seeds: tuple[int, ...] = (301, 302, 303)) -> list[dict[str, Any]]:
+    """Phantoms in full HU that lie otherwise, lack bone, are small, or are not alone: one row per head and window.
+
+    A phantom with blood and the same head without: mL found, and mL outside the cranial cavity.
+    """
+    rows = []
+    grid = Grid((30, 208, 208), (1.1, 1.1, 5.0), lower_mm=15.0)
+    todo = [(name, seed, kinds) for name in HEADS for seed in seeds for kinds in (("intraparenchymal",), ())]
+    for name, seed, kinds in track(todo, "robustness, phantoms", console=console):
+        wide = replace(grid, shape=(30, 208, 360), left_mm=80.0) if HEADS[name].second_head else grid
+        phantom = make_phantom(seed, kinds, wide, options=HEADS[name])
+        changes = [Change("window", "full", lambda v: v), *(windowed(*w) for w in FULL_WINDOWS)]
+        for change in changes if name == "straight" else changes[:1]:
+            result = run(change.apply(phantom.volume), model)
+            outside = result.mask.astype(bool) & ~phantom.intracranial
+            rows.append(
+                {
+                    "head": name,
+                    "window": change.name,
+                    "seed": seed,
+                    "true_ml": float(phantom.mask.sum() * phantom.volume.voxel_ml),
+                    "found_ml": result.volume_ml,
+                    "dice": overlap(result.mask, phantom.mask)["dice"],
+                    "outside_ml": float(outside.sum() * phantom.volume.voxel_ml),
+                    "implausible": " ".join(result.implausible),
+                }
+            )
+    return rows
+
+
+def phantom_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per kind of head and window."""
+    result = []
+    for key in dict.fromkeys((row["head"], row["window"]) for row in rows):
+        own = [row for row in rows if (row["head"], row["window"]) == key]
+        ill, healthy = ([r for r in own if bool(r["true_ml"]) == has] for has in (True, False))
+        result.append(
+            {
+                "head": key[0],
+                "window": key[1],
+                "true_ml": float(np.mean([r["true_ml"] for r in ill])),
+                "found_ml": float(np.mean([r["found_ml"] for r in ill])),
+                "dice": float(np.mean([r["dice"] for r in ill])),
+                "healthy_ml_most": max(r["found_ml"] for r in healthy),
+                "outside_ml_most": max(r["outside_ml"] for r in own),
+                "implausible": sum(bool(r["implausible"]) for r in own),
             }
         )
     return result
