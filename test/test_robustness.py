@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hemseg.model import Model
+from hemseg.volume import Volume
+from training.datasets import load_dataset
+from training.phantom import Grid, make_phantom, write_dataset
+from training.robustness import (
+    CHANGES,
+    allowed_space,
+    change_summary,
+    changed_scans,
+    cut_slices,
+    few_slices,
+    few_summary,
+    rolled,
+    shifted,
+    single_summary,
+    windowed,
+)
+
+
+def test_changes_change_what_they_say() -> None:
+    hu = np.array([-20.0, 0.0, 35.0, 100.0], np.float32).reshape(1, 2, 2)
+    volume = Volume(hu)
+    assert windowed(0, 80).apply(volume).hu.ravel().tolist() == [0, 0, 35, 80]
+    assert shifted(5).apply(volume).hu.ravel().tolist() == [-20, 5, 40, 100]
+    turned = rolled(1)
+    assert np.array_equal(turned.apply(volume).hu, turned.carry(hu))
+    assert turned.carry(hu)[0].tolist() == [[0, 100], [-20, 35]]
+    assert len({(c.kind, c.name) for c in CHANGES}) == len(CHANGES)
+
+
+def test_cut_slices_lie_where_they_lay() -> None:
+    volume = make_phantom(1, (), Grid((8, 32, 32), (6.0, 6.0, 15.0))).volume
+    part = cut_slices(volume, slice(3, 5))
+    assert part.hu.shape == (2, 32, 32)
+    assert part.origin[2] == pytest.approx(volume.origin[2] + 3 * 15.0)
+
+
+def test_blood_may_lie_inside_the_skull_and_nowhere_else() -> None:
+    bare = np.full((7, 40, 40), -20.0, np.float32)
+    bare[5:, 10:30, 10:30] = 100
+    bare[5:, 13:27, 13:27] = 30
+    allowed = allowed_space(bare, ["blanked"] * 5 + ["vault"] * 2, (7, 20, 20), 2.0)
+    assert not allowed[:3].any()  # far from the brain
+    assert allowed[3:5].all()  # it may reach there
+    assert allowed[5, 10, 10]
+    assert not allowed[5, 2, 2]
+
+
+def test_tables_of_changed_and_cut_scans(model: Model, tmp_path: Path) -> None:
+    write_dataset(tmp_path, 2, seed=3, grid=Grid((16, 96, 96), (2.4, 2.4, 9.0)), split=(0.0, 0.0))
+    dataset = load_dataset(tmp_path)
+    changes = (windowed(-20, 100), shifted(5))
+    rows = changed_scans(dataset, "test", model, changes=changes)
+    assert len(rows) == 4
+    first, second = change_summary(rows, set())
+    assert first["scans"] == second["scans"] == 2
+    assert first["volume_change_most"] == 0
+    assert second["volume_change_most"] < 0.5
+    few = few_summary(few_slices(dataset, "test", model))
+    assert [row["slices"] for row in few] == [1, 2, 3, 5, 8]
+    assert all(0 <= row["dice_to_whole"] <= 1 for row in few)
+
+
+def test_single_slices_are_counted_by_level() -> None:
+    rows = [
+        {"split": "val", "label": label, "brain_level": level, "mm2": mm2, "score": score}
+        for label, level, mm2, score in ((0, 1, 0.0, 0.1), (0, 1, 30.0, 0.9), (1, 1, 50.0, 0.95), (0, 0, 40.0, 0.8))
+    ]
+    brain, every = single_summary(rows)
+    assert (brain["without_blood"], brain["marked"], brain["found"], brain["auc"]) == (2, 0.5, 1.0, 1.0)
+    assert every["without_blood"] == 3
