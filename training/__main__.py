@@ -256,6 +256,26 @@ def _robustness(
             print(in_words(row))
 
 
+@app.command("operating-point")
+def _operating_point(
+    data: Annotated[list[Path], typer.Option(help="A data set; may be given several times.")],
+    out: TablesOption,
+    weights: Annotated[Path | None, typer.Option(help="Folder with a manifest; by default hemseg's.")] = None,
+) -> None:
+    """Cut the answers on val at several thresholds: what is found against what is false, as a table."""
+    from hemseg.model import load
+    from training.datasets import load_dataset
+    from training.evaluation import write_table
+    from training.operating_point import operating_points
+    from training.stages import in_words
+
+    model = load(weights)
+    rows = [row for folder in data for row in operating_points(load_dataset(folder), model)]
+    write_table(rows, out / "operating_points.csv")
+    for row in rows:
+        print(in_words(row))
+
+
 @app.command("shortcuts")
 def _shortcuts(config: ConfigOption, run: RunOption, data: DataOption = None, seed: SeedOption = None) -> None:
     """Tell whether the classifier's answer depends on the data set a slice is from (its negative val slices)."""

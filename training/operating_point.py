@@ -1,0 +1,84 @@
+"""Where to put the thresholds: what is found against what is false, on val.
+
+    python -m training operating-point --data A --data B --out OUT --weights runs/best/export
+
+Every scan of val is segmented once; the network's answer is then cut at several thresholds, least peaks and least
+volumes. Nothing is trained, and test is left alone; reference masks of val rank the points where there are some.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from hemseg.model import Manifest, Model
+from hemseg.segmentation import outlined, working_probability
+from hemseg.volume import Volume, read
+from training.datasets import Case, DataSet, read_reference
+from training.evaluation import by_slices
+from training.metrics import lesion_counts, overlap
+from training.robustness import run
+from training.stages import console
+
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6)
+PEAKS = (0.6, 0.8, 0.9, 0.95)
+LEAST_ML = (0.05, 0.1, 0.2)
+MUCH_ML, MUCH_MM2 = 0.5, 10.0  # blood in a patient, or in a single slice, without hemorrhage
+
+
+def points() -> list[dict[str, float]]:
+    """All combinations, as settings of a manifest."""
+    return [
+        {"threshold": t, "min_peak": p, "min_lesion_ml": ml}
+        for t, p, ml in itertools.product(THRESHOLDS, PEAKS, LEAST_ML)
+        if p > t
+    ]
+
+
+def operating_points(dataset: DataSet, model: Model, split: str = "val") -> list[dict[str, Any]]:
+    """One row per point and data set."""
+    rows: list[dict[str, Any]] = []
+    for case in track(dataset.part(split), f"operating points, {dataset.name}", console=console):
+        volume = read(case.image)
+        first = run(volume, model)
+        probability = working_probability(first.working, model)
+        for point in points():
+            result = outlined(volume, first.working, probability, _at(model.manifest, point))
+            rows.append({"dataset": case.source or dataset.name, **point, **_counts(result.mask, case, volume)})
+    return [_summary(rows, point, name) for name in dict.fromkeys(r["dataset"] for r in rows) for point in points()]
+
+
+def _at(manifest: Manifest, point: dict[str, float]) -> Manifest:
+    return replace(manifest, **point)  # type: ignore[arg-type]
+
+
+def _counts(mask: np.ndarray, case: Case, volume: Volume) -> dict[str, Any]:
+    row: dict[str, Any] = by_slices(mask, case, volume)
+    row["mm2"] = float(mask.sum() * volume.spacing[0] * volume.spacing[1])
+    row["single"] = len(mask) == 1
+    if case.reference:
+        reference = read_reference(case.reference)
+        row |= {"dice": overlap(mask, reference)["dice"], **lesion_counts(mask, reference, volume.voxel_ml)}
+    return row
+
+
+def _summary(rows: list[dict[str, Any]], point: dict[str, float], name: str) -> dict[str, Any]:
+    own = [r for r in rows if r["dataset"] == name and all(r[key] == value for key, value in point.items())]
+    ill, healthy = ([r for r in own if bool(r["positive_slices"]) == has] for has in (True, False))
+    outline = [r for r in own if "dice" in r]
+    much = [r["mm2"] >= MUCH_MM2 if r["single"] else r["predicted_ml"] >= MUCH_ML for r in healthy]
+    return {
+        "dataset": name,
+        **point,
+        "dice": float(np.mean([r["dice"] for r in outline])) if outline else float("nan"),
+        "false_lesions_per_scan": float(np.mean([r["lesions_false"] for r in outline])) if outline else float("nan"),
+        "ill": len(ill),
+        "found": sum(r["slices_found"] > 0 for r in ill),
+        "slices_found": sum(r["slices_found"] for r in ill) / max(1, sum(r["positive_slices"] for r in ill)),
+        "healthy": len(healthy),
+        "healthy_with_blood": sum(much),
+    }
