@@ -156,6 +156,8 @@ def application(cases: Cases) -> Starlette:
         except TimeoutError:
             case.cancel()  # unless it has begun: then it goes on, and has its place in the queue
             return _failed(503, f"there is no answer after {LONGEST_SECONDS} seconds; ask again later.")
+        except asyncio.CancelledError:  # the server stops; what of the case is said at its end
+            return _answer(503, "the server stops.", close=True)
         except (OutputError, UnexpectedError) as error:
             return _failed(500, str(error))
         except (HemsegError, OSError) as error:
