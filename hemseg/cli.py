@@ -42,6 +42,10 @@ def segment(
     report: Annotated[
         bool, typer.Option("--report", help="Also write <case>/report.html, a viewer to open, and report.json.")
     ] = False,
+    probability: Annotated[
+        bool,
+        typer.Option("--probability", help="Also write the probability of each voxel, <case>_probability.*."),
+    ] = False,
     series: Annotated[
         str, typer.Option(help="Of a DICOM study: number or SeriesInstanceUID, in place of the rule.")
     ] = "",
@@ -82,7 +86,7 @@ def segment(
     from hemseg.model import default_weights
     from hemseg.summary import Journal, settings_key_of_weights
 
-    planned = plan(source, target, Wanted(overlay, report, form, series, strict))
+    planned = plan(source, target, Wanted(overlay, report, probability, form, series, strict))
     folder = weights or default_weights()
     key = settings_key_of_weights(folder)
     journal = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hemseg import __version__
-from hemseg.errors import HemsegError, first_line
+from hemseg.errors import HemsegError, OutputError, first_line
 from hemseg.files import whole
 
 if TYPE_CHECKING:
@@ -35,9 +35,16 @@ def _complete(dataset: Dataset) -> Dataset:
     return dataset
 
 
-def _sources(stack: Stack, mask: np.ndarray) -> tuple[list[Dataset], np.ndarray]:
-    """The files that the segmentation refers to, and its frames (frame, row, column) in their order."""
-    instances, slices = stack.series.instances, stack.to_slices(mask)
+def referenced_images(stack: Stack, voxels: np.ndarray) -> tuple[list[Dataset], np.ndarray]:
+    """The files that a segmentation or a parametric map refers to, and its frames in their order.
+
+    Args:
+        voxels: (z, y, x) of the even volume.
+
+    Returns:
+        The headers of the files, and the frames (frame, row, column).
+    """
+    instances, slices = stack.series.instances, stack.to_slices(voxels)
     if instances[0].frame is None:
         return [_complete(instance.source.read(pixels=False)) for instance in instances], slices
     whole_file = _complete(instances[0].source.read(pixels=False))
@@ -60,7 +67,7 @@ def write_segmentation(result: Segmentation, path: Path) -> Path:
         from pydicom.sr.codedict import codes
     except ImportError:
         raise HemsegError("a DICOM segmentation needs highdicom; `pip install 'hemseg[dicom]'`.") from None
-    sources, frames = _sources(stack, result.mask)
+    sources, frames = referenced_images(stack, result.mask)
     description = hd.seg.SegmentDescription(
         segment_number=1,
         segment_label="Intracranial hemorrhage",
@@ -94,7 +101,7 @@ def write_segmentation(result: Segmentation, path: Path) -> Path:
             with whole(path) as partial:
                 segmentation.save_as(partial)
     except OSError as error:
-        raise HemsegError(f"{path}: the segmentation could not be written ({error.strerror}).") from None
+        raise OutputError(f"{path}: the segmentation could not be written ({error.strerror}).") from None
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         said = first_line(error, 160)
         raise HemsegError(f"{path}: the scan's headers do not allow a DICOM segmentation ({said}).") from None

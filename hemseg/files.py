@@ -7,6 +7,7 @@ those mean nothing in another container. A file system without such locks is use
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -18,6 +19,8 @@ from pathlib import Path
 from hemseg.errors import HemsegError
 
 _PARTIAL = re.compile(r"\.hemseg-[0-9a-f]{16}\.part")
+_live: set[Path] = set()  # temporary files of this process
+_abandoned = False
 LONGEST_WRITE_SECONDS = 24 * 3600  # where there are no locks, a temporary file this old is a dead one's
 
 
@@ -30,6 +33,9 @@ def whole(path: Path) -> Iterator[Path]:
     suffixes = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix
     partial = path.with_name(f".hemseg-{uuid.uuid4().hex[:16]}.part{suffixes}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    _live.add(partial)
+    if _abandoned:
+        raise OSError(errno.ECANCELED, "the process ends")
     alive = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)  # writers open it again, by its name
     try:
         with contextlib.suppress(OSError):
@@ -39,7 +45,17 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        _live.discard(partial)
         os.close(alive)
+
+
+def abandon() -> None:
+    """Remove this process's temporary files and let it make no others: for an end that waits for no thread."""
+    global _abandoned
+    _abandoned = True
+    for partial in list(_live):
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from hemseg.errors import HemsegError
-from hemseg.memory import share_heap
+from hemseg.memory import check_model_memory, share_heap
 from hemseg.preprocessing import Settings, Strip
 from hemseg.strip import learned_mask
 
@@ -191,6 +191,7 @@ def load_strip(path: Path, sha256: str, threads: int = 1) -> Strip:
 
 def check_file(path: Path, sha256: str) -> None:
     """Raise HemsegError unless a model file is there and is the one that the manifest means."""
+    check_model_memory(path)
     try:
         content = path.read_bytes()
     except OSError:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import SimpleITK as sitk
 
-from hemseg.errors import HemsegError
+from hemseg.errors import HemsegError, OutputError
 from hemseg.files import whole
 from hemseg.integrity import all_finite, check_stays_in_folder, stored_bytes
 from hemseg.memory import check_memory
@@ -172,7 +172,12 @@ def from_itk(image: sitk.Image, path: Path | None = None) -> Volume:
 
 def mask_to_itk(mask: np.ndarray, volume: Volume) -> sitk.Image:
     """A mask (z, y, x) as a SimpleITK image of uint8 with its scan's geometry."""
-    image = sitk.GetImageFromArray(np.ascontiguousarray(mask, dtype=np.uint8))
+    return to_itk(np.ascontiguousarray(mask, dtype=np.uint8), volume)
+
+
+def to_itk(voxels: np.ndarray, volume: Volume) -> sitk.Image:
+    """An array (z, y, x) as a SimpleITK image with a volume's geometry."""
+    image = sitk.GetImageFromArray(voxels)
     image.SetSpacing(volume.spacing)
     image.SetOrigin(volume.origin)
     image.SetDirection(volume.direction)
@@ -253,10 +258,34 @@ def write_mask(mask: np.ndarray, volume: Volume, path: str | Path) -> Path:
             replaced if it exists; missing folders are made.
 
     Raises:
-        HemsegError: the file cannot be written, what was written is not what was meant, or ``path`` has
-            another format than the scan, which could not hold its geometry to the last bit.
+        OutputError: the file cannot be written, or what was written is not what was meant.
+        HemsegError: ``path`` has another format than the scan, which could not hold its geometry to the last bit.
     """
     path = Path(path)
+    kind, scan = image_format(path, volume)
+    if mask.shape != volume.hu.shape:
+        raise ValueError(f"mask {mask.shape} and scan {volume.hu.shape} differ in shape")
+    mask = np.ascontiguousarray(mask, dtype=np.uint8)
+    try:
+        with whole(path) as partial:
+            if scan and kind == "NIfTI":
+                write_nifti(mask, scan, partial)
+            elif scan and kind == "NRRD":
+                _write_nrrd(mask, scan, partial)
+            else:
+                sitk.WriteImage(mask_to_itk(mask, volume), str(partial), useCompression=True)
+            check_written(partial, mask, volume, exact=bool(scan) or kind == "MetaImage")
+    except (RuntimeError, OSError) as error:
+        raise OutputError(f"{path}: the mask could not be written ({_reason(error)}).") from None
+    return path
+
+
+def image_format(path: Path, volume: Volume) -> tuple[str, Path | None]:
+    """In which format an image of the scan's geometry is written to a path, and the file whose header it takes, if any.
+
+    Raises:
+        HemsegError: ``path`` has no suffix of an image, or of another format than the scan.
+    """
     if suffix(path) in ("", ".mhd"):
         raise HemsegError(f"{path}: a mask's name must end in one of {', '.join(s for s in SUFFIXES if s != '.mhd')}.")
     kind = FORMATS[suffix(path)]
@@ -266,34 +295,20 @@ def write_mask(mask: np.ndarray, volume: Volume, path: str | Path) -> Path:
         raise HemsegError(
             f"{path}: the mask of {scan.name} is written as {own} or MetaImage, {kind} would round its geometry."
         )
-    if mask.shape != volume.hu.shape:
-        raise ValueError(f"mask {mask.shape} and scan {volume.hu.shape} differ in shape")
-    mask = np.ascontiguousarray(mask, dtype=np.uint8)
-    try:
-        with whole(path) as partial:
-            if scan and kind == "NIfTI":
-                _write_nifti(mask, scan, partial)
-            elif scan and kind == "NRRD":
-                _write_nrrd(mask, scan, partial)
-            else:
-                sitk.WriteImage(mask_to_itk(mask, volume), str(partial), useCompression=True)
-            _check_written(partial, mask, volume, exact=bool(scan) or kind == "MetaImage")
-    except (RuntimeError, OSError) as error:
-        raise HemsegError(f"{path}: the mask could not be written ({_reason(error)}).") from None
-    return path
+    return kind, scan
 
 
-def _write_nifti(mask: np.ndarray, scan: Path, path: Path) -> None:
+def write_nifti(voxels: np.ndarray, scan: Path, path: Path) -> None:
     """The scan's header with another data type: pixdim, qform, sform and units stay bit for bit."""
     import nibabel  # imported here because it takes a while and only NIfTI needs it
 
     header: Any = nibabel.load(scan).header.copy()  # type: ignore[attr-defined]
-    header.set_data_dtype(np.uint8)
+    header.set_data_dtype(voxels.dtype)
     header["cal_min"], header["cal_max"] = 0, 1
-    header.extensions.clear()  # notes about the scan's voxels do not hold for a mask
+    header.extensions.clear()  # notes about the scan's voxels do not hold for others
     kind: Any = nibabel.Nifti2Image if header["sizeof_hdr"] == 540 else nibabel.Nifti1Image
     shape = header.get_data_shape()  # may carry trailing axes of length 1
-    image = kind(mask.transpose(2, 1, 0).reshape(shape), None, header)
+    image = kind(voxels.transpose(2, 1, 0).reshape(shape), None, header)
     image.header.set_slope_inter(1, 0)
     nibabel.save(image, path)
 
@@ -318,7 +333,7 @@ def _write_nrrd(mask: np.ndarray, scan: Path, path: Path) -> None:
     path.write_bytes(header.encode() + gzip.compress(mask.tobytes()))
 
 
-def _check_written(path: Path, mask: np.ndarray, volume: Volume, exact: bool) -> None:
+def check_written(path: Path, voxels: np.ndarray, volume: Volume, exact: bool) -> None:
     """Read it back. Not exact: NIfTI holds 32-bit numbers, and there is no header of the scan to copy from."""
     image = sitk.ReadImage(str(path))
     geometry: list[tuple[tuple[float, ...], tuple[float, ...]]] = [
@@ -327,6 +342,6 @@ def _check_written(path: Path, mask: np.ndarray, volume: Volume, exact: bool) ->
         (image.GetDirection(), volume.direction),
     ]
     same = all(a == b if exact else np.allclose(a, b, rtol=1e-5, atol=1e-4) for a, b in geometry)
-    same = same and np.array_equal(sitk.GetArrayViewFromImage(image), mask)
+    same = same and np.array_equal(sitk.GetArrayViewFromImage(image), voxels)
     if not same:
         raise RuntimeError("read back, it differs from what was written")
