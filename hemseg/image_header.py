@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 SHEAR = 0.01  # cosine between axes, up to which they count as perpendicular
+ALONG = 0.05  # least cosine between an axis and the direction that a letter gives it
 SCALED = 0.01  # relative difference of two spacings
 SHIFTED_MM, TURNED = 1.0, 0.01  # of two positions, and of two directions, that agree but for rounding
 HEADER_BYTES = 1 << 20  # of text, at most
@@ -132,6 +133,15 @@ def _axes(cosines: np.ndarray) -> str:
     return "".join(_CODES[patient][int(cosines[patient, image] < 0)] for image, patient in enumerate(nearest))
 
 
+def _follow(cosines: np.ndarray, letters: str) -> bool:
+    """Whether axes run from where letters say, as nearly as oblique ones can."""
+    for column, letter in zip(cosines.T, letters, strict=True):
+        patient = next(i for i, pair in enumerate(_CODES) if letter in pair)
+        if column[patient] * (1 if _CODES[patient][0] == letter else -1) < ALONG:
+            return False
+    return True
+
+
 def _shear(cosines: np.ndarray) -> float:
     return float(np.abs(cosines.T @ cosines - np.eye(3)).max())
 
@@ -184,7 +194,7 @@ def _metaimage(path: Path) -> Orientation:
         return Orientation(False, (_UNSAID.format("TransformMatrix is missing"),))
     matrix = _numbers(given)
     stands = len(matrix) == 9 and np.isfinite(matrix).all() and np.any(matrix)
-    if letters and stands and _axes(np.array(matrix).reshape(3, 3).T) != letters:
+    if letters and stands and not _follow(np.array(matrix).reshape(3, 3).T, letters):
         said = (
             "TransformMatrix and AnatomicalOrientation disagree; the former was taken; the side of a lesion is unknown."
         )
