@@ -82,7 +82,7 @@ def _volume(scan: Scan, spacing: Sequence[float | str] | np.ndarray | None, seri
     if isinstance(scan, bytes):
         scan = os.fsdecode(scan)
     if isinstance(scan, str | os.PathLike):
-        return read(scan, series)  # looks at the voxels itself
+        return read(Path(scan), series)  # looks at the voxels itself
     if isinstance(scan, list | tuple) and not _is_array(scan):
         return _of_files(scan, series)
     if _is_array(scan):
