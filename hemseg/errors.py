@@ -6,7 +6,13 @@ LONGEST_LINE = 2000  # characters; log readers skip lines that are much longer
 
 
 class HemsegError(Exception):
-    """A mistake in the input, the weights or the set-up. ``str(error)`` is one clear sentence for the user."""
+    """A mistake in the input, the weights or the set-up. ``str(error)`` is one clear sentence for the user.
+
+    It can be printed and written anywhere: bytes of a file name that are no UTF-8 appear escaped.
+    """
+
+    def __init__(self, sentence: str = "") -> None:
+        super().__init__(sentence.encode("utf-8", "backslashreplace").decode())
 
 
 class OutputError(HemsegError):

@@ -30,7 +30,7 @@ def whole(path: Path) -> Iterator[Path]:
 
     It is renamed to ``path`` when the block ends well, and removed when it does not. Missing folders are made.
     """
-    suffixes = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix
+    suffixes = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix.lower()  # writers know these
     partial = path.with_name(f".hemseg-{uuid.uuid4().hex[:16]}.part{suffixes}")
     path.parent.mkdir(parents=True, exist_ok=True)
     _live.add(partial)

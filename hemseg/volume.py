@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import SimpleITK as sitk
 
+from hemseg import image_header
 from hemseg.errors import HemsegError, OutputError
 from hemseg.files import whole
 from hemseg.integrity import all_finite, check_stays_in_folder, stored_bytes
@@ -27,10 +28,12 @@ from hemseg.memory import check_memory
 if TYPE_CHECKING:
     from hemseg.stack import Stack
 
+os.environ["ITK_NIFTI_SFORM_PERMISSIVE"] = "1"  # how far axes may lean is checked here (`hemseg.image_header`)
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's own chatter; real errors arrive as exceptions
 
 FORMATS = {".nii.gz": "NIfTI", ".nii": "NIfTI", ".mha": "MetaImage", ".mhd": "MetaImage", ".nrrd": "NRRD"}
 SUFFIXES = tuple(FORMATS)
+_READERS = {"NIfTI": "NiftiImageIO", "MetaImage": "MetaImageIO", "NRRD": "NrrdImageIO"}  # whatever case a suffix has
 _VOXEL_BYTES = {
     **dict.fromkeys((sitk.sitkInt8, sitk.sitkUInt8), 1),
     **dict.fromkeys((sitk.sitkInt16, sitk.sitkUInt16), 2),
@@ -53,6 +56,7 @@ class Volume:
         direction: row-major 3x3 direction cosines, LPS.
         path: the file that it was read from, if any.
         warnings: what looks odd about it, in sentences.
+        oriented: whether it is known which of its sides is the patient's left.
         stack: how the slices of a DICOM series lie in it, see `hemseg.stack`.
         chosen: which series of a DICOM study this is, and why.
     """
@@ -65,6 +69,7 @@ class Volume:
     warnings: tuple[str, ...] = ()
     stack: Stack | None = field(default=None, repr=False)
     chosen: str = ""
+    oriented: bool = True
 
     @property
     def voxel_ml(self) -> float:
@@ -146,8 +151,8 @@ def read(path: str | Path, series: str = "") -> Volume:
         from hemseg.dicom import read_series, sources_of
 
         return read_series(sources_of(path), path, series)
-    image = _read_image(path)
-    volume = from_itk(image, path)
+    image, orientation = _read_image(path)
+    volume = replace(from_itk(image, path), warnings=orientation.warnings, oriented=orientation.known)
     if image.GetPixelID() in _FLOATS and not np.isfinite(volume.hu).all():
         raise HemsegError(f"{path}: {NOT_FINITE}")
     return volume
@@ -184,7 +189,7 @@ def to_itk(voxels: np.ndarray, volume: Volume) -> sitk.Image:
     return image
 
 
-def _read_image(path: Path) -> sitk.Image:
+def _read_image(path: Path) -> tuple[sitk.Image, image_header.Orientation]:
     if not path.exists():
         raise HemsegError(f"{path}: there is no such file.")
     if not path.is_file():
@@ -196,11 +201,15 @@ def _read_image(path: Path) -> sitk.Image:
         raise HemsegError(f"{path}: may not be read; check its permissions.")
     if path.stat().st_size == 0:
         raise HemsegError(f"{path}: is empty (0 bytes); copy or export it again.")
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    _check_name(path)
+    if FORMATS[kind] == "NIfTI" and path.name[-len(kind) :] not in (kind, kind.upper()):
+        raise HemsegError(f"{path}: its suffix has capitals and small letters, which ITK does not read; rename it.")
+    reader = _reader(path)
     try:
         check_stays_in_folder(path, kind)
-        held = stored_bytes(path, kind)
+        orientation = _orientation(path, kind)
+        inflated = image_header.inflated(path) if FORMATS[kind] == "MetaImage" else None
+        held = inflated[0] if inflated else stored_bytes(path, kind)
         reader.ReadImageInformation()
         _check_header(path, reader)
         check_memory(path, int(np.prod(reader.GetSize())), _VOXEL_BYTES[reader.GetPixelID()])
@@ -208,13 +217,43 @@ def _read_image(path: Path) -> sitk.Image:
         if held is not None and held < need:
             raise EOFError(f"it holds {max(held, 0)} of {need} bytes")
         image = reader.Execute()
+        if inflated and inflated != (need, image_header.crc_of(sitk.GetArrayViewFromImage(image), path)):
+            raise ValueError("two ways to inflate its voxels give two results")
         if image.GetPixelID() in _FLOATS and not all_finite(path, kind):
             raise HemsegError(f"{path}: {NOT_FINITE}")
     except (RuntimeError, EOFError, OSError, ValueError, zlib.error) as error:
         raise HemsegError(
             f"{path}: cannot be read as {kind}; it is damaged, cut short or of another format ({_reason(error)})."
         ) from None
-    return image
+    _turn(image, orientation)
+    return image, orientation
+
+
+def _check_name(path: Path) -> None:
+    """ITK takes names in UTF-8 alone, and ends the process over others."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise HemsegError(f"{path}: its name is not valid UTF-8; rename it.") from None
+
+
+def _reader(path: Path) -> sitk.ImageFileReader:
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(_READERS[FORMATS[suffix(path)]])
+    reader.SetFileName(str(path))
+    return reader
+
+
+def _orientation(path: Path, kind: str) -> image_header.Orientation:
+    try:
+        return image_header.orientation(path, kind)
+    except image_header.HeaderError as error:
+        raise HemsegError(f"{path}: its header {error}.") from None
+
+
+def _turn(image: sitk.Image, orientation: image_header.Orientation) -> None:
+    if orientation.direction:
+        image.SetDirection(orientation.direction)
 
 
 def _check_header(path: Path, reader: sitk.ImageFileReader) -> None:
@@ -232,7 +271,10 @@ def _check_header(path: Path, reader: sitk.ImageFileReader) -> None:
         raise HemsegError(f"{path}: its header declares {'x'.join(map(str, size))} voxels, too many for a head CT.")
     spacing = np.array(reader.GetSpacing())
     if not np.isfinite(spacing).all() or (spacing <= 0).any():
-        raise HemsegError(f"{path}: its voxel spacing {tuple(spacing)} mm is not positive; mend the header.")
+        raise HemsegError(f"{path}: its voxel spacing {tuple(spacing)} mm is not positive; fix the header.")
+    cosines = np.array(reader.GetDirection()).reshape(3, 3)
+    if np.abs(cosines.T @ cosines - np.eye(3)).max() > image_header.SHEAR and suffix(path) not in (".nii", ".nii.gz"):
+        raise HemsegError(f"{path}: its axes {image_header.TILTED}.")
 
 
 def _bytes_a_voxel(reader: sitk.ImageFileReader) -> int:
@@ -262,6 +304,7 @@ def write_mask(mask: np.ndarray, volume: Volume, path: str | Path) -> Path:
         HemsegError: ``path`` has another format than the scan, which could not hold its geometry to the last bit.
     """
     path = Path(path)
+    _check_name(path)
     kind, scan = image_format(path, volume)
     if mask.shape != volume.hu.shape:
         raise ValueError(f"mask {mask.shape} and scan {volume.hu.shape} differ in shape")
@@ -306,9 +349,8 @@ def write_nifti(voxels: np.ndarray, scan: Path, path: Path) -> None:
     header.set_data_dtype(voxels.dtype)
     header["cal_min"], header["cal_max"] = 0, 1
     header.extensions.clear()  # notes about the scan's voxels do not hold for others
-    kind: Any = nibabel.Nifti2Image if header["sizeof_hdr"] == 540 else nibabel.Nifti1Image
     shape = header.get_data_shape()  # may carry trailing axes of length 1
-    image = kind(voxels.transpose(2, 1, 0).reshape(shape), None, header)
+    image = nibabel.Nifti1Image(voxels.transpose(2, 1, 0).reshape(shape), None, header)
     image.header.set_slope_inter(1, 0)
     nibabel.save(image, path)
 
@@ -335,7 +377,9 @@ def _write_nrrd(mask: np.ndarray, scan: Path, path: Path) -> None:
 
 def check_written(path: Path, voxels: np.ndarray, volume: Volume, exact: bool) -> None:
     """Read it back. Not exact: NIfTI holds 32-bit numbers, and there is no header of the scan to copy from."""
-    image = sitk.ReadImage(str(path))
+    image = _reader(path).Execute()
+    if suffix(path) in (".nii", ".nii.gz"):
+        _turn(image, _orientation(path, suffix(path)))
     geometry: list[tuple[tuple[float, ...], tuple[float, ...]]] = [
         (image.GetSpacing(), volume.spacing),
         (image.GetOrigin(), volume.origin),
