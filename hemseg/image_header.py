@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -218,6 +219,10 @@ def inflated(path: Path) -> tuple[int, int] | None:
         OSError, ValueError, zlib.error: the file is damaged.
     """
     header, start = meta_header(path)
+    if not re.fullmatch(
+        "[1-9]", dimensions := header.get("NDims", "")
+    ):  # ITK crashes over a number beyond its integers
+        raise ValueError(f"its header says NDims = {dimensions[:40]}")
     if header.get("CompressedData", "False").lower() != "true":
         return None
     data = path if header["ElementDataFile"].upper() == "LOCAL" else path.parent / header["ElementDataFile"]

@@ -216,6 +216,14 @@ def test_compressed_metaimages_are_what_was_inflated_or_refused(
     assert capfd.readouterr().err == ""  # ITK would write "Uncompress failed"
 
 
+@pytest.mark.parametrize("number", ["-1", "0", "1e38", "4294967296", ""])
+def test_dimensions_of_a_compressed_metaimage_over_which_itk_crashes(tmp_path: Path, number: str) -> None:
+    packed = zlib.compress(HU.tobytes())
+    lines = ("CompressedData = True", f"CompressedDataSize = {len(packed)}", f"NDims = {number}")
+    with pytest.raises(HemsegError, match=r"a\.mha: cannot be read .*NDims"):
+        read(metaimage(tmp_path / "a.mha", *lines, voxels=packed))
+
+
 def test_what_itk_inflates_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = zlib.compress(HU.tobytes())
     lines = ("CompressedData = True", f"CompressedDataSize = {len(packed)}")
