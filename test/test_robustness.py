@@ -8,6 +8,7 @@ import pytest
 from hemseg.model import Model
 from hemseg.volume import Volume
 from training.datasets import load_dataset
+from training.operating_point import operating_points, points
 from training.phantom import Grid, make_phantom, write_dataset
 from training.robustness import (
     CHANGES,
@@ -76,3 +77,15 @@ def test_single_slices_are_counted_by_level() -> None:
     brain, every = single_summary(rows)
     assert (brain["without_blood"], brain["marked"], brain["found"], brain["auc"]) == (2, 0.5, 1.0, 1.0)
     assert every["without_blood"] == 3
+
+
+def test_operating_points_on_val(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dataset(tmp_path, 2, seed=3, grid=Grid((16, 96, 96), (2.4, 2.4, 9.0)), split=(0.0, 1.0))
+    few = [{"threshold": t, "min_peak": p, "min_lesion_ml": 0.1} for t, p in ((0.3, 0.6), (0.3, 1.01))]
+    monkeypatch.setattr("training.operating_point.points", lambda: few)
+    rows = operating_points(load_dataset(tmp_path), model)
+    assert [row["min_peak"] for row in rows] == [0.6, 1.01]
+    assert rows[0]["ill"] + rows[0]["healthy"] == 2
+    assert rows[0]["found"] >= 1
+    assert rows[1]["found"] == 0  # no peak is that high
+    assert all(point["min_peak"] > point["threshold"] for point in points())

@@ -257,7 +257,9 @@ def changed_head(hu: np.ndarray, target: np.ndarray, rng: np.random.Generator) -
     if chance[3] < 0.1:  # stripped already
         hu = np.where(target > 0.05, hu, low)
     elif chance[3] < 0.25:  # no scalp, no muscles
-        near = cv2.dilate((target > 0.3).astype(np.uint8), np.ones((3, 3), np.uint8), iterations=rng.integers(3, 9))
+        near = cv2.dilate(
+            (target > 0.3).astype(np.uint8), np.ones((3, 3), np.uint8), iterations=int(rng.integers(3, 9))
+        )
         hu = np.where(near.astype(bool), hu, low)
     bone, air = hu >= high - 1, hu <= low + 0.5
     changed = hu * rng.uniform(0.9, 1.1) + rng.uniform(-13, 13)
