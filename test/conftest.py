@@ -73,10 +73,12 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
     replace(
         manifest,
         name="light",
+        strip_file="",
+        strip_sha256="",
         file="light.onnx",
         sha256=sha256(network).hexdigest(),
         patch=patch,
-        preprocessing=replace(manifest.preprocessing, in_plane_mm=4.0, slice_mm=9.0),
+        preprocessing=replace(manifest.preprocessing, in_plane_mm=4.0, slice_mm=9.0, level_hu=0.0),
     ).write(folder)
     return folder
 

@@ -12,6 +12,7 @@ The bundle's network is torch's; what comes before and after it (working grid, s
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from torch import nn
 
 import hemseg
-from hemseg.model import Manifest, Model
+from hemseg.model import Manifest, Model, load_strip
 from hemseg.segmentation import segment
 from hemseg.volume import read
 from training.config import Config
@@ -58,7 +59,9 @@ class _TorchSession:
 def run_case(network: nn.Module, root: str, scan: str, mask: str) -> float:
     """Segment one scan with a bundle's network and write its mask; the hemorrhage in mL."""
     folder = Path(root) / "configs"
-    result = segment(read(scan), Model(Manifest.read(folder), _TorchSession(network), folder))
+    manifest = Manifest.read(folder)
+    strip = load_strip(folder / manifest.strip_file, manifest.strip_sha256) if manifest.strip_file else None
+    result = segment(read(scan), Model(manifest, _TorchSession(network), folder, strip=strip))
     result.save(mask)
     return result.volume_ml
 
@@ -77,6 +80,8 @@ def write_bundle(config: Config, run: Path, out: Path) -> None:
     (out / "models" / "model.pt").write_bytes((run / last / "network.pt").read_bytes())
     manifest = Manifest.read(run / "export")
     manifest.write(out / "configs")
+    if manifest.strip_file:
+        shutil.copyfile(run / "export" / manifest.strip_file, out / "configs" / manifest.strip_file)
     (out / "docs" / "README.md").write_text(f"hemseg {manifest.version}: research only, not a medical device.\n")
     (out / "configs" / "metadata.json").write_text(json.dumps(_metadata(manifest), indent=2) + "\n")
     (out / "configs" / "inference.json").write_text(json.dumps(_inference(config), indent=2) + "\n")
