@@ -9,7 +9,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import numpy as np
 
 from hemseg.dicom_header import ENHANCED, FIELDS, Header, of_frames, of_slice
 from hemseg.errors import HemsegError, first_line
+from hemseg.inflation import check_instance, check_members
 from hemseg.volume import Volume
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 MIN_SLICES = 5
 AXIAL_DEGREES = 45.0  # gantries tilt by up to 30 degrees, heads by more
-MAX_ZIP_BYTES = 4 * 2**30  # unpacked; beyond it an archive is no head CT
 _NEEDED = (
     "StudyInstanceUID", "SeriesInstanceUID", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "Rows",
     "Columns",
@@ -51,10 +51,11 @@ class Source:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about values that bend the standard; what matters is checked here
-                if not self.member:
-                    return pydicom.dcmread(self.path, **options)
-                with zipfile.ZipFile(self.path) as archive:
-                    return pydicom.dcmread(BytesIO(archive.read(self.member)), **options)
+                with BytesIO(_archive(self.path).read(self.member)) if self.member else self.path.open("rb") as file:
+                    check_instance(file, self)
+                    return pydicom.dcmread(file, **options)
+        except HemsegError:
+            raise
         except Exception as error:  # pydicom's own errors are many
             raise HemsegError(f"{self}: cannot be read as DICOM ({first_line(error)}).") from None
 
@@ -133,6 +134,17 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
+def _archive(path: Path) -> zipfile.ZipFile:
+    """A zip archive, opened once for all of its members: its directory may be long."""
+    state = path.stat()
+    return _opened(path, (state.st_ino, state.st_size, state.st_mtime_ns))
+
+
+@lru_cache(maxsize=4)
+def _opened(path: Path, state: tuple[int, ...]) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
+
+
 def members(archive: Path) -> list[Source]:
     """The files of a zip archive that begin as DICOM files do. Nothing is unpacked to disk.
 
@@ -142,9 +154,7 @@ def members(archive: Path) -> list[Source]:
     try:
         with zipfile.ZipFile(archive) as opened:
             infos = [i for i in opened.infolist() if i.filename and not i.is_dir()]
-            if sum(i.file_size for i in infos) > MAX_ZIP_BYTES:
-                limit = f"{MAX_ZIP_BYTES // 2**30} GiB"
-                raise HemsegError(f"{archive}: would unpack to more than {limit}; unpack it yourself.")
+            check_members(archive, infos)
             found = []
             for info in infos:
                 with opened.open(info) as file:
@@ -320,9 +330,12 @@ def read_series(sources: Iterable[Source], path: Path, wanted: str = "") -> Volu
 def sources_of(path: Path) -> list[Source]:
     """The DICOM files of a folder (with its subfolders), of a zip archive, or the file itself."""
     if path.is_dir():
-        from hemseg.cohort import walk
+        from hemseg.folders import unreadable_dicom, walk
 
-        return [Source(p) for p in walk(path) if is_dicom(p)]
+        files = walk(path)
+        for file, reason in unreadable_dicom(files).items():  # slices would be missing
+            raise HemsegError(f"{file}: {reason}")
+        return [Source(p) for p in files if is_dicom(p)]
     return members(path) if path.suffix.lower() == ".zip" else [Source(path)]
 
 

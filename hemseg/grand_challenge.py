@@ -90,7 +90,7 @@ def _read_sockets(path: Path) -> dict[str, Any]:
 
     try:
         values = yaml.safe_load(path.read_text()) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise HemsegError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]}).") from None
     known = [field.name for field in fields(Sockets)]
     if not isinstance(values, dict) or (set(values) - set(known)):
@@ -113,7 +113,7 @@ def read_inputs(folder: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise HemsegError(f"{path}: cannot be read as JSON ({error}).") from None
 
 
