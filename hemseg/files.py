@@ -18,6 +18,7 @@ from pathlib import Path
 from hemseg.errors import HemsegError
 
 _PARTIAL = re.compile(r"\.hemseg-[0-9a-f]{16}\.part")
+_in_the_making: set[Path] = set()  # of this process
 LONGEST_WRITE_SECONDS = 24 * 3600  # where there are no locks, a temporary file this old is a dead one's
 
 
@@ -25,7 +26,8 @@ LONGEST_WRITE_SECONDS = 24 * 3600  # where there are no locks, a temporary file 
 def whole(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path``, of the same suffixes, for the time of a `with` block.
 
-    It is renamed to ``path`` when the block ends well, and removed when it does not. Missing folders are made.
+    When the block ends well it is on the disk, and renamed to ``path``: a machine that fails then leaves the file whole
+    or not there, never empty. When it does not, it is removed. Missing folders are made.
     """
     suffixes = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix
     partial = path.with_name(f".hemseg-{uuid.uuid4().hex[:16]}.part{suffixes}")
@@ -34,12 +36,32 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         with contextlib.suppress(OSError):
             fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _in_the_making.add(partial)
         yield partial
+        _sync(partial)
         os.replace(partial, path)
+        with contextlib.suppress(OSError):  # not every file system has it for folders
+            _sync(path.parent)
     finally:
+        _in_the_making.discard(partial)
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         os.close(alive)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def discard_partial() -> None:
+    """Remove this process's temporary files: it is about to end, whatever its threads are doing."""
+    for partial in list(_in_the_making):
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> int:

@@ -22,9 +22,11 @@ import SimpleITK as sitk
 from hemseg.errors import HemsegError
 from hemseg.files import whole
 from hemseg.integrity import all_finite, check_stays_in_folder, stored_bytes
+from hemseg.marks import mark, voxel_hash
 from hemseg.memory import check_memory
 
 if TYPE_CHECKING:
+    from hemseg.fingerprint import Fingerprint
     from hemseg.stack import Stack
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's own chatter; real errors arrive as exceptions
@@ -55,6 +57,7 @@ class Volume:
         warnings: what looks odd about it, in sentences.
         stack: how the slices of a DICOM series lie in it, see `hemseg.stack`.
         chosen: which series of a DICOM study this is, and why.
+        fingerprint: of the files that it was read from.
     """
 
     hu: np.ndarray
@@ -65,11 +68,17 @@ class Volume:
     warnings: tuple[str, ...] = ()
     stack: Stack | None = field(default=None, repr=False)
     chosen: str = ""
+    fingerprint: Fingerprint | None = field(default=None, repr=False)
 
     @property
     def voxel_ml(self) -> float:
         """Volume of one voxel in mL."""
         return float(np.prod(self.spacing)) / 1000.0
+
+    @property
+    def content(self) -> str:
+        """The content hash of its files; empty where they are not known."""
+        return self.fingerprint.content if self.fingerprint else ""
 
     def with_voxels(self, array: np.ndarray) -> Volume:
         """Another array of the same shape (a mask, say) with this volume's geometry."""
@@ -269,27 +278,31 @@ def write_mask(mask: np.ndarray, volume: Volume, path: str | Path) -> Path:
     if mask.shape != volume.hu.shape:
         raise ValueError(f"mask {mask.shape} and scan {volume.hu.shape} differ in shape")
     mask = np.ascontiguousarray(mask, dtype=np.uint8)
+    text = mark(volume.content, voxel_hash(mask))
     try:
         with whole(path) as partial:
             if scan and kind == "NIfTI":
-                _write_nifti(mask, scan, partial)
+                _write_nifti(mask, scan, partial, text)
             elif scan and kind == "NRRD":
-                _write_nrrd(mask, scan, partial)
+                _write_nrrd(mask, scan, partial, text)
             else:
-                sitk.WriteImage(mask_to_itk(mask, volume), str(partial), useCompression=True)
+                image = mask_to_itk(mask, volume)
+                image.SetMetaData("ITK_FileNotes" if kind == "NIfTI" else "Comment", text)
+                sitk.WriteImage(image, str(partial), useCompression=True)
             _check_written(partial, mask, volume, exact=bool(scan) or kind == "MetaImage")
     except (RuntimeError, OSError) as error:
         raise HemsegError(f"{path}: the mask could not be written ({_reason(error)}).") from None
     return path
 
 
-def _write_nifti(mask: np.ndarray, scan: Path, path: Path) -> None:
-    """The scan's header with another data type: pixdim, qform, sform and units stay bit for bit."""
+def _write_nifti(mask: np.ndarray, scan: Path, path: Path, text: str) -> None:
+    """The scan's header with another data type and description: pixdim, qform, sform and units stay bit for bit."""
     import nibabel  # imported here because it takes a while and only NIfTI needs it
 
     header: Any = nibabel.load(scan).header.copy()  # type: ignore[attr-defined]
     header.set_data_dtype(np.uint8)
     header["cal_min"], header["cal_max"] = 0, 1
+    header["descrip"] = text.encode()
     header.extensions.clear()  # notes about the scan's voxels do not hold for a mask
     kind: Any = nibabel.Nifti2Image if header["sizeof_hdr"] == 540 else nibabel.Nifti1Image
     shape = header.get_data_shape()  # may carry trailing axes of length 1
@@ -298,7 +311,7 @@ def _write_nifti(mask: np.ndarray, scan: Path, path: Path) -> None:
     nibabel.save(image, path)
 
 
-def _write_nrrd(mask: np.ndarray, scan: Path, path: Path) -> None:
+def _write_nrrd(mask: np.ndarray, scan: Path, path: Path, text: str) -> None:
     """The scan's geometry fields word for word, with another type and encoding."""
     geometry = (
         "dimension",
@@ -314,7 +327,7 @@ def _write_nrrd(mask: np.ndarray, scan: Path, path: Path) -> None:
         magic = file.readline().decode().strip()
         lines = [line.decode().strip() for line in itertools.takewhile(bytes.strip, file)]
     kept = [line for line in lines if line.split(":", 1)[0] in geometry]
-    header = "\n".join([magic, "type: uint8", *kept, "encoding: gzip", "", ""])
+    header = "\n".join([magic, f"# {text}", "type: uint8", *kept, "encoding: gzip", "", ""])
     path.write_bytes(header.encode() + gzip.compress(mask.tobytes()))
 
 
