@@ -37,7 +37,7 @@ _OWN = (
     "SpecificCharacterSet", "ImageType", "InstanceCreationDate", "InstanceCreationTime", "SOPClassUID",
     "SOPInstanceUID", "SeriesDate", "SeriesTime", "ContentDate", "ContentTime", "Modality", "Manufacturer",
     "ManufacturerModelName", "SeriesDescription", "ReferencedSeriesSequence", "SourceImageSequence",
-    "ContributingEquipmentSequence", "TimezoneOffsetFromUTC",
+    "TimezoneOffsetFromUTC",
 )  # fmt: skip
 
 
