@@ -263,8 +263,11 @@ def main() -> None:
     except HemsegError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 1
-    except OSError as error:  # standard output, while it was printed to: a pipe without a reader, or a full disk
-        code = 0 if isinstance(error, BrokenPipeError) else 1
+    except BrokenPipeError:  # nobody reads what is printed
+        code = 0
+    except OSError as error:
+        print(f"error: {printable(str(error))}.", file=sys.stderr)
+        code = 1
     printed = flush_standard_output()
     sys.exit(code or (0 if printed else 1))
 
