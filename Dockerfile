@@ -8,7 +8,9 @@ ARG ACCELERATOR=cuda
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     ORT_DISABLE_TELEMETRY=1 \
-    HOME=/tmp
+    HOME=/tmp \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 RUN groupadd -r user && useradd -m --no-log-init -r -g user user \
     && mkdir -p /opt/app /opt/ml/model /input /output \

@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 QUIET := --quiet --no-compile --disable-pip-version-check
 # what is imported is compiled then, once, even where the environment forbids Python to keep it
 export PYTHONDONTWRITEBYTECODE :=
-.PHONY: demo test soak lint format lock samples dist docs clean
+.PHONY: demo test shim soak lint format lock samples dist docs clean
 
 demo: $(VENV)/.inference  ## segment the sample scans; masks and pictures go to demo-output/
 	$(BIN)/hemseg segment test/cases demo-output --overlay
 
 test: $(VENV)/.development  ## the test suite, a worker a core (seven to ten minutes on two)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
+
+shim: $(VENV)/.development  ## the built images under Grand Challenge's own shim, where Python 3.12 is available
+	$(BIN)/python test/container/shim/run.py
 
 soak: $(VENV)/.development  ## broken files, kills, a thousand scans, other samplings: about an hour (docs/reliability.md)
 	$(BIN)/python test/fuzz.py --count 100000

@@ -27,10 +27,19 @@ docker save "$image" | gzip -c >"$target/hemseg.tar.gz.part"
 images=$(tar -xzOf "$target/hemseg.tar.gz.part" manifest.json | grep -o '"RepoTags"' | wc -l)
 [[ $images == 1 ]] || fail "the archive holds $images images instead of one"
 bytes=$(stat -c %s "$target/hemseg.tar.gz.part")
-((bytes < 10000000000)) || fail "the archive has $((bytes / 1000000)) MB; the platform takes 10 GB"
+((bytes < 10 << 30)) || fail "the archive has $((bytes >> 20)) MiB; the platform takes 10 GiB"
 
 tar -czf "$target/model.tar.gz.part" -C weights .
 tar -tzf "$target/model.tar.gz.part" | grep -qx './manifest.json' || fail "weights/ holds no manifest.json"
+# config ARCHIVE: the digest by which the platform knows an image
+config() { tar -xzOf "$1" manifest.json 2>/dev/null | grep -o '"Config":"[^"]*"' || true; }
+again=
+[[ -s $target/hemseg.tar.gz && $(config "$target/hemseg.tar.gz") == "$(config "$target/hemseg.tar.gz.part")" ]] && again=1
 mv "$target/hemseg.tar.gz.part" "$target/hemseg.tar.gz"
 mv "$target/model.tar.gz.part" "$target/model.tar.gz"
-ls -l "$target/hemseg.tar.gz" "$target/model.tar.gz" | awk '{ printf "%s: %.1f MB\n", $NF, $5 / 1e6 }'
+ls -l "$target/hemseg.tar.gz" "$target/model.tar.gz" | awk '{ printf "%s: %.1f MiB\n", $NF, $5 / 2^20 }'
+if [[ -n $again ]]; then
+  echo "the image is that of the last export: the platform refuses one that it has already; upload the model alone"
+else
+  echo "upload each image once: the platform refuses one that it has already"
+fi

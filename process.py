@@ -4,80 +4,37 @@
     python process.py --input IN --output OUT
 
 What is mounted decides the mode (gc, gc-generic, instance, legacy; see docs/grand-challenge.md), --mode or HEMSEG_MODE
-overrides it; --mode serve answers the platform's HTTP calls. Exit code 1 if a case failed, 143 after SIGTERM.
+overrides it; --mode serve answers the platform's HTTP calls. Exit code 1 if a case failed, 143 after SIGTERM. The last
+line of stderr is the reason then: it is all that the platform shows.
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
 import os
-import signal
-import sys
-from collections.abc import Collection
-from contextlib import closing
-from dataclasses import replace
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
-from hemseg.cohort import Job, known_refusal, run
-from hemseg.dicom import is_dicom
-from hemseg.errors import HemsegError
-from hemseg.files import remove_leftovers
-from hemseg.folders import unreadable_dicom, walk, without_masks
-from hemseg.grand_challenge import MODES, Sockets, Work, choose, load_sockets, read_inputs
-from hemseg.model import DEVICES, default_weights, load
-from hemseg.names import printable
-from hemseg.outputs import refuse_conflicts
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: each of its threads, never used here, takes 32 MB
+
+import argparse
+import json
+import logging
+import signal
+import socket
+import sys
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+from hemseg.errors import HemsegError, one_line
+from hemseg.memory import check_start, is_out_of_memory
 from hemseg.signals import install
 from hemseg.streams import flush_standard_output, open_standard_streams
-from hemseg.volume import suffix
-
-if TYPE_CHECKING:
-    from hemseg.model import Model
 
 logger = logging.getLogger("hemseg")
-
-
-def perform(
-    work: Work,
-    source: Path,
-    target: Path,
-    predict: Path,
-    sockets: Sockets,
-    model: Model,
-    unread: Collection[Path] = (),
-    overwrite: bool = False,
-) -> int:
-    """Do what was chosen; returns how many cases failed.
-
-    Args:
-        source, target, predict: ``/input``, ``/output`` and, for INSTANCE, ``/predict``.
-        unread, overwrite: see `hemseg.legacy.HemorrhageSegmentation`.
-    """
-    report = target / sockets.report_path if sockets.report_path else None
-    if work.mode in ("legacy", "gc-generic"):
-        from hemseg.legacy import HemorrhageSegmentation
-
-        report = report if work.mode == "gc-generic" else None
-        algorithm = HemorrhageSegmentation(source, target, model, work.scans, report, work.dicom, unread, overwrite)
-        algorithm.process()
-        return algorithm.failed
-    if work.mode == "instance":
-        jobs = [Job(Path(scan), source / scan, predict / scan.name) for scan in work.scans]
-    else:
-        (scan,) = work.scans
-        jobs = [Job(Path(scan), source / scan, target / sockets.mask_path / "output.mha", report=report)]
-    jobs = [replace(job, refusal=known_refusal(job, unread)) for job in jobs]
-    refuse_conflicts(jobs, overwrite=overwrite)
-    failed = 0
-    with closing(run(jobs, model)) as outcomes:
-        for outcome in outcomes:
-            failed += bool(outcome.error)
-            logger.info("%s: %s", printable(str(outcome.job.case)), "failed" if outcome.error else "done")
-            for line in outcome.told:
-                print(line, file=sys.stderr)
-    return failed
+WAITING_CONNECTIONS = 128  # while the model is loaded
+STOPPED = {
+    signal.SIGTERM: "stopped by SIGTERM before all was done.",
+    signal.SIGINT: "stopped by Ctrl-C before all was done.",
+}
 
 
 def main() -> int:
@@ -86,60 +43,100 @@ def main() -> int:
     parser.add_argument("--input", type=Path, default=Path("/input"), help="folder of scans (default: /input)")
     parser.add_argument("--output", type=Path, default=Path("/output"), help="folder for the masks (default: /output)")
     parser.add_argument("--predict", type=Path, default=Path("/predict"), help="folder for INSTANCE's masks")
-    modes = ("auto", "serve", *MODES)
-    parser.add_argument("--mode", default=os.environ.get("HEMSEG_MODE") or "auto", help=f"one of {', '.join(modes)}")
+    modes = "auto, serve, gc, gc-generic, instance or legacy"
+    parser.add_argument("--mode", default=os.environ.get("HEMSEG_MODE") or "auto", help=modes)
     parser.add_argument("--weights", type=Path, help="folder with manifest.json")
     parser.add_argument("--port", type=int, default=4743, help="of mode serve (default: 4743)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that hemseg did not write")
-    parser.add_argument("--device", default=os.environ.get("HEMSEG_DEVICE") or "auto", help=", ".join(DEVICES))
+    parser.add_argument("--device", default=os.environ.get("HEMSEG_DEVICE") or "auto", help="auto, cpu or cuda")
     arguments = parser.parse_args()
-    open_standard_streams()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    install()
+    _set_up_output()
+    install(STOPPED)
     try:
-        if not 0 < arguments.port < 1 << 16:
-            raise HemsegError(f"--port {arguments.port}: give a number from 1 to 65535.")
-        weights = arguments.weights or default_weights()
-        sockets = load_sockets(os.environ, weights)
         if arguments.mode == "serve":
-            try:
-                from hemseg.server import serve
-            except ModuleNotFoundError as error:
-                raise HemsegError(f"mode serve needs {error.name}; `pip install 'hemseg[serve]'`.") from None
+            return _serve(arguments)
+        check_start()
+        from hemseg.batch import run_container  # with numpy and all else: not before it is known that they fit
 
-            model = load(weights, arguments.device)
-            # the server has a handler of its own; when it is done it raises the signal again, for the one before it
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            serve(model, arguments.input, arguments.output, sockets, arguments.port)
-            return 0
-        if arguments.input.resolve() == arguments.output.resolve():
-            raise HemsegError(f"{arguments.output}: is the input folder; give another one for the masks.")
-        unread: dict[Path, str] = {}
-        found = without_masks(walk(arguments.input, arguments.output, unread))
-        unread |= unreadable_dicom(p for p in found if not suffix(p))
-        files = [PurePosixPath(p.relative_to(arguments.input)) for p in found]
-        dicom = [p for p in files if not suffix(Path(p)) and is_dicom(arguments.input / p)]
-        inputs = read_inputs(arguments.input)
-        work = choose(files, inputs, arguments.predict.is_dir(), sockets, arguments.mode, dicom)
-        if work.mode == "instance" and not arguments.predict.is_dir():
-            raise HemsegError(f"mode instance writes to {arguments.predict}, but there is no such folder; mount it.")
-        for folder in (arguments.output, arguments.predict):
-            remove_leftovers(folder)
-        studies = {p.parent for p in work.dicom}
-        model = load(weights, arguments.device, scans=len(work.scans) + len(studies))
-        logger.info("weights %s %s on %s", model.manifest.name, model.manifest.version, model.provider)
-        images = f"{len(work.scans)} scan{'s' * (len(work.scans) != 1)}"
-        slices = f", {len(work.dicom)} DICOM files" if work.dicom else ""
-        logger.info("mode %s, %s%s", work.mode, images, slices)
-        folders = arguments.input, arguments.output, arguments.predict
-        failed = perform(work, *folders, sockets, model, unread, arguments.overwrite)
-        for path, reason in unread.items():
-            print(printable(f"error: {path}: {reason}"), file=sys.stderr)
-        failed += len(unread)
+        folders = (arguments.input, arguments.output, arguments.predict)
+        errors = run_container(*folders, arguments.mode, arguments.weights, arguments.device, arguments.overwrite)
+        if len(errors) > 1:
+            _say(errors[0])
+        return 1 if errors else 0
+    except SystemExit as end:
+        if end.code == 128 + signal.SIGTERM:
+            _say(STOPPED[signal.SIGTERM])
+        raise
+    except KeyboardInterrupt:
+        _say(STOPPED[signal.SIGINT])
+        return 128 + signal.SIGINT
     except (HemsegError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 1 if failed else 0
+        _say(str(error))
+    except Exception as error:  # a fault of ours, or of the set-up
+        _say(_unexpected(error))
+    return 1
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    """Open the port, then load the model: who asks in the meantime waits, and is not refused."""
+    listener = _listen(arguments.port)
+    try:
+        check_start()
+        try:
+            from hemseg.server import prepare, serve
+        except ModuleNotFoundError as error:
+            raise HemsegError(f"mode serve needs {error.name}; `pip install 'hemseg[serve]'`.") from None
+
+        cases = prepare(arguments.input, arguments.output, arguments.weights, arguments.device)
+    except BaseException as error:
+        told = isinstance(error, (HemsegError, OSError))
+        _turn_away(listener, str(error) if told else "the server could not start; its log says why.")
+        raise
+    return serve(cases, listener)
+
+
+def _listen(port: int) -> socket.socket:
+    if not 0 < port < 1 << 16:
+        raise HemsegError(f"--port {port}: give a number from 1 to 65535.")
+    try:
+        return socket.create_server(("0.0.0.0", port), backlog=WAITING_CONNECTIONS)  # noqa: S104  called from outside
+    except OSError as error:
+        raise HemsegError(f"port {port}: cannot be opened ({error}); give another one with --port.") from None
+
+
+def _turn_away(listener: socket.socket, reason: str) -> None:
+    """Answer those who wait for a server that will not be."""
+    body = json.dumps({"detail": one_line(reason)}).encode()
+    head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    listener.settimeout(0)
+    with suppress(OSError):
+        while True:
+            line, _ = listener.accept()
+            with line, suppress(OSError):
+                line.settimeout(1)
+                line.recv(1 << 16)
+                line.sendall(f"{head}Connection: close\r\n\r\n".encode() + body)
+
+
+def _unexpected(error: Exception) -> str:
+    if is_out_of_memory(error):
+        return "there is not enough memory; give the container more."
+    with suppress(OSError, ValueError):  # stdout may be gone
+        traceback.print_exc(file=sys.stdout)
+    return f"failed unexpectedly ({type(error).__name__}: {error}); please report it."
+
+
+def _set_up_output() -> None:
+    """What goes on goes to stdout, what went wrong to stderr; neither fails over a file name that is not Unicode."""
+    open_standard_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+
+
+def _say(reason: str) -> None:
+    print(f"error: {one_line(reason)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

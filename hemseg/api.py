@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import SimpleITK as sitk
@@ -17,9 +22,19 @@ from hemseg.segmentation import segment as segment_volume
 from hemseg.volume import Volume, from_itk, read
 
 
+class NiftiImage(Protocol):
+    """An image of nibabel."""
+
+    affine: Any
+    dataobj: Any
+
+
+Scan = str | os.PathLike[str] | bytes | Sequence[Any] | np.ndarray | sitk.Image | Volume | NiftiImage
+
+
 def segment(
-    scan: str | Path | np.ndarray | sitk.Image | Volume,
-    spacing: tuple[float, float, float] | None = None,
+    scan: Scan,
+    spacing: Sequence[float | str] | np.ndarray | None = None,
     *,
     series: str = "",
     weights: str | Path | None = None,
@@ -29,8 +44,9 @@ def segment(
     """Find and outline intracranial hemorrhage on one scan. The weights are loaded once and kept.
 
     Args:
-        scan: a file (NIfTI, MetaImage, NRRD), a folder or zip archive of DICOM, a SimpleITK image, a `Volume`, or an
-            array of HU (z, y, x) whose axes run to superior, posterior and the patient's left.
+        scan: a file (NIfTI, MetaImage, NRRD), a folder, zip archive or list of files of DICOM, a SimpleITK or nibabel
+            image, a `Volume`, or an array of HU (z, y, x), or what numpy makes one of, whose axes run to superior,
+            posterior and the patient's left.
         spacing: of an array, (x, y, z) in mm.
         series: of a DICOM study, see `hemseg.read`.
         weights: folder with manifest.json; by default those that came with hemseg.
@@ -71,17 +87,17 @@ def _state(folder: Path) -> str:
     return repr((manifest, [(s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats]))
 
 
-def _volume(
-    scan: str | Path | np.ndarray | sitk.Image | Volume, spacing: tuple[float, float, float] | None, series: str
-) -> Volume:
-    if isinstance(scan, np.ndarray):
-        if spacing is None:
-            raise HemsegError("an array does not know the size of its voxels: give spacing=(x, y, z) in mm.")
-        if scan.ndim != 3 or not np.issubdtype(scan.dtype, np.number) or np.iscomplexobj(scan):
-            raise HemsegError(f"an array of shape {scan.shape} and type {scan.dtype} is no volume (z, y, x) of HU.")
-        if len(spacing) != 3 or not np.isfinite(spacing).all() or min(spacing) <= 0:
-            raise HemsegError(f"spacing {spacing} is not three positive numbers of mm (x, y, z).")
-        volume = Volume(scan.astype(np.float32), (float(spacing[0]), float(spacing[1]), float(spacing[2])))
+def _volume(scan: Scan, spacing: Sequence[float | str] | np.ndarray | None, series: str) -> Volume:
+    if isinstance(scan, str | os.PathLike | bytes | list | tuple) and spacing is not None and not _is_array(scan):
+        raise HemsegError("spacing is for arrays; this scan has its own.")
+    if isinstance(scan, bytes):
+        scan = os.fsdecode(scan)
+    if isinstance(scan, str | os.PathLike):
+        return read(Path(scan), series)  # looks at the voxels itself
+    if isinstance(scan, list | tuple) and not _is_array(scan):
+        return _of_files(scan, series)
+    if _is_array(scan):
+        volume = _of_array(scan, spacing)
     elif spacing is not None:
         raise HemsegError("spacing is for arrays; this scan has its own.")
     elif isinstance(scan, sitk.Image):
@@ -90,8 +106,83 @@ def _volume(
         volume = from_itk(scan)
     elif isinstance(scan, Volume):
         volume = scan
+    elif type(scan).__module__.startswith("nibabel."):
+        volume = _of_nibabel(scan)
     else:
-        return read(scan, series)  # looks at the voxels itself
+        raise HemsegError(
+            f"a {type(scan).__name__} is no scan; give a path, an array with spacing, a SimpleITK or nibabel image, a "
+            "list of DICOM files, or a hemseg.Volume."
+        )
     if not np.isfinite(volume.hu).all():
         raise HemsegError("the scan has voxels that are NaN or infinite; replace them (with -1024, say) and try again.")
     return volume
+
+
+def _is_array(scan: object) -> bool:
+    """Whether something is an array, or what numpy makes one of: nested lists of numbers, a tensor of torch."""
+    if isinstance(scan, list | tuple):
+        return bool(scan) and isinstance(scan[0], list | tuple | np.ndarray)
+    return isinstance(scan, np.ndarray) or (
+        hasattr(scan, "__array__")
+        and not isinstance(scan, sitk.Image)
+        and not type(scan).__module__.startswith("nibabel.")
+    )
+
+
+def _of_array(scan: Any, spacing: Sequence[float | str] | np.ndarray | None) -> Volume:
+    if spacing is None:
+        raise HemsegError("an array does not know the size of its voxels: give spacing=(x, y, z) in mm.")
+    if np.ma.is_masked(scan):
+        raise HemsegError("a masked array does not say what its masked voxels are; fill them (with -1024, say).")
+    try:
+        array = np.asarray(scan)
+        if array.dtype == object:
+            array = array.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise HemsegError("the array is not one of numbers in three even dimensions (z, y, x).") from None
+    if array.ndim != 3 or not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
+        raise HemsegError(f"an array of shape {array.shape} and type {array.dtype} is no volume (z, y, x) of HU.")
+    if array.size == 0:
+        raise HemsegError(f"an array of shape {array.shape} holds no voxels.")
+    try:
+        if isinstance(spacing, str):
+            raise TypeError
+        x, y, z = (float(mm) for mm in spacing)
+    except (TypeError, ValueError):
+        raise HemsegError(f"spacing {spacing!r} is not three positive numbers of mm (x, y, z).") from None
+    if not np.isfinite([x, y, z]).all() or min(x, y, z) <= 0:
+        raise HemsegError(f"spacing {spacing!r} is not three positive numbers of mm (x, y, z).")
+    return Volume(array.astype(np.float32), (x, y, z))
+
+
+def _of_files(paths: Sequence[Any], series: str) -> Volume:
+    """The DICOM files of one scan."""
+    if not paths or not all(isinstance(path, str | os.PathLike | bytes) for path in paths):
+        raise HemsegError("a list is neither one of DICOM files nor of numbers (z, y, x).")
+    files = [Path(os.fsdecode(path)) for path in paths]
+    if missing := [path for path in files if not path.is_file()]:
+        raise HemsegError(f"{missing[0]}: there is no such file.")
+    from hemseg.dicom import Source, is_dicom, read_series
+
+    if other := [path for path in files if not is_dicom(path)]:
+        raise HemsegError(f"{other[0]}: is no DICOM file; a list is for those of one scan, give others one at a time.")
+    return read_series([Source(path) for path in files], Path(os.path.commonpath([p.parent for p in files])), series)
+
+
+def _of_nibabel(image: Any) -> Volume:
+    """A NIfTI image of nibabel; what its header must say is looked at as in a file (`hemseg.image_header`)."""
+    import nibabel
+
+    try:
+        shape = tuple(n for n in image.shape if n != 1) if len(image.shape) > 3 else tuple(image.shape)
+        if len(shape) != 3:
+            raise HemsegError(f"the image has the shape {image.shape}; give one 3D volume.")
+        with tempfile.TemporaryDirectory(prefix="hemseg-") as folder:
+            path = Path(folder) / "image.nii"
+            nibabel.Nifti1Image.from_image(image).to_filename(path)
+            volume = read(path)
+    except HemsegError as error:
+        raise HemsegError(f"the nibabel image: {str(error).rsplit('image.nii: ', 1)[-1]}") from None
+    except Exception as error:  # nibabel's own are many
+        raise HemsegError(f"the nibabel image cannot be read ({type(error).__name__}).") from None
+    return replace(volume, path=None)

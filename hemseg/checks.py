@@ -11,14 +11,26 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+from scipy import ndimage
 
 from hemseg.errors import HemsegError
+from hemseg.hounsfield import refuse_other_units
 from hemseg.memory import check_working_memory
-from hemseg.preprocessing import Settings, Strip, WorkingGrid, WorkingImage, skull_hull, working_image
-from hemseg.strip import slices_losing_brain
+from hemseg.preprocessing import (
+    Settings,
+    Strip,
+    WorkingGrid,
+    WorkingImage,
+    brain_level,
+    skull_hull,
+    working_image,
+)
+from hemseg.sanity import INTRACRANIAL_ML, is_infant, reaches_from_base_to_vertex
+from hemseg.strip import brain_of, saturation, slices_losing_brain
 from hemseg.volume import Volume
 
 BRAIN_HU = (10.0, 60.0)  # the median of the inside of the skull: brain has 25-40, with much blood or CSF more or less
+LEVEL_HU = (20.0, 45.0)  # of its gray and white matter, without blood and CSF
 INSIDE_ML = (400.0, 2500.0)  # of a whole cranial cavity, with room for children and for what stripping lets through
 IN_PLANE_MM, SLICE_MM = (0.15, 3.0), (0.2, 12.0)
 IN_PLANE_LIMITS_MM, SLICE_LIMITS_MM = (0.1, 5.0), (0.1, 20.0)  # beyond them a header is wrong
@@ -27,6 +39,8 @@ LEAST_SLICES = 5
 UPSIDE_DOWN, LEAST_AIR = 2.0, 300  # ratio; voxels of the working grid
 WINDOW_HU = (-200.0, 500.0)  # a scan without anything beyond was stored in a window
 CONTRAST_ML, CONTRAST_DEPTH_MM = 15.0, 12.0
+LEAST_BONE = 0.03  # of the volume inside; heads have 0.15 and more
+SECOND_HEAD_CM2 = 40.0  # least area of its brain in a slice
 SCALP, SCALP_MM = 0.15, (2.0, 8.0)  # least share of tissue, so far from the skull
 
 
@@ -68,19 +82,8 @@ def refuse_what_is_no_ct(volume: Volume) -> None:
     low, high = float(volume.hu.min()), float(volume.hu.max())
     if low == high:
         raise HemsegError(f"{name}: every voxel is {low:g}; it holds no picture.")
-    if low < 0:
-        return
-    soft = float(np.median(volume.hu[volume.hu > max(0.05 * high, low)]))
-    if 900 < soft < 1200:
-        raise HemsegError(
-            f"{name}: its values look like HU + 1024 (tissue at {soft:.0f}, nothing below 0): the intercept is "
-            "missing; subtract 1024, or export it with RescaleIntercept."
-        )
-    if not (BRAIN_HU[0] < soft < 90 and high <= WINDOW_HU[1]):
-        raise HemsegError(
-            f"{name}: is not in HU: values from {low:g} to {high:g}, the middle of what is not background at "
-            f"{soft:.0f}; air is -1000 HU and brain 35. Is it MR, or a picture of gray values? Give a CT in HU."
-        )
+    array, spacing = volume.in_lps()
+    refuse_other_units(array, spacing, str(name))
 
 
 def doubts(volume: Volume, working: WorkingImage, settings: Settings) -> tuple[str, ...]:
@@ -94,7 +97,7 @@ def _odd_geometry(volume: Volume) -> list[str]:
     array, (depth, *plane) = volume.in_lps()
     slices = array.shape[0]
     if slices < LEAST_SLICES:
-        said.append(f"has only {slices} slices")
+        said.append(f"has only {slices} slice{'s' * (slices != 1)}")
     if not (IN_PLANE_MM[0] <= min(plane) and max(plane) <= IN_PLANE_MM[1] and SLICE_MM[0] <= depth <= SLICE_MM[1]):
         said.append(f"has voxels of {plane[1]:.3g} x {plane[0]:.3g} x {depth:.3g} mm, unusual for a head CT")
     field = [n * mm for n, mm in zip(array.shape[1:], plane, strict=True)]
@@ -111,7 +114,7 @@ def _odd_values(volume: Volume) -> list[str]:
     if low > WINDOW_HU[0] and high < WINDOW_HU[1]:
         said.append(f"is stored in a window of {low:.0f}..{high:.0f} HU; full HU is better")
     if blank := int((lows == highs).sum()):
-        said.append(f"has {blank} blank slices")
+        said.append(f"has {blank} blank slice{'s' * (blank != 1)}")
     return said
 
 
@@ -123,11 +126,20 @@ def _odd_anatomy(working: WorkingImage, settings: Settings) -> list[str]:
     voxel_ml = float(np.prod(working.grid.spacing)) / 1000
     said = []
     ml = float(inside.sum()) * voxel_ml
-    if not INSIDE_ML[0] <= ml <= INSIDE_ML[1]:
+    if ml < INTRACRANIAL_ML[0] and reaches_from_base_to_vertex(working) and is_infant(working):
+        said.append(f"shows an infant's head ({ml:.0f} mL inside the skull), which the weights do not know")
+    elif not INSIDE_ML[0] <= ml <= INSIDE_ML[1]:
         said.append(f"has {ml:.0f} mL inside the skull: part of a head, or not a head?")
     level = float(np.median(hu[inside]))
     if not BRAIN_HU[0] <= level <= BRAIN_HU[1]:
         said.append(f"has a median of {level:.0f} HU inside the skull, where brain has 25 to 40: is it in HU?")
+    elif not LEVEL_HU[0] <= (tissue := brain_level(hu, inside)) <= LEVEL_HU[1]:
+        said.append(f"has a brain of {tissue:.0f} HU, where others have 25 to 40: is the scale off?")
+    if _second_head(working):
+        said.append("shows two heads: one of them was left out")
+    bone = hu >= saturation(hu)
+    if bone[shown].sum() < LEAST_BONE * inside[shown].sum():
+        said.append("shows hardly any bone: was the skull taken away?")
     areas = inside.sum(axis=(1, 2))[shown]
     if areas[-1] > 0.5 * areas.max():
         said.append("is cut off at the top of the head")
@@ -135,7 +147,7 @@ def _odd_anatomy(working: WorkingImage, settings: Settings) -> list[str]:
         said.append("does not reach down to the base of the skull")
     if inside[:, [0, -1], :].any() or inside[:, :, [0, -1]].any():
         said.append("is cut off at the edge of the picture")
-    hull = skull_hull(hu >= settings.hu_range[1] - 1)
+    hull = skull_hull(_bone_of_head(bone, inside))
     if _scalp(working, hull, settings) < SCALP:
         said.append("shows hardly any scalp: was the face removed?")
     low, high = _air_below_and_above(working, hull, settings)
@@ -148,12 +160,39 @@ def _odd_anatomy(working: WorkingImage, settings: Settings) -> list[str]:
     return said
 
 
+def _bone_of_head(bone: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """The connected components of bone at the edge of the cranial cavity: no table, no headrest; bool (z, y, x)."""
+    labels, n = ndimage.label(bone, np.ones((3, 3, 3)))
+    near = np.stack([cv2.dilate(plane, np.ones((9, 9), np.uint8)) for plane in inside.astype(np.uint8)]).astype(bool)
+    touching = np.bincount(labels[near], minlength=n + 1) > 0
+    touching[0] = False
+    return touching[labels]
+
+
+def _second_head(working: WorkingImage) -> bool:
+    """Whether the skull of another head lies beside the one that was found, in most of the slices looked at."""
+    inside, mm = working.intracranial, working.grid.spacing[1]
+    areas = inside.sum(axis=(1, 2))
+    shown = np.flatnonzero(areas > 0.5 * areas.max())
+    looked_at = np.unique(shown[np.linspace(0, len(shown) - 1, 5).round().astype(int)])
+    top = saturation(working.hu)
+    found = 0
+    for z in looked_at:
+        labels, n = ndimage.label(brain_of(working.hu[z], top, mm))
+        sizes = np.bincount(labels.ravel(), minlength=n + 1)
+        own = np.bincount(labels[inside[z]], minlength=n + 1)
+        beside = (sizes * mm * mm / 100 >= SECOND_HEAD_CM2) & (own < 0.05 * sizes)
+        found += bool(beside[1:].any())
+    return found > 0.5 * len(looked_at)
+
+
 def _scalp(working: WorkingImage, hull: np.ndarray, settings: Settings) -> float:
     """Share of tissue among what lies around the skull, in slices that show much of the head.
 
     Whole heads have 0.27 and more (one scan, and phantoms), 110 of 151 defaced ones less than 0.15.
     """
     areas = hull.sum(axis=(1, 2))
+    bottom = max(settings.hu_range[0], float(working.hu.min()))
     discs = [
         cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * n + 1, 2 * n + 1))
         for n in (max(1, round(mm / working.grid.spacing[1])) for mm in SCALP_MM)
@@ -162,7 +201,7 @@ def _scalp(working: WorkingImage, hull: np.ndarray, settings: Settings) -> float
     for z in np.flatnonzero(areas > 0.5 * areas.max()):
         near, far = (cv2.dilate(hull[z].astype(np.uint8), disc).astype(bool) for disc in discs)
         around += int((far & ~near).sum())
-        tissue += int((far & ~near & (working.hu[z] > settings.hu_range[0] + 5)).sum())
+        tissue += int((far & ~near & (working.hu[z] > bottom + 5)).sum())
     return tissue / max(1, around)
 
 
@@ -171,7 +210,7 @@ def _air_below_and_above(working: WorkingImage, hull: np.ndarray, settings: Sett
 
     Sinuses, mastoid cells and orbits lie low: in 46 scans of four sources the lower half had 2 to 1000 times as much.
     """
-    bottom = settings.hu_range[0]
+    bottom = max(settings.hu_range[0], float(working.hu.min()))
     areas = hull.sum(axis=(1, 2))
     head = np.flatnonzero(areas > 0.1 * areas.max()) if areas.any() else np.zeros(1, int)
     middle = (head[0] + head[-1] + 1) // 2

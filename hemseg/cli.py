@@ -43,6 +43,10 @@ def segment(
     report: Annotated[
         bool, typer.Option("--report", help="Also write <case>/report.html, a viewer to open, and report.json.")
     ] = False,
+    probability: Annotated[
+        bool,
+        typer.Option("--probability", help="Also write the probability of each voxel, <case>_probability.*."),
+    ] = False,
     series: Annotated[
         str, typer.Option(help="Of a DICOM study: number or SeriesInstanceUID, in place of the rule.")
     ] = "",
@@ -89,7 +93,7 @@ def segment(
     from hemseg.streams import say
     from hemseg.summary import Journal, settings_key_of_weights
 
-    wanted = Wanted(overlay, report, form, series, strict)
+    wanted = Wanted(overlay, report, probability, form, series, strict)
     planned = plan(sources[0] if len(sources) == 1 else sources, target, wanted)
     folder = weights or default_weights()
     key = settings_key_of_weights(folder, wanted)

@@ -18,13 +18,14 @@ from pathlib import Path
 import cv2
 
 from hemseg.checks import checked
-from hemseg.errors import HemsegError
+from hemseg.errors import HemsegError, OutputError, one_line
 from hemseg.fingerprint import unchanged
 from hemseg.folders import may_be_dicom, unreadable_dicom, walk, without_masks
-from hemseg.memory import give_back
+from hemseg.memory import give_back, is_out_of_memory
 from hemseg.model import Model
 from hemseg.names import name_problem, printable
 from hemseg.outputs import files_of, refused
+from hemseg.probability import probability_path, write_probability
 from hemseg.sanity import refuse_implausible
 from hemseg.segmentation import Segmentation, segment
 from hemseg.signals import at_once
@@ -44,6 +45,7 @@ class Job:
         scan: a file, or the folder of a DICOM study.
         overlay, report, thumbnail: where its pictures and its report (JSON, with an HTML page beside it) go, if
             anywhere.
+        probability: where its probability image goes, if anywhere.
         files: those of a DICOM study; only the scan itself when empty.
         series: of a DICOM study, when the rule of `hemseg.dicom` shall not choose.
         page: whether the report has an HTML page.
@@ -58,6 +60,7 @@ class Job:
     overlay: Path | None = None
     report: Path | None = None
     thumbnail: Path | None = None
+    probability: Path | None = None
     files: tuple[Path, ...] = ()
     series: str = ""
     page: bool = False
@@ -68,7 +71,7 @@ class Job:
     def outputs(self) -> tuple[Path, ...]:
         """Every file that it writes."""
         page = self.report.with_suffix(".html") if self.report and self.page else None
-        return tuple(p for p in (self.mask, self.overlay, self.report, page, self.thumbnail) if p)
+        return tuple(p for p in (self.mask, self.overlay, self.report, page, self.thumbnail, self.probability) if p)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +91,11 @@ class Outcome:
     def told(self) -> list[str]:
         """What people must be told, a line each: the error, or what cannot be about the result and what looked odd."""
         if not self.result:
-            return [printable(f"error: {self.error}")]
-        told = [f"implausible: {self.job.case}: {text}" for text in self.result.implausible]
-        told += [f"warning: {self.job.case}: {text}" for text in self.result.volume.warnings]
-        return [printable(line) for line in told]
+            return [one_line(f"error: {self.error}")]
+        case = printable(str(self.job.case))
+        told = [f"implausible: {case}: {text}" for text in self.result.implausible]
+        told += [f"warning: {case}: {text}" for text in self.result.volume.warnings]
+        return [one_line(line) for line in told]
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ class Wanted:
 
     overlay: bool = False
     report: bool = False
+    probability: bool = False
     format: str = "same"
     series: str = ""
     strict: bool = False
@@ -219,6 +224,7 @@ def plan(source: Path | Sequence[Path], target: Path, wanted: Wanted = Wanted())
             mask=mask,
             overlay=own.with_name(f"{own.name}.png") if wanted.overlay else None,
             report=own / "report.json" if wanted.report else None,
+            probability=probability_path(mask, own) if wanted.probability else None,
             thumbnail=None if alone else target / "thumbnails" / case.parent / f"{case.name}.jpg",
             files=files,
             series=wanted.series,
@@ -340,10 +346,10 @@ def _attempt(job: Job, model: Model) -> Outcome:
     try:
         return Outcome(job, _done(job, model))
     except HemsegError as error:
-        return Outcome(job, None, str(error))
-    except MemoryError:
-        return Outcome(job, None, f"{job.scan}: there is not enough memory for it.", unexpected=True)
+        return Outcome(job, None, str(error), unexpected=isinstance(error, OutputError))
     except Exception as error:  # a fault of ours: name the case, and go on with the others
+        if is_out_of_memory(error):
+            return Outcome(job, None, f"{job.scan}: there is not enough memory for it.", unexpected=True)
         said = f"{job.scan}: failed unexpectedly ({type(error).__name__}: {error}); please report it."
         return Outcome(job, None, said, unexpected=True)
 
@@ -372,6 +378,8 @@ def _done(job: Job, model: Model) -> Segmentation:
                 from hemseg.viewer import write_page
 
                 write_page(result, found, job.report.with_suffix(".html"))
+    if job.probability:
+        write_probability(result, job.probability)
     result.save(job.mask)  # last: where there is a mask, there is all of the case
     return result
 

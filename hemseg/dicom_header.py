@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hemseg.errors import HemsegError
+
 if TYPE_CHECKING:
     from pydicom import Dataset
 
@@ -19,18 +21,35 @@ Header = dict[str, Any]
 ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # enhanced CT, and legacy converted
 
 
+class IllFormedError(ValueError):
+    """A value without which a slice is of no use cannot be read. ``str(error)`` is the attribute's name alone: values
+    may be the patient's, and appear in no message.
+    """
+
+
 def _number(value: Any) -> float:
     found = float(value)
     if not np.isfinite(found):
-        raise ValueError(f"{value} is no number")
+        raise ValueError("no number")
     return found
+
+
+def _whole(value: Any) -> int:
+    found = _number(value)
+    if not found.is_integer():
+        raise ValueError("no whole number")
+    return int(found)
+
+
+def _text(value: Any) -> str:
+    return str(value).strip()
 
 
 def _vector(length: int) -> Callable[[Any], tuple[float, ...]]:
     def convert(value: Any) -> tuple[float, ...]:
         found = tuple(_number(v) for v in value)
         if len(found) != length:
-            raise ValueError(f"{value} is not {length} numbers")
+            raise ValueError(f"not {length} numbers")
         return found
 
     return convert
@@ -38,37 +57,50 @@ def _vector(length: int) -> Callable[[Any], tuple[float, ...]]:
 
 # every field that is looked at, and how its value becomes a plain one; vectors are (x, y, z), mm, LPS
 FIELDS: dict[str, Callable[[Any], Any]] = {
-    "SOPClassUID": str,
-    "StudyInstanceUID": str,
-    "SeriesInstanceUID": str,
-    "SeriesNumber": str,
-    "SeriesDescription": str,
-    "StudyDescription": str,
-    "ProtocolName": str,
-    "BodyPartExamined": str,
-    "Modality": str,
-    "ImageType": str,
-    "ConvolutionKernel": str,
-    "ContrastBolusAgent": str,
-    "InstanceNumber": int,
-    "NumberOfFrames": int,
-    "Rows": int,
-    "Columns": int,
+    "SOPClassUID": _text,
+    "SOPInstanceUID": _text,
+    "PatientID": _text,  # keeps patients apart; in no message
+    "StudyInstanceUID": _text,
+    "SeriesInstanceUID": _text,
+    "SeriesNumber": _text,
+    "SeriesDescription": _text,
+    "StudyDescription": _text,
+    "ProtocolName": _text,
+    "BodyPartExamined": _text,
+    "Modality": _text,
+    "ImageType": _text,
+    "ConvolutionKernel": _text,
+    "ContrastBolusAgent": _text,
+    "BurnedInAnnotation": _text,
+    "AcquisitionNumber": _whole,
+    "InstanceNumber": _whole,
+    "NumberOfFrames": _whole,
+    "Rows": _whole,
+    "Columns": _whole,
     "ImageOrientationPatient": _vector(6),  # along a row, along a column
     "ImagePositionPatient": _vector(3),  # of the first pixel
     "PixelSpacing": _vector(2),  # mm between rows, between columns
     "SliceThickness": _number,
+    "SpacingBetweenSlices": _number,
     "RescaleSlope": _number,
     "RescaleIntercept": _number,
-    "PixelRepresentation": int,  # says how to read the two below
-    "PixelPaddingValue": int,
-    "PixelPaddingRangeLimit": int,
+    "RescaleType": _text,
+    "PixelRepresentation": _whole,  # says how to read the two below
+    "PixelPaddingValue": _whole,
+    "PixelPaddingRangeLimit": _whole,
 }
+# without these a slice cannot be placed or scaled; any other that cannot be read counts as absent, and that is said
+REQUIRED = (
+    "NumberOfFrames", "Rows", "Columns", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing",
+    "RescaleSlope", "RescaleIntercept", "PixelRepresentation",
+)  # fmt: skip
+ILL_FORMED = "ill-formed"  # key of a header for the names of the attributes that count as absent
 GROUPS = {
     "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
     "PlanePositionSequence": ("ImagePositionPatient",),
     "PlaneOrientationSequence": ("ImageOrientationPatient",),
-    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
+    "FrameContentSequence": ("FrameAcquisitionNumber",),
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept", "RescaleType"),
     "CTReconstructionSequence": ("ConvolutionKernel",),
     "CTImageFrameTypeSequence": ("FrameType",),
 }
@@ -78,18 +110,19 @@ def of_slice(dataset: Dataset) -> Header:
     """The header of a classic CT slice; what is absent or empty is absent.
 
     Raises:
-        Exception: of many kinds, pydicom's own among them: a value is not what it should be.
+        IllFormedError: of a value that must be there.
     """
-    return _plain({name: dataset.get(name) for name in FIELDS})
+    return _plain({name: _value(dataset, name) for name in FIELDS})
 
 
 def of_frames(dataset: Dataset) -> list[Header]:
     """The header of each frame of an enhanced CT, in the order of the file, as its slice would have it in classic CT.
 
     Raises:
-        Exception: as `of_slice`.
+        IllFormedError: as `of_slice`.
+        Exception: of many kinds, pydicom's own among them: the functional groups are damaged.
     """
-    common = {name: dataset.get(name) for name in FIELDS if name != "NumberOfFrames"}
+    common = {name: _value(dataset, name) for name in FIELDS if name != "NumberOfFrames"}
     if dataset.get("ContrastBolusAgentSequence"):
         common["ContrastBolusAgent"] = "yes"
     shared = _first(dataset, "SharedFunctionalGroupsSequence")
@@ -98,16 +131,39 @@ def of_frames(dataset: Dataset) -> list[Header]:
         values = common | {"InstanceNumber": number}
         for sequence, names in GROUPS.items():
             group = _first(own, sequence) or _first(shared, sequence)
-            values |= {name: group[name].value for name in names if name in group}
+            values |= {name: _value(group, name) for name in names if name in group}
         values["ImageType"] = values.pop("FrameType", None) or values["ImageType"]
+        values["AcquisitionNumber"] = values.pop("FrameAcquisitionNumber", None) or values["AcquisitionNumber"]
         found.append(_plain(values))
     if len(found) != int(dataset.get("NumberOfFrames") or 0):
-        raise ValueError(f"it tells of {len(found)} frames and claims to have {dataset.get('NumberOfFrames')}")
+        raise HemsegError(f"it describes {len(found)} frames and claims to have {dataset.get('NumberOfFrames')}")
     return found
 
 
+def _value(dataset: Dataset, name: str) -> Any:
+    """A value, or the error that pydicom has with it: it looks at values when they are asked for."""
+    try:
+        return dataset.get(name)
+    except Exception as error:  # of many kinds
+        return error
+
+
 def _plain(values: dict[str, Any]) -> Header:
-    return {name: FIELDS[name](value) for name, value in values.items() if value is not None and value != ""}
+    header: Header = {}
+    ill_formed = []
+    for name, value in values.items():
+        try:
+            if isinstance(value, Exception):
+                raise value
+            if value is not None and str(value).strip() not in ("", "[]"):
+                header[name] = FIELDS[name](value)
+        except Exception:  # what is wrong with it would be said with its value
+            if name in REQUIRED:
+                raise IllFormedError(name) from None
+            ill_formed.append(name)
+    if ill_formed:
+        header[ILL_FORMED] = tuple(ill_formed)
+    return header
 
 
 def _first(dataset: Dataset, sequence: str) -> Dataset:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hemseg import __version__
-from hemseg.errors import HemsegError, first_line
+from hemseg.errors import HemsegError, OutputError
 from hemseg.files import whole
 from hemseg.marks import mark
 
@@ -19,13 +20,23 @@ if TYPE_CHECKING:
     from hemseg.segmentation import Segmentation
     from hemseg.stack import Stack
 
+logger = logging.getLogger("hemseg")
+_DATE, _TIME = r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])", r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?"
+# of patient and study, required but allowed to be empty, and the form of a value: anonymisers like to remove them, and
+# others write dates as their country does
+MAY_BE_EMPTY = {
+    "PatientID": r".{0,64}",
+    "PatientName": r".{0,194}",
+    "PatientBirthDate": _DATE,
+    "PatientSex": r"[MFO]",
+    "StudyID": r".{0,16}",
+    "StudyDate": _DATE,
+    "StudyTime": _TIME,
+    "AccessionNumber": r".{0,16}",
+    "ReferringPhysicianName": r".{0,194}",
+}
 
-# of patient and study, required but allowed to be empty; anonymisers like to remove them
-MAY_BE_EMPTY = (
-    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
-    "AccessionNumber", "ReferringPhysicianName",
-)  # fmt: skip
-
+NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID", "PixelSpacing")
 
 # what is kept in these groups of the file's own level; of what the scan says of its patient and study, the rest goes
 _GROUPS = (0x0008, 0x0010, 0x0012, 0x0032, 0x0038, 0x0040)
@@ -41,7 +52,7 @@ _OWN = (
 )  # fmt: skip
 
 
-def _without_free_text(dataset: Dataset) -> None:
+def remove_free_text(dataset: Dataset) -> None:
     """Remove what highdicom takes over of the patient and the study beyond what the standard needs."""
     for element in list(dataset):
         if element.tag.group in _GROUPS and element.keyword not in (*KEPT_OF_PATIENT, *_OWN):
@@ -49,6 +60,8 @@ def _without_free_text(dataset: Dataset) -> None:
 
 
 def _complete(dataset: Dataset) -> Dataset:
+    for name in ill_formed(dataset):
+        dataset[name].value = None
     for name in MAY_BE_EMPTY:
         if name not in dataset:
             setattr(dataset, name, None)
@@ -57,9 +70,33 @@ def _complete(dataset: Dataset) -> Dataset:
     return dataset
 
 
-def _sources(stack: Stack, mask: np.ndarray) -> tuple[list[Dataset], np.ndarray]:
-    """The files that the segmentation refers to, and its frames (frame, row, column) in their order."""
-    instances, slices = stack.series.instances, stack.to_slices(mask)
+def ill_formed(dataset: Dataset) -> list[str]:
+    """The attributes of patient and study, allowed to be empty, whose values the standard does not allow."""
+    found = []
+    for name, form in MAY_BE_EMPTY.items():
+        if name not in dataset:
+            continue
+        try:
+            value: Any = dataset[name].value
+            text = str(value if value is not None else "").strip()
+            known = not text or re.fullmatch(form, text)
+        except Exception:  # pydicom looks at a value when it is asked for
+            known = None
+        if not known:
+            found.append(name)
+    return found
+
+
+def referenced_images(stack: Stack, voxels: np.ndarray) -> tuple[list[Dataset], np.ndarray]:
+    """The files that a segmentation or a parametric map refers to, and its frames in their order.
+
+    Args:
+        voxels: (z, y, x) of the even volume.
+
+    Returns:
+        The headers of the files, and the frames (frame, row, column).
+    """
+    instances, slices = stack.series.instances, stack.to_slices(voxels)
     if instances[0].frame is None:
         return [_complete(instance.source.read(pixels=False)) for instance in instances], slices
     whole_file = _complete(instances[0].source.read(pixels=False))
@@ -82,7 +119,9 @@ def write_segmentation(result: Segmentation, path: Path) -> Path:
         from pydicom.sr.codedict import codes
     except ImportError:
         raise HemsegError("a DICOM segmentation needs highdicom; `pip install 'hemseg[dicom]'`.") from None
-    sources, frames = _sources(stack, result.mask)
+    if emptied := ill_formed(stack.series.instances[0].source.read(pixels=False)):
+        logger.warning("%s: %s: ill-formed in the scan, left empty here", path, ", ".join(emptied))
+    sources, frames = referenced_images(stack, result.mask)
     description = hd.seg.SegmentDescription(
         segment_number=1,
         segment_label="Intracranial hemorrhage",
@@ -94,32 +133,30 @@ def write_segmentation(result: Segmentation, path: Path) -> Path:
         ),
     )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about values in the source headers that bend the standard
-            segmentation = hd.seg.Segmentation(
-                source_images=sources,
-                pixel_array=frames,
-                segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-                segment_descriptions=[description],
-                series_instance_uid=hd.UID(),
-                series_number=9000,
-                sop_instance_uid=hd.UID(),
-                instance_number=1,
-                manufacturer="hemseg",
-                manufacturer_model_name="hemseg",
-                software_versions=__version__,
-                device_serial_number="0",
-                series_description="Intracranial hemorrhage (research only)",
-                content_label="HEMORRHAGE",
-                content_description=mark(result.volume.content),
-                omit_empty_frames=bool(result.mask.any()),
-            )
-            _without_free_text(segmentation)
-            with whole(path) as partial:
-                segmentation.save_as(partial)
+        segmentation = hd.seg.Segmentation(
+            source_images=sources,
+            pixel_array=frames,
+            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=[description],
+            series_instance_uid=hd.UID(),
+            series_number=9000,
+            sop_instance_uid=hd.UID(),
+            instance_number=1,
+            manufacturer="hemseg",
+            manufacturer_model_name="hemseg",
+            software_versions=__version__,
+            device_serial_number="0",
+            series_description="Intracranial hemorrhage (research only)",
+            content_label="HEMORRHAGE",
+            content_description=mark(result.volume.content),
+            omit_empty_frames=bool(result.mask.any()),
+        )
+        remove_free_text(segmentation)
+        with whole(path) as partial:
+            segmentation.save_as(partial)
     except OSError as error:
-        raise HemsegError(f"{path}: the segmentation could not be written ({error.strerror}).") from None
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        said = first_line(error, 160)
-        raise HemsegError(f"{path}: the scan's headers do not allow a DICOM segmentation ({said}).") from None
+        raise OutputError(f"{path}: the segmentation could not be written ({error.strerror}).") from None
+    except (ValueError, AttributeError, KeyError, TypeError) as error:  # they quote what the headers say
+        needed = next((n for n in NEEDED if n in str(error) or not sources[0].get(n)), type(error).__name__)
+        raise HemsegError(f"{path}: the scan's headers do not allow a DICOM segmentation ({needed}).") from None
     return path

@@ -1,18 +1,34 @@
-"""The one exception that people see: a sentence that names the file and says what to do."""
+"""The exceptions that people see: a sentence that names the file and says what to do."""
+
+import re
 
 from hemseg.names import printable
+
+LONGEST_LINE = 2000  # characters; log readers skip lines that are much longer
 
 
 class HemsegError(Exception):
     """A mistake in the input, the weights or the set-up. ``str(error)`` is one clear sentence for the user.
 
-    What a terminal would obey in it (names of files may hold that) is escaped.
+    It can be printed and written anywhere: what a terminal would obey in it, and bytes that are no UTF-8 (names of
+    files may hold both), appear escaped.
     """
 
     def __str__(self) -> str:
         return printable(super().__str__())
 
 
+class OutputError(HemsegError):
+    """An output could not be written: the disk or the permissions are at fault, not the scan."""
+
+
 def first_line(error: BaseException, most: int = 120) -> str:
     """What a library's error says, cut to one line for a sentence; its type when it says nothing."""
     return str(error).splitlines()[0][:most] if str(error) else type(error).__name__
+
+
+def one_line(text: str) -> str:
+    """A text on one line: line breaks become spaces, other control characters are escaped, the end may be cut."""
+    flat = re.sub(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*", " ", text.strip())
+    shown = printable(flat)
+    return shown if len(shown) <= LONGEST_LINE else f"{shown[: LONGEST_LINE - 3]}..."

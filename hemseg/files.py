@@ -7,6 +7,7 @@ those mean nothing in another container. A file system without such locks is use
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -18,7 +19,8 @@ from pathlib import Path
 from hemseg.errors import HemsegError
 
 _PARTIAL = re.compile(r"\.hemseg-[0-9a-f]{16}\.part")
-_in_the_making: set[Path] = set()  # of this process
+_live: set[Path] = set()  # temporary files of this process
+_abandoned = False
 LONGEST_WRITE_SECONDS = 24 * 3600  # where there are no locks, a temporary file this old is a dead one's
 
 
@@ -29,23 +31,25 @@ def whole(path: Path) -> Iterator[Path]:
     When the block ends well it is on the disk, and renamed to ``path``: a machine that fails then leaves the file whole
     or not there, never empty. When it does not, it is removed. Missing folders are made.
     """
-    suffixes = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix
+    suffixes = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix.lower()  # writers know these
     partial = path.with_name(f".hemseg-{uuid.uuid4().hex[:16]}.part{suffixes}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    _live.add(partial)
+    if _abandoned:
+        raise OSError(errno.ECANCELED, "the process ends")
     alive = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)  # writers open it again, by its name
     try:
         with contextlib.suppress(OSError):
             fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _in_the_making.add(partial)
         yield partial
         _sync(partial)
         os.replace(partial, path)
         with contextlib.suppress(OSError):  # not every file system has it for folders
             _sync(path.parent)
     finally:
-        _in_the_making.discard(partial)
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        _live.discard(partial)
         os.close(alive)
 
 
@@ -57,9 +61,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def discard_partial() -> None:
-    """Remove this process's temporary files: it is about to end, whatever its threads are doing."""
-    for partial in list(_in_the_making):
+def abandon() -> None:
+    """Remove this process's temporary files and let it make no others: for an end that waits for no thread."""
+    global _abandoned
+    _abandoned = True
+    for partial in list(_live):
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
 

@@ -7,7 +7,7 @@ gc-generic  the generic image socket, ``/input/images`` or ``/input``: ``/output
 instance    INSTANCE 2022, ``/input/*.nii.gz``: ``/predict/<same name>``, nothing else
 legacy      evalutils' layout, all images and DICOM below ``/input``: ``/output/images/<same name>``, results.json
 
-The platform's newer way of calling, HTTP, is in `hemseg.server`.
+The folder of a socket holds an image, or the files of a DICOM image set. HTTP calls are in `hemseg.server`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,20 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from hemseg.errors import HemsegError
+from hemseg.errors import HemsegError, first_line
 from hemseg.volume import SUFFIXES, suffix
 
 MODES = ("gc", "gc-generic", "instance", "legacy")
 INPUTS = "inputs.json"
+OUTPUT = "output.mha"  # in the folder of an output socket
 SOCKETS = "sockets.yaml"
-UNREAD = (".tif", ".tiff", ".dcm")  # images that the platform's sockets may hold, and that are not read there
+UNREAD = (
+    ".tif",
+    ".tiff",
+    ".dcm",
+)  # that a socket may hold and are not read: TIFF, and false DICOM
+INPUTS_BYTES = 1 << 20
+DICOM_KIND = "dicom image set"
 
 
 @dataclass(frozen=True)
@@ -36,15 +43,24 @@ class Sockets:
         output_slug: the socket of the mask.
         output_path: its relative path; ``images/<output_slug>`` when empty.
         report_path: relative path of a second output, JSON; none when empty.
+        heat_map_path: relative path of an output for the probability image; none when empty.
     """
 
     input_slugs: tuple[str, ...] = ()
     output_slug: str = "hemorrhage-segmentation"
     output_path: str = ""
     report_path: str = ""
+    heat_map_path: str = ""
 
     def __post_init__(self) -> None:
-        _relative(self.mask_path, "output_path")
+        mask = _relative(self.mask_path, "output_path")
+        if self.heat_map_path:
+            heat_map = _relative(self.heat_map_path, "heat_map_path")
+            if heat_map.is_relative_to(mask) or mask.is_relative_to(heat_map):
+                raise HemsegError(
+                    f"heat_map_path {self.heat_map_path!r}: lies in the folder of the mask, or the mask in its; the "
+                    "platform wants one image in each, give another folder."
+                )
         if self.report_path and _relative(self.report_path, "report_path").suffix != ".json":
             raise HemsegError(f"report_path {self.report_path!r}: the report is JSON, its name must end in .json.")
 
@@ -53,10 +69,20 @@ class Sockets:
         """The folder of the mask, relative to the output folder."""
         return self.output_path or f"images/{self.output_slug}"
 
+    def outputs(self, target: Path) -> list[Path]:
+        """Every file that a case with a socket of its own for the mask (mode ``gc``) may write below a folder."""
+        images = [target / path / OUTPUT for path in (self.mask_path, self.heat_map_path) if path]
+        return images + ([target / self.report_path] if self.report_path else [])
+
 
 @dataclass(frozen=True)
 class Work:
-    """What a run has to do. ``scans`` and ``dicom``, the files of DICOM studies: paths relative to the input folder."""
+    """What a run has to do.
+
+    Attributes:
+        scans: paths relative to the input folder.
+        dicom: files of DICOM studies, likewise; of one case in the modes ``gc`` and ``gc-generic``.
+    """
 
     mode: str
     scans: tuple[PurePosixPath, ...]
@@ -67,8 +93,8 @@ def load_sockets(environment: Mapping[str, str], weights: Path | None = None) ->
     """Sockets from the environment, over those of a YAML file.
 
     ``HEMSEG_INPUT_SLUGS`` (separated by commas), ``HEMSEG_OUTPUT_SLUG``, ``HEMSEG_OUTPUT_PATH``,
-    ``HEMSEG_REPORT_PATH``. The file is the one that ``HEMSEG_SOCKETS`` names, else ``sockets.yaml`` beside the weights,
-    if there is one; its keys are the names of `Sockets`.
+    ``HEMSEG_REPORT_PATH``, ``HEMSEG_HEAT_MAP_PATH``. The file is the one that ``HEMSEG_SOCKETS`` names, else
+    ``sockets.yaml`` beside the weights, if there is one; its keys are the names of `Sockets`.
 
     Raises:
         HemsegError: the file is missing or wrong.
@@ -89,9 +115,9 @@ def _read_sockets(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = yaml.safe_load(_bounded(path)) or {}
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise HemsegError(f"{path}: cannot be read as YAML ({str(error).splitlines()[0]}).") from None
+        raise HemsegError(f"{path}: cannot be read as YAML ({first_line(error)}).") from None
     known = [field.name for field in fields(Sockets)]
     if not isinstance(values, dict) or (set(values) - set(known)):
         raise HemsegError(f"{path}: holds the keys {', '.join(known)} and no others.")
@@ -106,15 +132,26 @@ def read_inputs(folder: Path) -> Any:
     """What ``inputs.json`` of an input folder holds; None when there is none.
 
     Raises:
-        HemsegError: it cannot be read as JSON.
+        HemsegError: it cannot be read as JSON, or has more than 1 MiB.
     """
     path = folder / INPUTS
     try:
-        return json.loads(path.read_text())
+        return json.loads(_bounded(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise HemsegError(f"{path}: cannot be read as JSON ({error}).") from None
+        raise HemsegError(f"{path}: cannot be read as JSON ({first_line(error)}).") from None
+
+
+def _bounded(path: Path) -> str:
+    """The text of a small file; OSError or ValueError where it is none."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is not a file")
+    with path.open("rb") as file:
+        content = file.read(INPUTS_BYTES + 1)
+    if len(content) > INPUTS_BYTES:
+        raise ValueError(f"it has more than {INPUTS_BYTES >> 20} MiB")
+    return content.decode()
 
 
 def choose(
@@ -133,7 +170,8 @@ def choose(
         predict: whether ``/predict`` is mounted.
         sockets: which sockets are accepted.
         mode: one of `MODES`, or ``auto``.
-        dicom: those of the files that are DICOM, whatever their names; mode legacy alone reads them.
+        dicom: those of the files that are DICOM, whatever their names. In mode legacy they are studies, in the folder
+            of one socket they are one case, and mode instance does not read them.
 
     Raises:
         HemsegError: nothing to do, or more than one thing that might be meant.
@@ -152,23 +190,30 @@ def choose(
     if inputs is not None:
         if predict and mode == "auto":
             raise HemsegError(f"both /predict and {INPUTS} are there; say with --mode which is meant.")
-        return _socket_case(images, seen, inputs, sockets, mode)
+        return _socket_case(images, studies, seen, inputs, sockets, mode)
     if mode == "auto" and predict:
         return _instance(images)
     alone = len(images) == 1 and not studies
     in_socket = alone and len(images[0].parts) == 3 and images[0].parts[0] == "images"
     if mode == "auto":
         return Work("gc", tuple(images)) if in_socket else _legacy(images, studies, seen)
+    if not images and len({p.parent for p in studies}) == 1:
+        return Work(mode, (), studies)
     if len(images) != 1:
         raise HemsegError(f"mode {mode} segments one image, but the input folder holds {len(images)}{_names(images)}.")
     return Work(mode, tuple(images))
 
 
 def _socket_case(
-    images: list[PurePosixPath], seen: list[PurePosixPath], inputs: Any, sockets: Sockets, mode: str
+    images: list[PurePosixPath],
+    studies: tuple[PurePosixPath, ...],
+    seen: list[PurePosixPath],
+    inputs: Any,
+    sockets: Sockets,
+    mode: str,
 ) -> Work:
     named = _image_sockets(inputs)
-    usable = {slug: path for slug, path in named.items() if not sockets.input_slugs or slug in sockets.input_slugs}
+    usable = {slug: found for slug, found in named.items() if not sockets.input_slugs or slug in sockets.input_slugs}
     if not usable:
         wanted = f" of {', '.join(sockets.input_slugs)}" if sockets.input_slugs else ""
         there = f"it names {', '.join(named)}" if named else "it names none"
@@ -177,38 +222,54 @@ def _socket_case(
         raise HemsegError(
             f"{INPUTS}: several image sockets ({', '.join(usable)}); say with HEMSEG_INPUT_SLUGS which holds the CT."
         )
-    ((slug, relative),) = usable.items()
+    ((slug, (relative, is_set)),) = usable.items()
     folder = _relative(relative, f"{INPUTS}: relative_path of {slug}") if relative else PurePosixPath()
     kind = "gc-generic" if relative in ("", "images") else "gc"
     if mode not in ("auto", kind):
         kind = mode
     here = [p for p in images if p.parent == folder]
+    instances = tuple(p for p in studies if p.parent == folder)
+    if instances and (is_set or not here):
+        return Work(kind, (), instances)
     if len(here) != 1:
         other = [p for p in seen if p.parent == folder and p.suffix.lower() in UNREAD]
         hint = f" Files such as {other[0].name} are not read." if other and not here else ""
         where = f"{folder}/" if relative else "the input folder"
-        raise HemsegError(f"socket {slug}: {where} should hold one image, but holds {len(here)}{_names(here)}.{hint}")
+        wanted = "the DICOM files of one scan" if is_set else "one image"
+        raise HemsegError(f"socket {slug}: {where} should hold {wanted}, but holds {len(here)}{_names(here)}.{hint}")
     return Work(kind, tuple(here))
 
 
-def _image_sockets(inputs: Any) -> dict[str, str]:
-    """Slug and relative path of the image sockets that ``inputs.json`` names (``socket``, else ``interface``)."""
+def _image_sockets(inputs: Any) -> dict[str, tuple[str, bool]]:
+    """The image sockets that ``inputs.json`` names (``socket``, else ``interface``), by slug.
+
+    Returns:
+        For each its relative path, and whether it is a DICOM image set.
+    """
     if not isinstance(inputs, list) or not all(isinstance(item, dict) for item in inputs):
         raise HemsegError(f"{INPUTS}: should be a list of sockets.")
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, bool]] = {}
     for item in inputs:
         socket = item.get("socket") or item.get("interface")
         if not isinstance(socket, dict) or not isinstance(socket.get("slug"), str):
             raise HemsegError(f"{INPUTS}: an item has neither a socket nor an interface with a slug.")
-        kind = socket.get("super_kind")
-        if (kind.lower() == "image") if isinstance(kind, str) else item.get("image") is not None:
+        if _is_image(socket, item):
             path = socket.get("relative_path", f"images/{socket['slug']}")
             if not isinstance(path, str):
                 raise HemsegError(f"{INPUTS}: relative_path of {socket['slug']} should be text.")
             if socket["slug"] in found:
                 raise HemsegError(f"{INPUTS}: names the socket {socket['slug']} twice.")
-            found[socket["slug"]] = path.rstrip("/")
+            is_set = socket.get("is_dicom_image_kind") is True or str(socket.get("kind")).lower() == DICOM_KIND
+            found[socket["slug"]] = (path.rstrip("/"), is_set)
     return found
+
+
+def _is_image(socket: dict[str, Any], item: dict[str, Any]) -> bool:
+    """The platform says it with ``super_kind``, its kit of July 2026 with ``is_image_kind``, older ones not at all."""
+    kind, flag = socket.get("super_kind"), socket.get("is_image_kind")
+    if isinstance(kind, str):
+        return kind.lower() == "image"
+    return flag if isinstance(flag, bool) else item.get("image") is not None
 
 
 def _relative(text: str, what: str) -> PurePosixPath:

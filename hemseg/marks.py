@@ -31,7 +31,7 @@ class Mark:
 
     Attributes:
         scan: the first 16 digits of the scan's content hash; ``-`` where there is no file, or not one alone.
-        voxels: of a mask, `voxel_hash`.
+        voxels: of a mask or a probability image, `voxel_hash`.
     """
 
     scan: str
@@ -47,15 +47,16 @@ def mark(content: str = "", voxels: str = "") -> str:
     return f"hemseg {__version__} scan {content[:16] or '-'}{f' voxels {voxels}' if voxels else ''}"
 
 
-def voxel_hash(mask: np.ndarray) -> str:
-    """Of a mask (z, y, x) of 0 and 1."""
+def voxel_hash(voxels: np.ndarray) -> str:
+    """Of a mask (z, y, x) of 0 and 1, uint8, or of a probability image, float32."""
     import numpy as np
 
-    return hashlib.sha256(repr(mask.size).encode() + np.packbits(mask).tobytes()).hexdigest()[:16]
+    content = np.packbits(voxels) if voxels.dtype == np.uint8 else np.ascontiguousarray(voxels, "<f4")
+    return hashlib.sha256(repr(voxels.size).encode() + content.tobytes()).hexdigest()[:16]
 
 
 def read_mark(path: Path) -> Mark | None:
-    """The mark of a file; None if it has none, or is a mask that was changed since hemseg wrote it."""
+    """The mark of a file; None if it has none, or is an image that was changed since hemseg wrote it."""
     name = path.name.lower()
     try:
         with gzip.open(path) if name.endswith(".gz") else path.open("rb") as file:
@@ -73,8 +74,10 @@ def _holds(path: Path, voxels: str) -> bool:
     import SimpleITK as sitk
 
     try:
-        mask = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-        return bool(mask.max() <= 1 and mask.min() >= 0) and voxel_hash(mask.astype("uint8")) == voxels
+        stored = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        if stored.dtype == "float32" and voxel_hash(stored) == voxels:  # a probability image
+            return True
+        return bool(stored.max() <= 1 and stored.min() >= 0) and voxel_hash(stored.astype("uint8")) == voxels
     except (RuntimeError, ValueError, TypeError):
         return False
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from hemseg.errors import HemsegError
 
 PROCESS_BYTES = 360 << 20  # libraries, runtime and network, however small the scan; `python -m hemseg.bench`
+MODEL_COPIES = 3  # of a model file, while it is loaded: as read, as parsed, and rearranged for the processor
 VOXEL_BYTES = 5  # beside the voxels as stored: float32 and a mask; likewise
 CGROUP = Path("/sys/fs/cgroup")
 WORKING_VOXEL_BYTES = 30  # of the working grid: the scan, smoothed, masks, labels, channels, answers
@@ -59,16 +60,58 @@ def check_working_memory(path: Path | None, voxels: int) -> None:
         )
 
 
+def check_start() -> None:
+    """Raise where not even the libraries, the network and a small scan fit. Call it before the libraries are imported:
+    without memory, OpenBLAS ends the process with no word.
+
+    Raises:
+        HemsegError: there is too little.
+    """
+    room = room_bytes()
+    if room is not None and room < PROCESS_BYTES:
+        raise HemsegError(
+            f"hemseg takes at least {PROCESS_BYTES / 1e9:.1f} GB of memory, and this process can have "
+            f"{room / 1e9:.1f} GB; give it more."
+        )
+
+
+def check_model_memory(path: Path) -> None:
+    """Raise for a model file that cannot fit, before it is read; nothing where there is no such file.
+
+    Raises:
+        HemsegError: it takes more than there is.
+    """
+    room = room_bytes()
+    if room is None or not path.is_file():
+        return
+    need = resident_bytes() + MODEL_COPIES * path.stat().st_size
+    if need > room:
+        raise HemsegError(
+            f"{path}: takes about {need / 1e9:.1f} GB of memory to load, and this process can have "
+            f"{room / 1e9:.1f} GB; give it more."
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, whichever library says so."""
+    said = ("bad_alloc", "bad allocation", "Failed to allocate memory", "Insufficient memory", "Cannot allocate memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
+
+
 def room_bytes() -> int | None:
     """The most that this process can have, with what it has already: of the machine, of a container's limit, of
-    ``ulimit -v``; None where the system does not tell.
+    ``ulimit -v`` and ``ulimit -d``; None where the system does not tell.
     """
     try:
         own = resident_bytes()
         free = _field(Path("/proc/meminfo"), "MemAvailable:") * 1024
+        data = _field(Path("/proc/self/status"), "VmData:") * 1024
     except (OSError, ValueError):
         return None
     rooms = [own + free, *(own + left for left in _left_in_cgroups())]
+    data_limit, _ = resource.getrlimit(resource.RLIMIT_DATA)  # Grand Challenge limits a container's memory by it
+    if data_limit != resource.RLIM_INFINITY:
+        rooms.append(own + data_limit - data)
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
     if address_space != resource.RLIM_INFINITY:
         rooms.append(address_space)

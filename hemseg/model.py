@@ -21,7 +21,7 @@ import numpy as np
 
 from hemseg.errors import HemsegError, first_line
 from hemseg.manifest_values import check_values
-from hemseg.memory import share_heap
+from hemseg.memory import check_model_memory, share_heap
 from hemseg.preprocessing import Settings, Strip
 from hemseg.strip import learned_mask
 
@@ -218,6 +218,7 @@ def load_strip(path: Path, sha256: str, threads: int = 1) -> Strip:
 
 def check_file(path: Path, sha256: str) -> None:
     """Raise HemsegError unless a model file is there and is the one that the manifest means."""
+    check_model_memory(path)
     try:
         content = path.read_bytes()
     except OSError:

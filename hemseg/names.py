@@ -51,7 +51,7 @@ def name_problem(*paths: Path) -> str:
         try:
             encoded = str(path).encode()
         except UnicodeEncodeError:
-            return "its name is not UTF-8; rename it."
+            return "its name is not valid UTF-8; rename it."
         if len(path.name.encode()) > MAX_NAME_BYTES or len(encoded) > MAX_PATH_BYTES:
             return f"its name is too long for an output's ({path.name[-30:]}); rename it."
     return ""

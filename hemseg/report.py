@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from hemseg import __version__
-from hemseg.errors import HemsegError
+from hemseg.errors import OutputError
 from hemseg.files import whole
 from hemseg.marks import mark, marked_jpeg, marked_png
 from hemseg.names import printable
@@ -112,7 +112,7 @@ def write_json(values: Any, path: Path) -> None:
     """Write JSON, all or nothing.
 
     Raises:
-        HemsegError: it cannot be written.
+        OutputError: it cannot be written.
     """
     _write_whole(json.dumps(values, indent=1, ensure_ascii=False).encode(errors="backslashreplace"), path, "the file")
 
@@ -121,7 +121,7 @@ def write_text(text: str, path: Path) -> None:
     """Write text, all or nothing.
 
     Raises:
-        HemsegError: it cannot be written.
+        OutputError: it cannot be written.
     """
     _write_whole(text.encode(errors="backslashreplace"), path, "the file")
 
@@ -130,7 +130,7 @@ def write_overlay(result: Segmentation, path: Path, title: str = "") -> None:
     """Write `overlay` as PNG, all or nothing.
 
     Raises:
-        HemsegError: it cannot be written.
+        OutputError: it cannot be written.
     """
     png = cv2.imencode(".png", overlay(result, printable(title)))[1].tobytes()
     _write_whole(marked_png(png, mark(result.volume.content)), path, "the picture")
@@ -140,7 +140,7 @@ def write_thumbnail(result: Segmentation, path: Path) -> None:
     """Write the slice with the most hemorrhage (the middle one if there is none) as a small JPEG, all or nothing.
 
     Raises:
-        HemsegError: it cannot be written.
+        OutputError: it cannot be written.
     """
     hu, (_, mm_y, mm_x) = result.volume.in_lps()
     mask, _ = result.volume.with_voxels(result.mask).in_lps()
@@ -156,4 +156,4 @@ def _write_whole(content: bytes, path: Path, what: str) -> None:
         with whole(path) as partial:
             partial.write_bytes(content)
     except OSError as error:
-        raise HemsegError(f"{path}: {what} could not be written ({error.strerror}).") from None
+        raise OutputError(f"{path}: {what} could not be written ({error.strerror}).") from None

@@ -32,7 +32,7 @@ class Lesion:
         slices: first and last, 0-based, in the order of the file.
         mean_hu: of its voxels, as stored.
         side: ``left`` or ``right`` (the patient's) where its centroid lies more than 5 mm from the middle of the
-            skull's inside, else ``midline``.
+            skull's inside, else ``midline``; ``unknown`` where the scan does not say how the patient lies in it.
         skull_mm: in-plane distance of its outermost voxel to the edge of the skull's inside.
     """
 
@@ -277,7 +277,7 @@ def _lesions(
                 centroid=(float(at[0]), float(at[1]), float(at[2])),
                 slices=(int(voxels[:, 0].min()), int(voxels[:, 0].max())),
                 mean_hu=float(hu.mean()),
-                side=side,
+                side=side if volume.oriented else "unknown",
                 skull_mm=skull_mm,
             )
         )

@@ -1,36 +1,48 @@
 """The platform's HTTP way of calling a container: ``GET /health``, ``POST /invoke`` on port 4743.
 
-``/invoke`` ignores its body: it reads ``/input``, writes ``/output`` as mode ``gc`` does, and answers 201, or a
-sentence with 413 (a body, and a large one), 422 (the input is at fault), 500 (we are) or 503 (too many are waiting, or
-it takes too long). The model is loaded once, one case runs at a time. Connections that say nothing are closed.
+``/invoke`` reads ``/input`` and writes ``/output`` as a run of the container does, whatever its body says, and answers
+201, or a sentence with 422 (the input is at fault), 500 (we are, or the disk), 503 (too many are waiting, or it takes
+too long), 400, 408 or 413 (the request is). The reason of a case that failed is the last line of stderr, too. The model
+is loaded once, one case runs at a time. Connections that say nothing are closed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from hemseg.cohort import Job, attempt, walk
-from hemseg.errors import HemsegError
-from hemseg.grand_challenge import Sockets, choose, read_inputs
+from hemseg import files
+from hemseg.cohort import attempt
+from hemseg.container import RESULTS, check_mounts, check_outputs, plan, results_entry, say, survey
+from hemseg.errors import HemsegError, OutputError, one_line
+from hemseg.grand_challenge import Sockets, choose, load_sockets, read_inputs
+from hemseg.memory import is_out_of_memory
+from hemseg.model import default_weights, load
+from hemseg.report import write_json
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from hemseg.model import Model
 
 logger = logging.getLogger("hemseg")
 WAITING = 16  # requests that may wait for their turn; the platform sends one at a time
-FINISH_SECONDS = 60  # that a running case has after SIGTERM
+FINISH_SECONDS = 3  # that a running case has after SIGTERM; the platform kills after 5
 LONGEST_SECONDS = 1800  # from a request to its answer
 SILENT_SECONDS = 20  # until a connection without a whole request is closed, at least; twice as long at most
 CONNECTIONS = 512  # at once; the rest get 503
@@ -41,62 +53,154 @@ class UnexpectedError(Exception):
     """Not the input is at fault, but we are."""
 
 
-def invoke(model: Model, source: Path, target: Path, sockets: Sockets) -> str:
-    """Segment the one case that is mounted; returns a sentence about it.
+class Cases:
+    """The one case that is mounted, again and again.
+
+    Attributes:
+        source, target: ``/input`` and ``/output``.
+        under_way: calls that wait for their turn, or have it.
+    """
+
+    def __init__(self, model: Model, source: Path, target: Path, sockets: Sockets) -> None:
+        self.model, self.source, self.target, self._sockets = model, source, target, sockets
+        self.under_way: set[Future[str]] = set()
+        self._turn = ThreadPoolExecutor(1)
+        self._written: set[Path] = set()  # of earlier cases
+
+    def submit(self) -> Future[str]:
+        """Put a call of `invoke` into the queue."""
+        case = self._turn.submit(self.invoke)
+        self.under_way.add(case)
+        case.add_done_callback(self.under_way.discard)
+        return case
+
+    def close(self) -> bool:
+        """Begin nothing more; returns whether a case still runs."""
+        self._turn.shutdown(wait=False, cancel_futures=True)
+        return bool(self.under_way)
+
+    def invoke(self) -> str:
+        """Segment the case; returns a sentence about it. What an earlier one has written is removed first.
+
+        Raises:
+            HemsegError: there is not one case, it leaves the input folder, or it cannot be segmented.
+            OutputError: the disk is at fault.
+            UnexpectedError: we are.
+        """
+        check_mounts(self.source, (self.target,))
+        paths, dicom = survey(self.source)
+        own = {*self._written, *self._sockets.outputs(self.target)}
+        check_outputs(own, self.source, paths, (self.target,))
+        self._remove(own)
+        if leaving := next((p for p in paths if not self._is_inside(self.source / p)), None):
+            raise HemsegError(f"{leaving}: is a link that leaves the input folder.")
+        inputs = read_inputs(self.source)
+        work = choose(paths, inputs, False, self._sockets, "auto" if inputs is not None else "gc", dicom)
+        (job,) = plan(work, self.source, self.target, Path(), self._sockets)
+        results = self.target / RESULTS if work.mode == "gc-generic" else None
+        outputs = {*job.outputs, *([results] if results else [])}
+        check_outputs(outputs, self.source, paths, (self.target,))
+        self._remove(outputs)
+        self._written = outputs
+        outcome = attempt(job, self.model)
+        if results:
+            write_json([results_entry(job, outcome.error)], results)
+        if outcome.result is None:
+            raise (UnexpectedError if outcome.unexpected else HemsegError)(outcome.error)
+        say(outcome)
+        return f"{job.case}: {outcome.result.volume_ml:.1f} mL"
+
+    def _is_inside(self, path: Path) -> bool:
+        return path.resolve().is_relative_to(self.source.resolve())
+
+    @staticmethod
+    def _remove(outputs: set[Path]) -> None:
+        for path in outputs:
+            try:
+                path.unlink(missing_ok=True)
+            except NotADirectoryError:
+                pass
+            except OSError as error:
+                raise OutputError(f"{path}: of an earlier case, cannot be removed ({error.strerror}).") from None
+
+
+def prepare(source: Path, target: Path, weights: Path | None, device: str) -> Cases:
+    """Load the model; all that may fail before the server can answer.
 
     Raises:
-        HemsegError: there is not one case, it leaves the input folder, or it cannot be segmented.
+        HemsegError: the weights, the sockets or the mounts are not as they should be.
     """
-    files = [PurePosixPath(p.relative_to(source)) for p in walk(source)]
-    inputs = read_inputs(source)
-    work = choose(files, inputs, sockets=sockets, mode="auto" if inputs is not None else "gc")
-    (scan,) = work.scans
-    path = source / scan
-    if leaving := next((f for f in files if not (source / f).resolve().is_relative_to(source.resolve())), None):
-        raise HemsegError(f"{leaving}: is a link that leaves the input folder.")
-    report = target / sockets.report_path if sockets.report_path else None
-    folder = target / ("images" if work.mode == "gc-generic" else sockets.mask_path)
-    outcome = attempt(Job(Path(scan), path, folder / "output.mha", report=report), model)
-    if outcome.result is None:
-        raise (UnexpectedError if outcome.unexpected else HemsegError)(outcome.error)
-    return f"{scan}: {outcome.result.volume_ml:.1f} mL"
+    check_mounts(source, (target,))
+    weights = weights or default_weights()
+    sockets = load_sockets(os.environ, weights)
+    return Cases(load(weights, device), source, target, sockets)
 
 
-def application(model: Model, source: Path, target: Path, sockets: Sockets) -> Starlette:
+def application(cases: Cases) -> Starlette:
     """The ASGI application."""
-    turn = ThreadPoolExecutor(1)
-    under_way: set[Future[str]] = set()
 
     async def health(_: Request) -> Response:
         return Response(status_code=200)
 
     async def call(request: Request) -> Response:
-        length = request.headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > BODY_BYTES:
-            return _answer(413, "the body is not read; send none.")
-        if len(under_way) > WAITING:
+        try:
+            if await asyncio.wait_for(_is_too_large(request), 2 * SILENT_SECONDS):
+                return _answer(413, "the body is too large; send none, it is not used.", close=True)
+        except (TimeoutError, ClientDisconnect):
+            return _answer(408, "the body did not come; send none, it is not used.", close=True)
+        if len(cases.under_way) > WAITING:
             return _answer(503, "too many requests are waiting; one case is segmented at a time.")
-        case = turn.submit(invoke, model, source, target, sockets)
-        under_way.add(case)
-        case.add_done_callback(under_way.discard)
+        case = cases.submit()
         try:
             said = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(case)), LONGEST_SECONDS)
         except TimeoutError:
             case.cancel()  # unless it has begun: then it goes on, and has its place in the queue
-            return _answer(503, f"there is no answer after {LONGEST_SECONDS} seconds; ask again later.")
+            return _failed(503, f"there is no answer after {LONGEST_SECONDS} seconds; ask again later.")
+        except asyncio.CancelledError:  # the server stops; what of the case is said at its end
+            return _answer(503, "the server stops.", close=True)
+        except (OutputError, UnexpectedError) as error:
+            return _failed(500, str(error))
         except (HemsegError, OSError) as error:
-            logger.error("error: %s", error)
-            return _answer(422, str(error))
-        except UnexpectedError as error:
-            logger.error("error: %s", error)
-            return _answer(500, str(error))
+            return _failed(422, str(error))
         except Exception as error:  # say so, and live on
-            logger.exception("error: /invoke failed unexpectedly")
-            return _answer(500, f"failed unexpectedly ({type(error).__name__}); please report it.")
+            if is_out_of_memory(error):
+                return _failed(500, "there is not enough memory; give the container more.")
+            logger.exception("/invoke failed unexpectedly")
+            return _failed(500, f"failed unexpectedly ({type(error).__name__}: {error}); please report it.")
         logger.info("%s", said)
         return _answer(201, said)
 
-    return Starlette(routes=[Route("/health", health, methods=["GET"]), Route("/invoke", call, methods=["POST"])])
+    routes = [Route("/health", health, methods=["GET"]), Route("/invoke", call, methods=["POST"])]
+    return Starlette(routes=routes, middleware=[Middleware(OneLength)])
+
+
+async def _is_too_large(request: Request) -> bool:
+    """Read a body to its end, or until it is too large; nothing of it is kept."""
+    length = request.headers.get("content-length", "0")
+    if not length.isdecimal() or int(length) > BODY_BYTES:
+        return True
+    size = 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > BODY_BYTES:
+            return True
+    return False
+
+
+class OneLength:
+    """Turns away requests that say in two ways how long they are: a proxy may believe the other one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        names = [name for name, _ in scope.get("headers", ())]
+        if b"transfer-encoding" in names and b"content-length" in names:
+            app: ASGIApp = _answer(400, "give Content-Length or Transfer-Encoding, not both.", close=True)
+        else:
+            app = self._app
+        await app(scope, receive, send)
 
 
 class ImpatientProtocol(H11Protocol):
@@ -123,22 +227,47 @@ class ImpatientProtocol(H11Protocol):
         self._timer = self.loop.call_later(SILENT_SECONDS, self._look)
 
 
-def _answer(status: int, said: str) -> Response:
-    return JSONResponse({"detail": said}, status)
+def _answer(status: int, said: str, close: bool = False) -> Response:
+    return JSONResponse({"detail": one_line(said)}, status, headers={"connection": "close"} if close else None)
 
 
-def serve(model: Model, source: Path, target: Path, sockets: Sockets, port: int) -> None:
-    """Answer until SIGTERM or SIGINT; a case that runs then is finished first."""
+def _failed(status: int, reason: str) -> Response:
+    """The answer for a case that failed; its reason is on stderr before the answer is sent."""
+    print(f"error: {one_line(reason)}", file=sys.stderr, flush=True)
+    return _answer(status, reason)
+
+
+def serve(cases: Cases, listener: socket.socket) -> int:
+    """Answer until SIGTERM or SIGINT; a case that runs then has `FINISH_SECONDS` to end.
+
+    Args:
+        listener: a socket that listens; who has connected already is answered, too.
+
+    Returns:
+        The exit code. A case that did not end in time ends with the process: then this does not return.
+    """
+    model = cases.model
     logger.info("weights %s %s on %s", model.manifest.name, model.manifest.version, model.provider)
-    logger.info("mode serve, port %d", port)
-    uvicorn.run(
-        application(model, source, target, sockets),
-        host="0.0.0.0",  # noqa: S104  the platform calls from outside the container
-        port=port,
-        access_log=False,
-        http=ImpatientProtocol,
-        ws="none",
-        limit_concurrency=CONNECTIONS,
-        log_level="warning",
-        timeout_graceful_shutdown=FINISH_SECONDS,
+    logger.info("mode serve, port %d", listener.getsockname()[1])
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application(cases),
+            access_log=False,
+            http=ImpatientProtocol,
+            ws="none",
+            limit_concurrency=CONNECTIONS,
+            log_config=None,  # its messages go where ours go: stderr is for the reasons of cases
+            log_level="warning",
+            timeout_graceful_shutdown=FINISH_SECONDS,
+        )
     )
+    try:
+        server.run(sockets=[listener])
+    except (KeyboardInterrupt, SystemExit):  # it raises the signal again when it is done
+        if not server.started:
+            raise
+    if cases.close():
+        files.abandon()
+        print(f"error: stopped; the case had not ended after {FINISH_SECONDS} seconds.", file=sys.stderr, flush=True)
+        os._exit(143)
+    return 0

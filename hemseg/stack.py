@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
-from hemseg.dicom import Instance, Series
+from hemseg.dicom_stacks import Instance, Series
 from hemseg.errors import HemsegError, first_line
 from hemseg.memory import check_memory
 from hemseg.volume import Volume
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 EVEN = 0.05  # gaps that differ by less than this share of the median count as even
 COINCIDENT, MISSING = 0.3, 1.7  # gaps, as shares of the median, that are worth a warning
+SPARSE = 1.9  # thicknesses between slices that are worth a warning
 PADDING_HU = -1024.0
 
 
@@ -61,41 +62,43 @@ def volume_of(series: Series, path: Path) -> Volume:
     Raises:
         HemsegError: slices cannot be decoded, or lie so that no volume can be made of them.
     """
-    if len(series.instances) < 2:
-        raise HemsegError(f"{path}: a volume needs at least two slices.")
     first = series.instances[0]
     along_row, along_column = first.orientation
     if abs(along_row @ along_column) > 1e-3 or np.abs(np.linalg.norm(first.orientation, axis=1) - 1).max() > 1e-3:
-        raise HemsegError(f"{path}: ImageOrientationPatient is no pair of perpendicular unit vectors; mend it.")
+        raise HemsegError(f"{path}: ImageOrientationPatient is no pair of perpendicular unit vectors; fix the header.")
     normal = np.cross(along_row, along_column)
     mm_y, mm_x = first.header["PixelSpacing"]
     positions = np.stack([i.position for i in series.instances])
     depth = positions @ normal
     gaps = np.diff(depth)
-    step = float(np.median(gaps))
+    thickness = first.header.get("SliceThickness", 0.0)
+    step = _step(gaps) if len(gaps) else first.header.get("SpacingBetweenSlices") or thickness
+    if not len(gaps) and step <= 0:
+        raise HemsegError(f"{path}: holds one slice, and its header does not say how thick it is (SliceThickness).")
     if not np.isfinite(positions).all() or min(step, mm_x, mm_y) <= 0:
-        raise HemsegError(f"{path}: the positions or the pixel size of its slices make no sense; mend the headers.")
+        raise HemsegError(f"{path}: the positions or the pixel size of its slices make no sense; fix the headers.")
     said = list(series.warnings) + _gap_warnings(gaps, step, depth)
-    voxels = len(positions) * first.header["Rows"] * first.header["Columns"]
-    check_memory(path, voxels, np.dtype(np.float32).itemsize)
-    hu = np.stack(list(_planes(series)))
-    rows, columns = hu.shape[1:]
-
+    if len(gaps) and thickness > 0 and step >= SPARSE * thickness:
+        said.append(f"Its slices are {step:.1f} mm apart and {thickness:.1f} mm thick: was every second one left out?")
+    even = bool((np.abs(gaps - step) <= EVEN * step).all())
+    count = len(depth) if even else int(np.floor((depth[-1] - depth[0]) / step + 0.5)) + 1
+    rows, columns = first.header["Rows"], first.header["Columns"]
     moved = positions - positions[0]
     shift = np.stack([moved @ along_column / mm_y, moved @ along_row / mm_x], axis=1)
-    corner = np.round(shift - shift.min(axis=0)).astype(int)  # whole pixels: row, column
-    if (drift := np.abs(shift - shift.mean(axis=0)).max()) > max(hu.shape[1:]):
+    if (drift := np.abs(shift - shift.mean(axis=0)).max()) > max(rows, columns):
         raise HemsegError(f"{path}: its slices are shifted by up to {drift:.0f} pixels; they do not form one volume.")
-    even = bool(np.abs(gaps - step).max() <= EVEN * step)
+    corner = np.round(shift - shift.min(axis=0)).astype(int)  # whole pixels: row, column
+    canvas = (rows + int(corner[:, 0].max())) * (columns + int(corner[:, 1].max()))
+    check_memory(path, max(len(positions), count) * canvas, np.dtype(np.float32).itemsize)
+    depths = depth if even else depth[0] + step * np.arange(count)
+    hu = np.stack(list(_planes(series)))
     if corner.any():
         lean = np.polyfit(depth, moved @ along_column, 1)[0]
         tilt = abs(np.degrees(np.arctan(lean)))
         said.append(f"The gantry was tilted by {tilt:.1f} degrees; slices were shifted back.")
         hu = _shifted(hu, corner)
-    depths = depth
     if not even:
         said.append(f"Gaps between slices go from {gaps.min():.1f} to {gaps.max():.1f} mm; made even, {step:.2f} mm.")
-        depths = depth[0] + step * np.arange(int(np.floor((depth[-1] - depth[0]) / step + 0.5)) + 1)
         hu = _interpolated(hu, depth, np.minimum(depths, depth[-1]))
     at = positions[0]
     if corner.any():
@@ -112,9 +115,17 @@ def volume_of(series: Series, path: Path) -> Volume:
     )
 
 
+def _step(gaps: np.ndarray) -> float:
+    """The usual gap (mm). Where slices come in pairs that nearly coincide, it is the one between the pairs."""
+    step, large = float(np.median(gaps)), float(np.percentile(gaps, 75))
+    return float(np.median(gaps[gaps >= COINCIDENT * large])) if step < COINCIDENT * large else step
+
+
 def _gap_warnings(gaps: np.ndarray, step: float, depth: np.ndarray) -> list[str]:
     """Sentences about slices that nearly coincide or are missing; positions in mm along the normal."""
-    said = []
+    said: list[str] = []
+    if not len(gaps):
+        return said
     around = ndimage.median_filter(gaps, size=5, mode="nearest")  # the plan may change on the way, from 4 to 7 mm, say
     odd = ((gaps < COINCIDENT * step, "nearly coincide"), (gaps > MISSING * around, "have others missing between them"))
     for near, what in odd:
@@ -150,6 +161,8 @@ def _pixels(instance: Instance, dataset: Dataset) -> np.ndarray:
     if stored.shape != shape:
         raise HemsegError(f"{instance.source}: holds pixels of shape {stored.shape} instead of {shape}.")
     slope, intercept = instance.header.get("RescaleSlope"), instance.header.get("RescaleIntercept")
+    if slope == 0:
+        raise HemsegError(f"{instance.source}: its rescale slope is 0; its pixels are not HU.")
     if slope is None or intercept is None:
         raise HemsegError(f"{instance.source}: has no rescale slope and intercept; its pixels are not HU.")
     hu = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)

@@ -19,20 +19,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import SimpleITK as sitk
 
-from hemseg.errors import HemsegError
+from hemseg import image_header
+from hemseg.errors import HemsegError, OutputError
 from hemseg.files import whole
 from hemseg.integrity import all_finite, check_stays_in_folder, stored_bytes
 from hemseg.marks import mark, voxel_hash
 from hemseg.memory import check_memory
+from hemseg.names import name_problem
 
 if TYPE_CHECKING:
     from hemseg.fingerprint import Fingerprint
     from hemseg.stack import Stack
 
+os.environ["ITK_NIFTI_SFORM_PERMISSIVE"] = "1"  # how far axes may lean is checked here (`hemseg.image_header`)
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's own chatter; real errors arrive as exceptions
 
 FORMATS = {".nii.gz": "NIfTI", ".nii": "NIfTI", ".mha": "MetaImage", ".mhd": "MetaImage", ".nrrd": "NRRD"}
 SUFFIXES = tuple(FORMATS)
+_READERS = {"NIfTI": "NiftiImageIO", "MetaImage": "MetaImageIO", "NRRD": "NrrdImageIO"}  # whatever case a suffix has
 _VOXEL_BYTES = {
     **dict.fromkeys((sitk.sitkInt8, sitk.sitkUInt8), 1),
     **dict.fromkeys((sitk.sitkInt16, sitk.sitkUInt16), 2),
@@ -55,6 +59,7 @@ class Volume:
         direction: row-major 3x3 direction cosines, LPS.
         path: the file that it was read from, if any.
         warnings: what looks odd about it, in sentences.
+        oriented: whether it is known which of its sides is the patient's left.
         stack: how the slices of a DICOM series lie in it, see `hemseg.stack`.
         chosen: which series of a DICOM study this is, and why.
         fingerprint: of the files that it was read from.
@@ -69,6 +74,7 @@ class Volume:
     stack: Stack | None = field(default=None, repr=False)
     chosen: str = ""
     fingerprint: Fingerprint | None = field(default=None, repr=False)
+    oriented: bool = True
 
     @property
     def voxel_ml(self) -> float:
@@ -155,8 +161,8 @@ def read(path: str | Path, series: str = "") -> Volume:
         from hemseg.dicom import read_series, sources_of
 
         return read_series(sources_of(path), path, series)
-    image = _read_image(path)
-    volume = from_itk(image, path)
+    image, orientation = _read_image(path)
+    volume = replace(from_itk(image, path), warnings=orientation.warnings, oriented=orientation.known)
     if image.GetPixelID() in _FLOATS and not np.isfinite(volume.hu).all():
         raise HemsegError(f"{path}: {NOT_FINITE}")
     return volume
@@ -181,14 +187,19 @@ def from_itk(image: sitk.Image, path: Path | None = None) -> Volume:
 
 def mask_to_itk(mask: np.ndarray, volume: Volume) -> sitk.Image:
     """A mask (z, y, x) as a SimpleITK image of uint8 with its scan's geometry."""
-    image = sitk.GetImageFromArray(np.ascontiguousarray(mask, dtype=np.uint8))
+    return to_itk(np.ascontiguousarray(mask, dtype=np.uint8), volume)
+
+
+def to_itk(voxels: np.ndarray, volume: Volume) -> sitk.Image:
+    """An array (z, y, x) as a SimpleITK image with a volume's geometry."""
+    image = sitk.GetImageFromArray(voxels)
     image.SetSpacing(volume.spacing)
     image.SetOrigin(volume.origin)
     image.SetDirection(volume.direction)
     return image
 
 
-def _read_image(path: Path) -> sitk.Image:
+def _read_image(path: Path) -> tuple[sitk.Image, image_header.Orientation]:
     if not path.exists():
         raise HemsegError(f"{path}: there is no such file.")
     if not path.is_file():
@@ -200,11 +211,15 @@ def _read_image(path: Path) -> sitk.Image:
         raise HemsegError(f"{path}: may not be read; check its permissions.")
     if path.stat().st_size == 0:
         raise HemsegError(f"{path}: is empty (0 bytes); copy or export it again.")
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    _check_name(path)
+    if FORMATS[kind] == "NIfTI" and path.name[-len(kind) :] not in (kind, kind.upper()):
+        raise HemsegError(f"{path}: its suffix has capitals and small letters, which ITK does not read; rename it.")
+    reader = _reader(path)
     try:
         check_stays_in_folder(path, kind)
-        held = stored_bytes(path, kind)
+        orientation = _orientation(path, kind)
+        inflated = image_header.inflated(path) if FORMATS[kind] == "MetaImage" else None
+        held = inflated[0] if inflated else stored_bytes(path, kind)
         reader.ReadImageInformation()
         _check_header(path, reader)
         check_memory(path, int(np.prod(reader.GetSize())), _VOXEL_BYTES[reader.GetPixelID()])
@@ -212,13 +227,41 @@ def _read_image(path: Path) -> sitk.Image:
         if held is not None and held < need:
             raise EOFError(f"it holds {max(held, 0)} of {need} bytes")
         image = reader.Execute()
+        if inflated and inflated != (need, image_header.crc_of(sitk.GetArrayViewFromImage(image), path)):
+            raise ValueError("two ways to inflate its voxels give two results")
         if image.GetPixelID() in _FLOATS and not all_finite(path, kind):
             raise HemsegError(f"{path}: {NOT_FINITE}")
     except (RuntimeError, EOFError, OSError, ValueError, zlib.error) as error:
         raise HemsegError(
             f"{path}: cannot be read as {kind}; it is damaged, cut short or of another format ({_reason(error)})."
         ) from None
-    return image
+    _turn(image, orientation)
+    return image, orientation
+
+
+def _check_name(path: Path) -> None:
+    """ITK takes names in UTF-8 alone, and ends the process over others."""
+    if problem := name_problem(path):
+        raise HemsegError(f"{path}: {problem}")
+
+
+def _reader(path: Path) -> sitk.ImageFileReader:
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(_READERS[FORMATS[suffix(path)]])
+    reader.SetFileName(str(path))
+    return reader
+
+
+def _orientation(path: Path, kind: str) -> image_header.Orientation:
+    try:
+        return image_header.orientation(path, kind)
+    except image_header.HeaderError as error:
+        raise HemsegError(f"{path}: its header {error}.") from None
+
+
+def _turn(image: sitk.Image, orientation: image_header.Orientation) -> None:
+    if orientation.direction:
+        image.SetDirection(orientation.direction)
 
 
 def _check_header(path: Path, reader: sitk.ImageFileReader) -> None:
@@ -236,7 +279,10 @@ def _check_header(path: Path, reader: sitk.ImageFileReader) -> None:
         raise HemsegError(f"{path}: its header declares {'x'.join(map(str, size))} voxels, too many for a head CT.")
     spacing = np.array(reader.GetSpacing())
     if not np.isfinite(spacing).all() or (spacing <= 0).any():
-        raise HemsegError(f"{path}: its voxel spacing {tuple(spacing)} mm is not positive; mend the header.")
+        raise HemsegError(f"{path}: its voxel spacing {tuple(spacing)} mm is not positive; fix the header.")
+    cosines = np.array(reader.GetDirection()).reshape(3, 3)
+    if np.abs(cosines.T @ cosines - np.eye(3)).max() > image_header.SHEAR and suffix(path) not in (".nii", ".nii.gz"):
+        raise HemsegError(f"{path}: its axes {image_header.TILTED}.")
 
 
 def _bytes_a_voxel(reader: sitk.ImageFileReader) -> int:
@@ -262,10 +308,36 @@ def write_mask(mask: np.ndarray, volume: Volume, path: str | Path) -> Path:
             replaced if it exists; missing folders are made.
 
     Raises:
-        HemsegError: the file cannot be written, what was written is not what was meant, or ``path`` has
-            another format than the scan, which could not hold its geometry to the last bit.
+        OutputError: the file cannot be written, or what was written is not what was meant.
+        HemsegError: ``path`` has another format than the scan, which could not hold its geometry to the last bit.
     """
     path = Path(path)
+    _check_name(path)
+    kind, scan = image_format(path, volume)
+    if mask.shape != volume.hu.shape:
+        raise ValueError(f"mask {mask.shape} and scan {volume.hu.shape} differ in shape")
+    mask = np.ascontiguousarray(mask, dtype=np.uint8)
+    text = mark(volume.content, voxel_hash(mask))
+    try:
+        with whole(path) as partial:
+            if scan and kind == "NIfTI":
+                write_nifti(mask, scan, partial, text)
+            elif scan and kind == "NRRD":
+                _write_nrrd(mask, scan, partial, text)
+            else:
+                write_itk(mask, volume, partial, text)
+            check_written(partial, mask, volume, exact=bool(scan) or kind == "MetaImage")
+    except (RuntimeError, OSError) as error:
+        raise OutputError(f"{path}: the mask could not be written ({_reason(error)}).") from None
+    return path
+
+
+def image_format(path: Path, volume: Volume) -> tuple[str, Path | None]:
+    """In which format an image of the scan's geometry is written to a path, and the file whose header it takes, if any.
+
+    Raises:
+        HemsegError: ``path`` has no suffix of an image, or of another format than the scan.
+    """
     if suffix(path) in ("", ".mhd"):
         raise HemsegError(f"{path}: a mask's name must end in one of {', '.join(s for s in SUFFIXES if s != '.mhd')}.")
     kind = FORMATS[suffix(path)]
@@ -275,38 +347,27 @@ def write_mask(mask: np.ndarray, volume: Volume, path: str | Path) -> Path:
         raise HemsegError(
             f"{path}: the mask of {scan.name} is written as {own} or MetaImage, {kind} would round its geometry."
         )
-    if mask.shape != volume.hu.shape:
-        raise ValueError(f"mask {mask.shape} and scan {volume.hu.shape} differ in shape")
-    mask = np.ascontiguousarray(mask, dtype=np.uint8)
-    text = mark(volume.content, voxel_hash(mask))
-    try:
-        with whole(path) as partial:
-            if scan and kind == "NIfTI":
-                _write_nifti(mask, scan, partial, text)
-            elif scan and kind == "NRRD":
-                _write_nrrd(mask, scan, partial, text)
-            else:
-                image = mask_to_itk(mask, volume)
-                image.SetMetaData("ITK_FileNotes" if kind == "NIfTI" else "Comment", text)
-                sitk.WriteImage(image, str(partial), useCompression=True)
-            _check_written(partial, mask, volume, exact=bool(scan) or kind == "MetaImage")
-    except (RuntimeError, OSError) as error:
-        raise HemsegError(f"{path}: the mask could not be written ({_reason(error)}).") from None
-    return path
+    return kind, scan
 
 
-def _write_nifti(mask: np.ndarray, scan: Path, path: Path, text: str) -> None:
+def write_itk(voxels: np.ndarray, volume: Volume, path: Path, text: str) -> None:
+    """Through ITK, with the volume's geometry and a description."""
+    image = to_itk(voxels, volume)
+    image.SetMetaData("ITK_FileNotes" if FORMATS[suffix(path)] == "NIfTI" else "Comment", text)
+    sitk.WriteImage(image, str(path), useCompression=True)
+
+
+def write_nifti(voxels: np.ndarray, scan: Path, path: Path, text: str) -> None:
     """The scan's header with another data type and description: pixdim, qform, sform and units stay bit for bit."""
     import nibabel  # imported here because it takes a while and only NIfTI needs it
 
     header: Any = nibabel.load(scan).header.copy()  # type: ignore[attr-defined]
-    header.set_data_dtype(np.uint8)
+    header.set_data_dtype(voxels.dtype)
     header["cal_min"], header["cal_max"] = 0, 1
     header["descrip"] = text.encode()
-    header.extensions.clear()  # notes about the scan's voxels do not hold for a mask
-    kind: Any = nibabel.Nifti2Image if header["sizeof_hdr"] == 540 else nibabel.Nifti1Image
+    header.extensions.clear()  # notes about the scan's voxels do not hold for others
     shape = header.get_data_shape()  # may carry trailing axes of length 1
-    image = kind(mask.transpose(2, 1, 0).reshape(shape), None, header)
+    image = nibabel.Nifti1Image(voxels.transpose(2, 1, 0).reshape(shape), None, header)
     image.header.set_slope_inter(1, 0)
     nibabel.save(image, path)
 
@@ -331,15 +392,17 @@ def _write_nrrd(mask: np.ndarray, scan: Path, path: Path, text: str) -> None:
     path.write_bytes(header.encode() + gzip.compress(mask.tobytes()))
 
 
-def _check_written(path: Path, mask: np.ndarray, volume: Volume, exact: bool) -> None:
+def check_written(path: Path, voxels: np.ndarray, volume: Volume, exact: bool) -> None:
     """Read it back. Not exact: NIfTI holds 32-bit numbers, and there is no header of the scan to copy from."""
-    image = sitk.ReadImage(str(path))
+    image = _reader(path).Execute()
+    if suffix(path) in (".nii", ".nii.gz"):
+        _turn(image, _orientation(path, suffix(path)))
     geometry: list[tuple[tuple[float, ...], tuple[float, ...]]] = [
         (image.GetSpacing(), volume.spacing),
         (image.GetOrigin(), volume.origin),
         (image.GetDirection(), volume.direction),
     ]
     same = all(a == b if exact else np.allclose(a, b, rtol=1e-5, atol=1e-4) for a, b in geometry)
-    same = same and np.array_equal(sitk.GetArrayViewFromImage(image), mask)
+    same = same and np.array_equal(sitk.GetArrayViewFromImage(image), voxels)
     if not same:
         raise RuntimeError("read back, it differs from what was written")

@@ -23,8 +23,9 @@ import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -33,7 +34,7 @@ import SimpleITK as sitk
 
 from hemseg.checks import refuse_what_is_no_ct
 from hemseg.errors import HemsegError
-from hemseg.volume import read
+from hemseg.volume import Volume, read
 
 MEMORY, SECONDS = 2 * 2**30, 10
 NUMBERS = (
@@ -100,7 +101,54 @@ def corpus(folder: Path) -> list[Path]:
             made.append(folder / stored)
         write_enhanced(folder / "e.dcm", from_itk(image))  # a zip archive's checksums would hide what is wrong in it
         made.append(folder / "e.dcm")
-    return made
+        made += _odd_dicom(folder, from_itk(image))
+    return made + _odd_images(folder, image)
+
+
+def _odd_images(folder: Path, image: sitk.Image) -> list[Path]:
+    """What ITK does not write itself: two orientations, NIfTI-2, directions in NRRD, big endian, a separate matrix."""
+    import nibabel
+
+    voxels = sitk.GetArrayFromImage(image)
+    affine = np.diag([-0.5, -0.6, 5.0, 1.0])
+    both = nibabel.Nifti1Image(voxels.T, affine)
+    both.set_qform(affine, 1)
+    turned = affine.copy()
+    turned[0] *= -1
+    both.set_sform(turned, 2)
+    nibabel.save(both, folder / "f.nii")
+    nibabel.save(nibabel.Nifti2Image(voxels.T, affine), folder / "g.nii")
+    packed = zlib.compress(voxels.astype(">i2").tobytes())
+    head = "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = True\nCompressedData = True\n"
+    head += f"CompressedDataSize = {len(packed)}\nTransformMatrix = 1 0 0 0 1 0 0 0 1\nAnatomicalOrientation = LAI\n"
+    head += "ElementSpacing = 0.5 0.6 5\nDimSize = 8 9 6\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    (folder / "h.mha").write_bytes(head.encode() + packed)
+    head = "NRRD0004\ntype: short\ndimension: 3\nspace: RAS\nsizes: 8 9 6\n"
+    head += "space directions: (-0.5,0,0) (0,-0.6,0) (0,0,5)\n"
+    (folder / "i.nrrd").write_bytes(f"{head}endian: little\nencoding: raw\n\n".encode() + voxels.tobytes())
+    return [folder / name for name in ("f.nii", "g.nii", "h.mha", "i.nrrd")]
+
+
+def _odd_dicom(folder: Path, volume: Volume) -> list[Path]:
+    """A slice without preamble, and an archive whose one series holds two kernels."""
+    import pydicom
+    from series import write_series
+
+    one = write_series(folder / "one", replace(volume, hu=volume.hu[:1]))[0]
+    dataset = pydicom.dcmread(one)
+    bare = pydicom.Dataset({element.tag: element for element in dataset})
+    bare.save_as(folder / "j.dcm", implicit_vr=True, little_endian=True, enforce_file_format=False)
+    two = [
+        path
+        for kernel in ("H31s", "H70h")
+        for path in write_series(
+            folder / kernel, volume, study="1.2", SeriesInstanceUID="1.3", ConvolutionKernel=kernel
+        )
+    ]
+    with zipfile.ZipFile(folder / "k.zip", "w", zipfile.ZIP_STORED) as archive:
+        for path in two:
+            archive.write(path, str(path.relative_to(folder)))
+    return [folder / "j.dcm", folder / "k.zip"]
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:

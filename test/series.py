@@ -62,6 +62,7 @@ def write_series(
         ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
         ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
         ds.RescaleSlope, ds.RescaleIntercept, ds.ConvolutionKernel = 1, -1024, "H31s"
+        ds.RescaleType = "HU"
         ds.PixelData = (plane + 1024).round().astype(np.uint16).tobytes()
         for name, value in header.items():
             if value is None:

@@ -3,15 +3,21 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import ROOT, same_geometry
+from series import write_series
 
 import hemseg
+from hemseg.api import _volume
+from hemseg.volume import Volume
 
 SCAN = ROOT / "test" / "cases" / "phantom-lobar.mha"
+LEANING = np.diag([1.0, 1, 5, 1]) + np.diag([0, 1.3, 0], 1)
 
 
 def test_paths_images_arrays_and_volumes_give_the_same(tmp_path: Path, light: Path) -> None:
@@ -46,12 +52,44 @@ def test_paths_images_arrays_and_volumes_give_the_same(tmp_path: Path, light: Pa
         ("missing.nii.gz", {}, "no such file"),
         (sitk.Image(4, 4, sitk.sitkInt16), {}, "3D"),
         (SCAN, {"weights": "missing"}, "missing"),
+        (SCAN.read_bytes, {}, "method is no scan"),
+        ([], {}, "neither one of DICOM files nor of numbers"),
+        ([SCAN], {}, "is no DICOM file"),
+        (["missing.dcm"], {}, "no such file"),
+        ([[[1, 2], [3]]], {"spacing": (1, 1, 1)}, "three even dimensions"),
+        (np.zeros((0, 4, 5)), {"spacing": (1, 1, 1)}, "holds no voxels"),
+        (np.zeros((3, 4, 5)), {"spacing": "115"}, "not three positive numbers"),
+        (np.zeros((3, 4, 5)), {"spacing": (1, 1)}, "not three positive numbers"),
+        (np.zeros((3, 4, 5)), {"spacing": 5}, "not three positive numbers"),
+        (np.ma.masked_less(np.arange(60.0).reshape(3, 4, 5), 5), {"spacing": (1, 1, 1)}, "masked"),
+        (np.zeros((3, 4, 5), bool), {"spacing": (1, 1, 1)}, "no volume"),
+        (nibabel.Nifti1Image(np.zeros((4, 5, 6, 2), np.int16), np.eye(4)), {}, "give one 3D volume"),
+        (nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), LEANING), {}, "the nibabel image: its header has axes"),
         (SCAN, {"device": "tpu"}, "tpu"),
     ],
 )
 def test_mistakes_are_hemseg_errors(scan: object, options: dict, said: str) -> None:
     with pytest.raises(hemseg.HemsegError, match=said):
         hemseg.segment(scan, **options)  # type: ignore[arg-type]
+
+
+def test_what_has_one_meaning_is_taken(tmp_path: Path) -> None:
+    """Lists, objects, tensors, text spacing; nibabel's images; paths as bytes; the files of a DICOM series."""
+    hu = np.random.default_rng(0).integers(-1000, 1000, (6, 5, 4)).astype(np.int16)
+    arrays: list[Any] = [hu, hu.tolist(), hu.astype(object), hu.astype(">i2"), np.asfortranarray(hu), np.ma.array(hu)]
+    for array in arrays:
+        volume = _volume(array, ("1", 1, np.float32(5)), "")
+        assert np.array_equal(volume.hu, hu)
+        assert volume.spacing == (1, 1, 5)
+    image = nibabel.Nifti1Image(hu.transpose(2, 1, 0), np.diag([-1, -1, 5, 1]))
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    files = write_series(tmp_path / "dicom", Volume(hu.astype(np.float32), (1, 1, 5)))
+    scans: list[Any] = [image, str(tmp_path / "a.nii.gz").encode(), files, [str(f) for f in files]]
+    for scan in scans:
+        volume = _volume(scan, None, "")
+        assert np.array_equal(volume.hu, hu)
+        assert volume.spacing == (1, 1, 5)
+    assert _volume(image, None, "").direction == (1, 0, 0, 0, 1, 0, 0, 0, 1)
 
 
 def test_importing_costs_nothing() -> None:

@@ -18,7 +18,8 @@ from hemseg.checks import checked
 from hemseg.cli import app
 from hemseg.preprocessing import Settings, skull_hull
 from hemseg.volume import Volume, read
-from training.phantom import Phantom, make_phantom, write_image
+from training.anatomy import Options
+from training.phantom import Grid, Phantom, make_phantom, write_image
 
 Made = Callable[[Volume], Volume]
 
@@ -43,6 +44,7 @@ def like_mr(hu: np.ndarray) -> np.ndarray:
         (with_hu(lambda hu: np.clip(hu + 1024, 0, None)), "intercept is missing"),
         (with_hu(eight_bit), "not in HU"),
         (with_hu(like_mr), "not in HU"),
+        (with_hu(lambda hu: np.where(np.abs(hu) < 100, hu + 60, hu)), "not in HU"),
         (with_hu(lambda hu: np.clip(hu, 0, None) * 100), "not in HU"),
         (lambda v: replace(v, direction=(1, 0.3, 0, 0, 1, 0, 0, 0, 1)), "right angles"),
         (lambda v: replace(v, direction=(1, 0, 0, 1, 0, 0, 0, 0, 1)), "right angles"),
@@ -77,6 +79,7 @@ def cut(part: tuple[slice, ...]) -> Made:
     ("made", "said"),
     [
         (cut(np.s_[8:11]), "has only 3 slices"),
+        (cut(np.s_[8:9]), "has only 1 slice."),
         (cut(np.s_[:10]), "cut off at the top"),
         (cut(np.s_[8:]), "does not reach down to the base"),
         (cut(np.s_[:, :, 30:]), "cut off at the edge"),
@@ -89,8 +92,10 @@ def cut(part: tuple[slice, ...]) -> Made:
         (with_hu(blank), "has 3 blank slices"),
         (with_hu(contrast), "contrast agent"),
         (with_hu(defaced), "hardly any scalp"),
-        (with_hu(lambda hu: np.where(hu > 90, 30, hu)), "mL inside the skull"),
-        (with_hu(lambda hu: np.where(np.abs(hu) < 100, hu + 60, hu)), "median of"),
+        (with_hu(lambda hu: np.where(hu > 90, 30, hu)), "hardly any bone"),
+        (with_hu(lambda hu: hu + 20), "brain of 5"),
+        (with_hu(lambda hu: hu / 2), "brain of 1"),
+        (with_hu(lambda hu: np.where(np.abs(hu) < 100, hu - 25, hu)), "median of"),
     ],
 )
 def test_what_looks_odd_gets_a_warning(bleed: Phantom, made: Made, said: str) -> None:
@@ -98,6 +103,24 @@ def test_what_looks_odd_gets_a_warning(bleed: Phantom, made: Made, said: str) ->
     assert said in " ".join(volume.warnings)
     with pytest.raises(hemseg.HemsegError, match="looks odd"):
         checked(made(bleed.volume), Settings(), strict=True)
+
+
+def test_two_heads_are_told() -> None:
+    grid = Grid((9, 60, 110), (4.0, 4.0, 16.0), left_mm=90)
+    one, two = (make_phantom(2, (), grid, options=Options(second_head=s)).volume for s in (False, True))
+    assert "two heads" not in " ".join(checked(one, Settings())[0].warnings)
+    assert "two heads" in " ".join(checked(two, Settings())[0].warnings)
+
+
+def test_a_table_is_no_head(bleed: Phantom) -> None:
+    """A wide picture with a table as bright as bone: the scalp is there all the same."""
+    hu = np.pad(bleed.volume.hu, ((0, 0), (10, 40), (30, 30)), constant_values=-1000)
+    hu[:, -28:-26] = 150
+    hu[:, -26:-18] = -850
+    hu[:, -18:-16] = 180
+    for window in ((-1024, 3071), (-20, 100)):
+        scan = replace(bleed.volume, hu=np.clip(hu, *window).astype(np.float32))
+        assert "scalp" not in " ".join(checked(scan, Settings())[0].warnings)
 
 
 @pytest.mark.parametrize("seed", [3, 8, 12])

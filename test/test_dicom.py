@@ -30,7 +30,10 @@ from series import write_enhanced, write_series
 
 import hemseg
 from hemseg.cohort import plan
-from hemseg.dicom import choose, find_series, is_sharp, members, read_series, sources_of
+from hemseg.dicom import find_series, read_series, sources_of
+from hemseg.dicom_choice import choose_series as choose
+from hemseg.dicom_choice import is_sharp
+from hemseg.dicom_source import members
 from hemseg.errors import HemsegError
 from hemseg.model import Model
 from hemseg.segmentation import segment
@@ -134,7 +137,7 @@ def test_odd_slices_are_told(tmp_path: Path, phantom: Volume) -> None:
     assert any("others missing between them" in said for said in read(tmp_path / "gone").warnings)
     files = write_series(tmp_path / "twice", phantom)
     shutil.copy(files[3], tmp_path / "twice" / "copy.dcm")
-    assert any("1 slices lie where another" in said for said in read(tmp_path / "twice").warnings)
+    assert any("1 slice lies where another" in said for said in read(tmp_path / "twice").warnings)
 
 
 def test_the_series_of_a_study_is_chosen_by_rule(tmp_path: Path, phantom: Volume) -> None:
@@ -268,14 +271,16 @@ def test_damaged_enhanced_ct_gets_a_sentence(tmp_path: Path, phantom: Volume) ->
     dataset = pydicom.dcmread(tmp_path / "b.dcm")
     dataset.NumberOfFrames = 27
     dataset.save_as(tmp_path / "b.dcm")
-    with pytest.raises(HemsegError, match=r"tells of 28 frames and claims to have 27"):
+    with pytest.raises(HemsegError, match=r"describes 28 frames and claims to have 27"):
         read(tmp_path / "b.dcm")
 
 
 def test_files_of_many_slices_that_are_no_enhanced_ct_are_named(tmp_path: Path, phantom: Volume) -> None:
     write_series(tmp_path / "study", phantom, NumberOfFrames=28)
     assert "no enhanced CT" in command("segment", tmp_path / "study", tmp_path / "out", check=1).stderr
-    with pytest.raises(HemsegError, match=r"study: holds DICOM files with many slices .* convert them to NIfTI"):
+    with pytest.raises(
+        HemsegError, match=r"study: holds no CT .*: 28 files with many slices in one file .*convert it to NIfTI"
+    ):
         read(tmp_path / "study")
     write_image(phantom.hu, phantom, tmp_path / "study" / "other.nii.gz")
     assert [job.case.name for job in plan(tmp_path / "study", tmp_path / "out")] == ["other.nii.gz"]
@@ -313,10 +318,10 @@ def test_zip(tmp_path: Path, phantom: Volume) -> None:
         ({"RescaleIntercept": None}, "no rescale slope and intercept"),
         ({"PixelData": b"\0" * 10}, "cannot be decoded"),
         ({"PixelSpacing": [0.0, 1.0]}, "pixel size"),
-        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "no axial CT series"),
+        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "28 slices at one and the same position"),
         ({"ImageOrientationPatient": [1, 0, 0, 0.5, 0.9, 0]}, "perpendicular"),
         ({"Modality": "MR"}, "there are: none"),
-        ({"ImagePositionPatient": None}, "there are: none"),
+        ({"ImagePositionPatient": None}, "28 slices without ImagePositionPatient"),
     ],
 )
 def test_bad_series_get_a_sentence(tmp_path: Path, phantom: Volume, header: dict, said: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 
 from hemseg.errors import HemsegError
 from hemseg.grand_challenge import Sockets, Work, choose, load_sockets, read_inputs
+
+KIT = {"is_panimg_kind": False, "is_json_kind": False, "is_file_kind": False}
 
 
 def tree(*names: str) -> list[PurePosixPath]:
@@ -107,15 +110,64 @@ def test_what_is_ambiguous_is_refused(name: str) -> None:
         choose(files, inputs, predict)
 
 
-def test_dicom_is_for_mode_legacy_alone() -> None:
+def test_dicom_without_sockets_is_for_mode_legacy() -> None:
     files = tree("README", "a/1", "a/2", "b.mha")
     slices = tree("a/1", "a/2")
     assert choose(files, dicom=slices) == Work("legacy", tuple(tree("b.mha")), tuple(slices))
     assert choose(slices, dicom=slices) == Work("legacy", (), tuple(slices))
+    assert choose(slices, dicom=slices, mode="gc") == Work("gc", (), tuple(slices))
     beside = tree("images/ct/u.mha", "images/ct/notes.dcm")
     assert choose(beside, dicom=beside[1:]).mode == "legacy"  # more than the one image that mode gc wants
     assert choose(beside, dicom=beside[1:], mode="gc") == Work("gc", tuple(beside[:1]))
     assert choose(beside, [CT], dicom=beside[1:]) == Work("gc", tuple(beside[:1]))
+    with pytest.raises(HemsegError, match="holds 0"):
+        choose(tree("a/1", "b/2"), dicom=tree("a/1", "b/2"), mode="gc")
+
+
+def kit(slug: str, path: str, name: str = "a", **kind: bool) -> dict[str, Any]:
+    """A socket as the kit of July 2026 writes it."""
+    described = {"slug": slug, "relative_path": path, "is_image_kind": True, "is_dicom_image_kind": False} | KIT | kind
+    return {"socket": described, "file": None, "image": {"name": name}, "value": None}
+
+
+def json_socket(**more: Any) -> dict[str, Any]:
+    described = {"slug": "age", "relative_path": "age.json", "is_image_kind": False, "is_dicom_image_kind": False}
+    return {"socket": described | KIT | more, "file": None, "image": None, "value": 70}
+
+
+DICOM_SETS = {
+    "serializer": {"socket": {"slug": "ct", "kind": "DICOM Image Set", "super_kind": "Image", "relative_path": "PATH"}},
+    "kit": kit("ct", "PATH", is_dicom_image_kind=True),
+    "an image's socket": socket("ct", "PATH"),
+}
+
+
+@pytest.mark.parametrize("form", DICOM_SETS)
+@pytest.mark.parametrize(("path", "mode"), [("images/ct", "gc"), ("images", "gc-generic"), ("", "gc-generic")])
+def test_the_dicom_files_of_a_socket_are_one_case(form: str, path: str, mode: str) -> None:
+    item = {"image": {"name": "a"}, **DICOM_SETS[form]}
+    item["socket"] = item["socket"] | {"relative_path": path}
+    slices = [PurePosixPath(path, f"1.2.{n}.dcm") for n in range(3)]
+    others = tree("inputs.json", "age.json", "elsewhere/1.2.9.dcm")
+    for inputs in ([item], [json_socket(), item], [item, VALUE]):
+        assert choose(slices + others, inputs, dicom=[*slices, others[-1]]) == Work(mode, (), tuple(slices))
+
+
+def test_sockets_of_the_kit() -> None:
+    files = tree("age.json", "images/ct/u.mha")
+    for inputs in ([kit("ct", "images/ct")], [json_socket(), kit("ct", "images/ct")]):
+        assert choose(files, inputs) == Work("gc", tuple(tree("images/ct/u.mha")))
+    misleading = json_socket() | {"image": {"name": "not an image, whatever this says"}}
+    assert choose(files, [misleading, kit("ct", "images/ct")]).mode == "gc"
+
+
+def test_a_dicom_set_without_dicom() -> None:
+    item = DICOM_SETS["kit"] | {"socket": DICOM_SETS["kit"]["socket"] | {"relative_path": "images/ct"}}
+    with pytest.raises(
+        HemsegError, match=r"should hold the DICOM files of one scan, but holds 0\. Files such as 1\.dcm"
+    ):
+        choose(tree("images/ct/1.dcm"), [item])
+    assert choose(tree("images/ct/u.mha"), [item]).scans == tuple(tree("images/ct/u.mha"))
 
 
 def test_a_list_of_slugs_chooses_and_restricts() -> None:
@@ -148,6 +200,7 @@ def test_sockets_from_a_file_and_the_environment(tmp_path: Path) -> None:
     changed = load_sockets({"HEMSEG_INPUT_SLUGS": "a, b", "HEMSEG_OUTPUT_PATH": "images/x"}, tmp_path)
     assert changed == Sockets(("a", "b"), "blood", "images/x", "report.json")
     assert changed.mask_path == "images/x"
+    assert load_sockets({"HEMSEG_HEAT_MAP_PATH": "images/heat"}).heat_map_path == "images/heat"
 
 
 @pytest.mark.parametrize(
@@ -159,6 +212,10 @@ def test_sockets_from_a_file_and_the_environment(tmp_path: Path) -> None:
         ("{", "cannot be read"),
         ("output_path: ../x", "leaves"),
         ("report_path: a.txt", "json"),
+        ("heat_map_path: /x", "leaves"),
+        ("heat_map_path: images/hemorrhage-segmentation/heat", "one image in each"),
+        ("heat_map_path: images", "one image in each"),
+        ("[" * 5000, "cannot be read"),
     ],
 )
 def test_wrong_sockets_get_a_sentence(tmp_path: Path, text: str, said: str) -> None:
@@ -175,6 +232,14 @@ def test_a_missing_sockets_file_is_an_error_only_when_it_was_named(tmp_path: Pat
 
 def test_broken_inputs_json(tmp_path: Path) -> None:
     assert read_inputs(tmp_path) is None
-    (tmp_path / "inputs.json").write_text("[")
+    for text, said in (("[", "Expecting"), ("[" * 100_000, "recursion"), ('"' + "a" * (1 << 20), "more than 1 MiB")):
+        (tmp_path / "inputs.json").write_text(text)
+        with pytest.raises(HemsegError, match=rf"inputs\.json: cannot be read as JSON \(.*{said}"):
+            read_inputs(tmp_path)
+    (tmp_path / "inputs.json").write_bytes(b"\xff")
     with pytest.raises(HemsegError, match="cannot be read as JSON"):
+        read_inputs(tmp_path)
+    (tmp_path / "inputs.json").unlink()
+    os.mkfifo(tmp_path / "inputs.json")
+    with pytest.raises(HemsegError, match="not a file"):
         read_inputs(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import resource
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from conftest import python
 
 from hemseg import memory
 from hemseg.errors import HemsegError
-from hemseg.memory import check_memory, resident_bytes, room_bytes
+from hemseg.memory import check_memory, check_model_memory, is_out_of_memory, resident_bytes, room_bytes
 
 
 @pytest.fixture
@@ -93,3 +94,42 @@ print(before - resident_bytes(), file=sys.stderr)
     assert all(int(done.stderr) > (100 << 20) for done in told.values())
     assert told["own"].stdout.count("<heap nr=") > 1
     assert told["shared"].stdout.count("<heap nr=") == 1
+
+
+def test_the_limit_that_grand_challenge_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = memory._field(Path("/proc/self/status"), "VmData:") * 1024
+    limits = {resource.RLIMIT_DATA: used + (100 << 20)}
+    unlimited = resource.RLIM_INFINITY
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda kind: (limits.get(kind, unlimited), unlimited))
+    room = room_bytes()
+    assert room == pytest.approx(resident_bytes() + (100 << 20), abs=5 << 20)
+    with pytest.raises(HemsegError, match="give it more"):
+        check_memory(Path("scan.mha"), 512 * 512 * 300, 2)
+
+
+def test_too_little_to_start_is_said_before_the_libraries_are_loaded(tmp_path: Path) -> None:
+    """OpenBLAS would end the process over it, without a word."""
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_DATA, (300 << 20, 300 << 20)); import process; "
+    done = python("-c", f"{limit}sys.exit(process.main())", "--input", tmp_path, "--output", tmp_path / "out", check=1)
+    assert done.stderr == (
+        "error: hemseg takes at least 0.4 GB of memory, and this process can have 0.3 GB; give it more.\n"
+    )
+
+
+def test_a_model_that_cannot_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.onnx"
+    check_model_memory(path)  # what is missing is said elsewhere
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    monkeypatch.setattr(memory, "room_bytes", lambda: 2 << 30)
+    with pytest.raises(HemsegError, match=r"model\.onnx: takes about 3\.\d GB of memory to load"):
+        check_model_memory(path)
+    monkeypatch.setattr(memory, "room_bytes", lambda: 8 << 30)
+    check_model_memory(path)
+
+
+def test_every_library_s_way_to_say_that_memory_ran_out() -> None:
+    said = ("std::bad_alloc", "BFCArena: Failed to allocate memory for requested buffer", "(-4:Insufficient memory) x")
+    assert all(is_out_of_memory(RuntimeError(text)) for text in said)
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("something else"))

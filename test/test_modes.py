@@ -115,8 +115,9 @@ def test_instance(source: Path, tmp_path: Path) -> None:
     (tmp_path / "predict").mkdir()
     folders = ("--input", source, "--output", tmp_path / "out", "--predict", tmp_path / "predict")
     done = process(*folders, check=1)
-    assert done.stderr.count("error: ") == 1
-    assert "003.nii.gz" in done.stderr
+    assert done.stderr.count("error: ") == 2
+    assert done.stderr.splitlines()[-1].startswith("error: 1 of 3 scans failed; the first: ")
+    assert done.stderr.count("003.nii.gz") == 2
     assert written(tmp_path / "predict") == {"001.nii.gz", "Schädel 002.nii.gz"}
     assert not (tmp_path / "out").exists()
     is_expected(tmp_path / "predict" / "001.nii.gz", SCAN)

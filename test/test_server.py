@@ -33,7 +33,7 @@ MASK = "images/hemorrhage-segmentation/output.mha"
 class Server:
     """A running server with its input and output folders."""
 
-    def __init__(self, folder: Path, weights: Path, before: str = "") -> None:
+    def __init__(self, folder: Path, weights: Path, before: str = "", wait: bool = True) -> None:
         self.source, self.target = folder / "input", folder / "output"
         (self.source / "images" / "ct").mkdir(parents=True)
         with socket.socket() as free:
@@ -48,7 +48,7 @@ class Server:
             stderr=subprocess.PIPE,
             text=True,
         )
-        for _ in range(600):
+        for _ in range(600 if wait else 0):
             with_answer = self.process.poll() is None
             assert with_answer, self.process.communicate()
             try:
@@ -56,7 +56,8 @@ class Server:
                     return
             except OSError:
                 time.sleep(0.1)
-        raise TimeoutError
+        if wait:
+            raise TimeoutError
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
@@ -119,6 +120,12 @@ def test_faults_get_a_sentence_and_the_server_lives_on(server: Server, tmp_path:
     assert not server.target.exists()
     shutil.copy(SCAN, folder / "u.mha")
     assert server.ask("POST", "/invoke")[0] == 201
+    (folder / "u.mha").write_text("no scan")
+    assert server.ask("POST", "/invoke")[0] == 422
+    reasons = server.stop()[2].splitlines()
+    assert len(reasons) == 5
+    assert all(reason.startswith("error: ") for reason in reasons)
+    assert "u.mha: cannot be read" in reasons[-1]
 
 
 def test_too_many_requests_are_turned_away_and_the_rest_are_done(server: Server) -> None:
@@ -176,8 +183,86 @@ def test_garbage_and_large_bodies(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as line:
         line.sendall(b"POST /invoke HTTP/1.1\r\nHost: h\r\nContent-Length: 9000000000\r\n\r\n")
         assert line.recv(100).split()[1] == b"413"
+    chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
+    begin = b"POST /invoke HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n"
+    for text, status in (
+        (begin + b"\r\n" + 17 * chunk, b"413"),  # no word of its length
+        (begin + b"Content-Length: 5\r\n\r\n0\r\n\r\n", b"400"),
+    ):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as line:
+            line.sendall(text)
+            answer = b""
+            with contextlib.suppress(ConnectionError):
+                while piece := line.recv(4096):  # until it is closed
+                    answer += piece
+            assert answer.split()[1] == status
+            assert answer.count(b"HTTP/1.1") == 1
     assert server.ask("GET", "/health")[0] == 200
-    assert "Traceback" not in server.stop()[2]
+    assert server.stop()[2] == ""
+
+
+def test_a_body_that_does_not_come(tmp_path: Path, light: Path) -> None:
+    server = Server(tmp_path, light, before="import hemseg.server; hemseg.server.SILENT_SECONDS = 0.5")
+    try:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as line:
+            line.sendall(b"POST /invoke HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nab")
+            assert line.recv(100).split()[1] == b"408"
+    finally:
+        server.process.kill()
+        server.process.communicate()
+
+
+SLOW_START = """
+import hemseg.model, time
+load = hemseg.model.load
+def slow(*arguments):
+    time.sleep(1)
+    return load(*arguments)
+hemseg.model.load = slow
+"""
+SLOW_CASE = """
+import hemseg.server, time
+from hemseg.files import whole
+def slow(job, model):
+    with whole(job.mask):
+        time.sleep(60)
+hemseg.server.attempt = slow
+"""
+
+
+def test_who_asks_while_the_model_is_loaded_waits(tmp_path: Path, light: Path) -> None:
+    server = Server(tmp_path, light, before=SLOW_START, wait=False)
+    try:
+        refused = 0
+        while True:
+            try:
+                status, _ = server.ask("GET", "/health")  # the first one that is let in has its answer
+                break
+            except ConnectionRefusedError:
+                refused += 1
+                time.sleep(0.02)
+        assert status == 200
+        assert refused < 1000
+    finally:
+        server.process.kill()
+        server.process.communicate()
+
+
+def test_a_long_case_ends_with_the_server_in_time(tmp_path: Path, light: Path) -> None:
+    server = Server(tmp_path, light, before=SLOW_CASE)
+    shutil.copy(SCAN, server.source / "images" / "ct" / "u.mha")
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.ask, "POST", "/invoke")
+        while not list(server.target.rglob(".hemseg-*")):
+            time.sleep(0.1)
+        start = time.monotonic()
+        code, _, err = server.stop()
+        assert time.monotonic() - start < 5  # then the platform kills
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            assert answer.result()[0] >= 500
+    assert code == 143
+    assert err.splitlines()[-1] == "error: stopped; the case had not ended after 3 seconds."
+    assert not list(server.target.rglob(".hemseg-*"))
 
 
 def test_those_who_say_nothing_are_cut_off(tmp_path: Path, light: Path) -> None:

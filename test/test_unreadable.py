@@ -139,13 +139,13 @@ def test_names_that_are_not_utf8_or_too_long(scan: Path, tmp_path: Path, light: 
     shutil.copy(scan, source / long)
     for _ in range(2):
         done = hemseg_here("segment", source, tmp_path / "out", "--weights", light, check=1)
-        assert "caf\\xe9.nii.gz: its name is not UTF-8; rename it." in done.stderr
+        assert "caf\\xe9.nii.gz: its name is not valid UTF-8; rename it." in done.stderr
         assert "its name is too long" in done.stderr
         assert "1 of 3 scans done, 2 failed" in done.stdout
     assert files(tmp_path / "out") == {"case.nii.gz"}
     assert "caf\\xe9.nii.gz" in (tmp_path / "out" / "summary.html").read_text()
     done = process("--input", source, "--output", tmp_path / "gc", "--weights", light, check=1)
-    assert "not UTF-8" in done.stderr
+    assert "not valid UTF-8" in done.stderr
     assert files(tmp_path / "gc") == {"images/case.nii.gz", f"images/{long}", "results.json"}
 
 

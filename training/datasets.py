@@ -10,9 +10,9 @@ Cases that are named in ``left_out.txt``, one a line, are left out, which is sai
 
 from __future__ import annotations
 
-import csv
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,12 +27,14 @@ from hemseg.model import cores
 from hemseg.preprocessing import Settings, Strip, working_image
 from hemseg.volume import read, stem, suffix
 from training.stages import console
+from training.tables import RowFaults, decoded, read_table, whole_number, yes_or_no
 
 PARTS = ("train", "val", "test")
 IMAGES = ("images", "data")
 MASKS = ("masks", "reference", "label")
 LEFT_OUT = "left_out.txt"
 DO_WITHOUT = f"Mend it, or name its case in {LEFT_OUT}, in the data set's folder, to do without."
+SPELLINGS = {"training": "train", "validation": "val", "valid": "val", "testing": "test"}  # of PARTS, in tables
 SUBTYPES = ("intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural")
 
 
@@ -118,10 +120,13 @@ def load_dataset(folder: str | Path, seed: int = 0) -> DataSet:
     """
     folder = Path(folder)
     place = next((folder / name for name in IMAGES if (folder / name).is_dir()), folder / IMAGES[0])
-    images = {stem(p): p for p in sorted(place.glob("*")) if suffix(p) and not p.name.startswith(".")}
+    files = [p for p in sorted(place.glob("*")) if suffix(p) and not p.name.startswith(".")]
+    images = {stem(p): p for p in files}
     if not images:
         raise HemsegError(f"{folder}: is not a data set: it has no images in {place}.")
     faults: list[str] = []
+    if twice := sorted(name for name, count in Counter(map(stem, files)).items() if count > 1):
+        faults.append(f"cases with two images in {place.name}: {_some(twice)}")
     left_out = _left_out(folder, images, faults)
     images = {name: path for name, path in images.items() if name not in left_out}
     references = _references(folder, images, left_out, faults)
@@ -155,6 +160,11 @@ def load_dataset(folder: str | Path, seed: int = 0) -> DataSet:
     )
 
 
+def case_name(text: str, cases: Collection[str]) -> str:
+    """A table's name of a case, which may be that of its file."""
+    return stem(Path(text)) if text not in cases and suffix(Path(text)) else text
+
+
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
@@ -162,7 +172,8 @@ def _some(names: list[str]) -> str:
 def _left_out(folder: Path, images: dict[str, Path], faults: list[str]) -> set[str]:
     """The cases that the user wants to do without, those with damaged images for instance."""
     path = folder / LEFT_OUT
-    names = {line.strip() for line in path.read_text().splitlines() if line.strip()} if path.exists() else set()
+    lines = (decoded(path.read_bytes()) or "").splitlines() if path.exists() else []
+    names = {case_name(line.strip(), images) for line in lines if line.strip()}
     if unknown := sorted(names - set(images)):
         faults.append(f"{LEFT_OUT} names cases that are not there: {_some(unknown)}")
     if names:
@@ -206,15 +217,21 @@ def _read_labels(
     path: Path, images: dict[str, Path], left_out: set[str], subtypes: dict[str, set[str]], faults: list[str]
 ) -> dict[str, tuple[int, ...]]:
     rows: dict[str, dict[int, int]] = {}
-    with path.open(newline="") as stream:
-        reader = csv.DictReader(stream)
-        if lacking := {"case", "slice", "hemorrhage"} - set(reader.fieldnames or ()):
-            faults.append(f"{path.name} lacks the columns {', '.join(sorted(lacking))}")
-            return {}
-        for row in reader:
-            skip = any(row.get(flag) == "1" for flag in ("blanked", "missing"))
-            rows.setdefault(row["case"], {})[int(row["slice"])] = -1 if skip else int(row["hemorrhage"])
-            subtypes.setdefault(row["case"], set()).update(s for s in SUBTYPES if row.get(s) == "1")
+    wrong = RowFaults(path.name)
+    for row in read_table(path, ("case", "slice", "hemorrhage"), faults):
+        name, z, label = case_name(row.get("case"), images), whole_number(row.get("slice")), row.get("hemorrhage")
+        if name in left_out:
+            continue
+        skip = any(yes_or_no(row.get(flag)) for flag in ("blanked", "missing"))
+        positive = yes_or_no(label)
+        if z is None or z < 0:
+            wrong.add(row, "the slice is no number from 0 on")
+        elif positive is None and not skip:
+            wrong.add(row, f"hemorrhage is {label!r}, neither 0 nor 1" if label else "hemorrhage is empty")
+        elif rows.setdefault(name, {}).setdefault(z, value := -1 if skip else int(bool(positive))) != value:
+            wrong.add(row, "contradicts an earlier row for the same slice")
+        subtypes.setdefault(name, set()).update(s for s in SUBTYPES if yes_or_no(row.get(s)))
+    faults += wrong.sentences()
     labels = {}
     for name, by_slice in rows.items():
         if name in left_out:
@@ -228,7 +245,8 @@ def _read_labels(
             faults.append(f"{error} {DO_WITHOUT}")
             continue
         if sorted(by_slice) != list(range(n)):
-            faults.append(f"{name}: has {n} slices, but labels for {len(by_slice)}")
+            from_one = " from 1 on; does the table count from 1? The first slice is 0" * (min(by_slice) == 1)
+            faults.append(f"{name}: has {n} slices, but labels for {len(by_slice)}{from_one}")
             continue
         labels[name] = tuple(by_slice[z] for z in range(n))
     return labels
@@ -245,14 +263,19 @@ def _read_split(path: Path, names: list[str], seed: int, patients: dict[str, str
         return {str(n): PARTS[int(np.searchsorted(ends, i, side="right"))] for i, n in enumerate(order)}
     split: dict[str, str] = {}
     parts: dict[str, set[str]] = {}
-    with path.open(newline="") as stream:
-        for row in csv.DictReader(stream):
-            patients[row["case"]] = row.get("patient") or row["case"]
-            parts.setdefault(patients[row["case"]], set()).add(row["split"])
-            if split.setdefault(row["case"], row["split"]) != row["split"]:
-                faults.append(f"{row['case']}: is in two splits")
-            if row["split"] not in PARTS:
-                faults.append(f"{row['case']}: split {row['split']!r} is none of {', '.join(PARTS)}")
+    before = len(faults)
+    rows = read_table(path, ("case", "split"), faults)
+    if len(faults) > before:
+        return {}
+    for row in rows:
+        name = case_name(row.get("case"), names)
+        part = SPELLINGS.get(row.get("split").lower(), row.get("split").lower())
+        patients[name] = row.get("patient") or name
+        parts.setdefault(patients[name], set()).add(part)
+        if split.setdefault(name, part) != part:
+            faults.append(f"{name}: is in two splits")
+        if part not in PARTS:
+            faults.append(f"{path.name}, row {row.number}: split {row.get('split')!r} is none of {', '.join(PARTS)}")
     faults += [f"patient {p}: is in two splits" for p, s in parts.items() if len(s) > 1 and p not in split]
     if missing := sorted(set(names) - set(split)):
         faults.append(f"cases without a split: {_some(missing)}")

@@ -1,0 +1,262 @@
+"""What the headers of NIfTI, MetaImage and NRRD say, and do not say, where ITK would assume something in silence.
+
+ITK takes 1 mm for a spacing that is missing or 0, the patient's left for the right where no orientation is given, one
+of two orientations that disagree, and it does not apply every slope. A scan whose voxels have no size is refused here;
+one whose orientation is not sure is read, with a warning, and without sides.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHEAR = 0.01  # cosine between axes, up to which they count as perpendicular
+ALONG = 0.05  # least cosine between an axis and the direction that a letter gives it
+SCALED = 0.01  # relative difference of two spacings
+SHIFTED_MM, TURNED = 1.0, 0.01  # of two positions, and of two directions, that agree but for rounding
+HEADER_BYTES = 1 << 20  # of text, at most
+CHUNK = 1 << 22
+TILTED = "are not at right angles: probably a tilted gantry; give the DICOM series, whose slices can be shifted back"
+_UNSAID = "The file does not say how the patient lies in it ({}): the side of a lesion is unknown."
+_ANATOMICAL = ("left-posterior-superior", "lps", "right-anterior-superior", "ras", "left-anterior-superior", "las")
+_CODES = ("RL", "AP", "IS")  # where the axes of LPS come from: increasing, decreasing
+_FLIP = np.diag([-1.0, -1.0, 1.0])  # NIfTI's RAS to LPS
+
+
+class HeaderError(ValueError):
+    """What a header says, or does not say, makes a scan useless; ``str(error)`` goes on after "its header"."""
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How sure a header is of the patient's orientation.
+
+    Attributes:
+        known: whether it says, once, which side is which.
+        warnings: what it does not say, or says twice differently, in sentences.
+        direction: row-major 3x3 cosines (LPS) to take in place of what ITK takes, if any.
+    """
+
+    known: bool = True
+    warnings: tuple[str, ...] = ()
+    direction: tuple[float, ...] | None = None
+
+
+def orientation(path: Path, kind: str) -> Orientation:
+    """Look at a header before ITK does.
+
+    Args:
+        kind: the image suffix, one of ``hemseg.volume.SUFFIXES``.
+
+    Raises:
+        HeaderError: it gives no spacing, two that disagree, axes that lean, or a slope that ITK would
+            not apply.
+        OSError, EOFError, zlib.error: the file is damaged.
+    """
+    look: dict[str, Callable[[Path], Orientation]] = {".nrrd": _nrrd, ".mha": _metaimage, ".mhd": _metaimage}
+    return look.get(kind, _nifti)(path)
+
+
+def _nifti(path: Path) -> Orientation:
+    import nibabel  # takes a while, and only NIfTI needs it
+
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what matters is looked at here
+    opened: Any = gzip.open if path.name.lower().endswith(".gz") else open
+    with opened(path, "rb") as file:
+        block = file.read(348)
+    if len(block) < 348:
+        raise EOFError(f"it holds {len(block)} bytes, and a header has 348")
+    if 540 in struct.unpack("<i", block[:4]) + struct.unpack(">i", block[:4]):
+        raise HeaderError("is of NIfTI-2, which is not read; convert it to NIfTI-1 (nibabel, nifti_tool)")
+    header: Any = nibabel.Nifti1Header(block, check=False)  # type: ignore[no-untyped-call]
+    sizes = np.abs(header["pixdim"][1:4].astype(float))
+    if not np.isfinite(sizes).all() or (sizes == 0).any():
+        raise HeaderError("does not give the spacing of its voxels (pixdim is 0 or no number); fix it")
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 and intercept != 0:
+        raise HeaderError("has a slope of 0 and an intercept (scl_slope, scl_inter): are voxels scaled or not? Fix it")
+    codes = int(header["qform_code"]), int(header["sform_code"])
+    if codes[0] <= 0 and codes[1] <= 0:
+        return Orientation(False, (_UNSAID.format("qform_code and sform_code are 0"),))
+    try:
+        qform, sform = header.get_qform() if codes[0] > 0 else None, header.get_sform() if codes[1] > 0 else None
+    except Exception:  # its quaternion is none
+        raise HeaderError("has a qform that makes no sense; fix it") from None
+    if sform is None:
+        return Orientation()
+    columns = sform[:3, :3].astype(float)
+    norms = np.linalg.norm(columns, axis=0)
+    if not np.isfinite(sform).all() or (norms == 0).any() or np.abs(norms / sizes - 1).max() > SCALED + SHEAR**2:
+        # a shear makes columns longer: the step between slices along their normal is what pixdim gives then
+        if np.isfinite(sform).all() and (norms > 0).all() and _shear(columns / norms) > SHEAR:
+            return _sheared(qform, sizes)
+        raise HeaderError(
+            f"gives voxels of {_mm(sizes)} by its pixdim and of {_mm(norms)} by its sform; fix one of them"
+        )
+    if _shear(columns / norms) > SHEAR:
+        return _sheared(qform, sizes)
+    return Orientation() if qform is None else _compared(qform, sform, sizes)
+
+
+def _sheared(qform: np.ndarray | None, sizes: np.ndarray) -> Orientation:
+    """An sform whose axes lean: the qform's are taken where there is one."""
+    if qform is None:
+        raise HeaderError(f"has axes in its sform that {TILTED}")
+    cosines = _FLIP @ qform[:3, :3] / sizes
+    said = f"The sform and the qform disagree, and the axes of the sform {TILTED}; the qform was taken."
+    return Orientation(True, (said,), tuple(float(v) for v in cosines.ravel()))
+
+
+def _compared(qform: np.ndarray, sform: np.ndarray, sizes: np.ndarray) -> Orientation:
+    q, s = (form[:3, :3] / np.linalg.norm(form[:3, :3], axis=0) for form in (qform, sform))
+    if np.abs(q - s).max() > TURNED:
+        same_side = _axes(q) == _axes(s)
+        side = "" if same_side else "; the side of a lesion is unknown"
+        said = f"The qform and the sform turn the patient differently; the sform was taken{side}."
+        return Orientation(same_side, (said,))
+    if np.abs(qform[:3, 3] - sform[:3, 3]).max() > SHIFTED_MM:
+        return Orientation(True, ("The qform and the sform place the scan differently; the sform was taken.",))
+    return Orientation()
+
+
+def _axes(cosines: np.ndarray) -> str:
+    """The patient's directions that the image's axes come from, in MetaImage's letters; cosines are LPS."""
+    nearest = [int(np.argmax(np.abs(column))) for column in cosines.T]
+    return "".join(_CODES[patient][int(cosines[patient, image] < 0)] for image, patient in enumerate(nearest))
+
+
+def _follow(cosines: np.ndarray, letters: str) -> bool:
+    """Whether axes run from where letters say, as nearly as oblique ones can."""
+    for column, letter in zip(cosines.T, letters, strict=True):
+        patient = next(i for i, pair in enumerate(_CODES) if letter in pair)
+        if column[patient] * (1 if _CODES[patient][0] == letter else -1) < ALONG:
+            return False
+    return True
+
+
+def _shear(cosines: np.ndarray) -> float:
+    return float(np.abs(cosines.T @ cosines - np.eye(3)).max())
+
+
+def _mm(sizes: np.ndarray) -> str:
+    return " x ".join(f"{size:.4g}" for size in sizes) + " mm"
+
+
+def meta_header(path: Path) -> tuple[dict[str, str], int]:
+    """The fields of a MetaImage's header, and where it ends.
+
+    Raises:
+        HeaderError: it is not complete.
+    """
+    header: dict[str, str] = {}
+    with path.open("rb") as file:
+        while "ElementDataFile" not in header:
+            line = file.readline(1 << 16)
+            if b"=" not in line or file.tell() > HEADER_BYTES:
+                raise HeaderError("is incomplete")
+            key, value = line.decode(errors="replace").split("=", 1)
+            header[key.strip()] = value.strip()
+        return header, file.tell()
+
+
+def _metaimage(path: Path) -> Orientation:
+    header, _ = meta_header(path)
+    sizes = _numbers(header.get("ElementSpacing") or header.get("ElementSize") or "")
+    if (len(sizes) < 3 or not np.isfinite(sizes).all() or 0 in sizes) and header.get("NDims", "3") == "3":
+        raise HeaderError("does not give the spacing of its voxels (ElementSpacing is missing, or 0); add it")
+    scaled = _numbers(header.get("ElementToIntensityFunctionSlope", "1"))
+    scaled += _numbers(header.get("ElementToIntensityFunctionOffset", "0"))
+    if scaled != [1, 0]:
+        raise HeaderError("has a slope or an offset (ElementToIntensityFunction) that would not be applied; store HU")
+    if header.get("BinaryData", "True").lower() != "true":
+        raise HeaderError("says that its voxels are text (BinaryData); store them as binary")
+    local = header["ElementDataFile"].upper() == "LOCAL"
+    if local and header.get("HeaderSize", "0") != "0":
+        raise HeaderError("has a HeaderSize, but its voxels follow it; remove one of them")
+    if header.get("CompressedData", "False").lower() == "true" and local:
+        size, rest = header.get("CompressedDataSize", ""), path.stat().st_size - meta_header(path)[1]
+        if not size.isdecimal():
+            raise HeaderError("lacks CompressedDataSize, without which ITK misreads it; save it again")
+        if not 0 < int(size) <= rest:
+            raise EOFError(f"it holds {rest} of {size[:20]} bytes")
+    given = next((header[k] for k in ("TransformMatrix", "Orientation", "Rotation") if header.get(k)), "")
+    letters = header.get("AnatomicalOrientation", "").upper()
+    letters = letters if len(letters) == 3 and set(letters) <= set("RLAPIS") else ""
+    if not given and letters != "RAI":
+        return Orientation(False, (_UNSAID.format("TransformMatrix is missing"),))
+    matrix = _numbers(given)
+    stands = len(matrix) == 9 and np.isfinite(matrix).all() and np.any(matrix)
+    if letters and stands and not _follow(np.array(matrix).reshape(3, 3).T, letters):
+        said = (
+            "TransformMatrix and AnatomicalOrientation disagree; the former was taken; the side of a lesion is unknown."
+        )
+        return Orientation(False, (said,))
+    return Orientation()
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(word) for word in text.split()]
+    except ValueError:
+        return []
+
+
+def inflated(path: Path) -> tuple[int, int] | None:
+    """Size and CRC-32 of the voxels of a compressed MetaImage; None of any other.
+
+    ITK has a reader of its own: what it gives is compared with this.
+
+    Raises:
+        OSError, ValueError, zlib.error: the file is damaged.
+    """
+    header, start = meta_header(path)
+    if header.get("CompressedData", "False").lower() != "true":
+        return None
+    data = path if header["ElementDataFile"].upper() == "LOCAL" else path.parent / header["ElementDataFile"]
+    if not data.is_file():
+        return None
+    inflate, size, crc = zlib.decompressobj(), 0, 0
+    with data.open("rb") as file:
+        file.seek(start if data == path else 0)
+        while chunk := file.read(CHUNK):
+            while chunk:  # a few bytes may hold gigabytes: never more than one piece in memory
+                piece = inflate.decompress(chunk, CHUNK)
+                size, crc = size + len(piece), zlib.crc32(piece, crc)
+                chunk = inflate.unconsumed_tail
+    return size, crc
+
+
+def crc_of(voxels: np.ndarray, path: Path) -> int:
+    """CRC-32 of voxels in the byte order that a MetaImage's header declares."""
+    header, _ = meta_header(path)
+    order = header.get("BinaryDataByteOrderMSB") or header.get("ElementByteOrderMSB") or "False"
+    stored = voxels.astype(voxels.dtype.newbyteorder(">" if order.lower() == "true" else "<"), copy=False)
+    return zlib.crc32(np.ascontiguousarray(stored).data.cast("B"))
+
+
+def _nrrd(path: Path) -> Orientation:
+    with path.open("rb") as file:
+        text = file.read(HEADER_BYTES).replace(b"\r\n", b"\n").split(b"\n\n")[0].decode(errors="replace")
+    fields = {}
+    for line in text.split("\n")[1:]:
+        key, colon, value = line.partition(":")
+        if colon and not line.startswith("#") and not value.startswith("="):
+            fields[key.strip().lower()] = value.strip()
+    spacings = _numbers(fields.get("spacings", ""))
+    vectors = fields.get("space directions", "")
+    volume = fields.get("dimension", "3") == "3"
+    if volume and not vectors and (len(spacings) < 3 or not np.isfinite(spacings).all()):
+        raise HeaderError("does not give the spacing of its voxels (neither spacings nor space directions); add it")
+    if volume and ("nan" in vectors.lower() or "none" in vectors):
+        raise HeaderError("does not give the spacing of its voxels (space directions without numbers); fix it")
+    if fields.get("space", "").lower() not in _ANATOMICAL or not vectors:
+        return Orientation(False, (_UNSAID.format("no anatomical space with directions"),))
+    return Orientation()

@@ -1,0 +1,106 @@
+"""Probability images: how likely the network holds each voxel of a scan to be hemorrhage, before the threshold."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from hemseg import __version__
+from hemseg.dicom_seg import referenced_images, remove_free_text
+from hemseg.errors import HemsegError, OutputError, first_line
+from hemseg.files import whole
+from hemseg.marks import mark, voxel_hash
+from hemseg.segmentation import Segmentation
+from hemseg.volume import check_written, image_format, write_itk, write_nifti
+
+
+def probability_path(mask: Path, own: Path) -> Path:
+    """Where the probability image of a mask goes: NIfTI beside NIfTI, DICOM beside DICOM, else MetaImage.
+
+    Args:
+        own: the mask's path without its suffix, or what stands in for it.
+    """
+    name = mask.name.lower()
+    kind = ".nii.gz" if name.endswith((".nii", ".nii.gz")) else ".dcm" if name.endswith(".dcm") else ".mha"
+    return own.with_name(f"{own.name}_probability{kind}")
+
+
+def write_probability(result: Segmentation, path: Path) -> Path:
+    """Write the probability (float32, 0 to 1) with the scan's geometry, all or nothing.
+
+    Args:
+        path: its suffix says the format: NIfTI for a NIfTI scan, MetaImage for any, ``.dcm`` (a parametric map that
+            refers to the slices) for DICOM.
+
+    Raises:
+        OutputError: it cannot be written.
+        HemsegError: this format cannot hold the scan's geometry, or highdicom is not installed.
+    """
+    if path.suffix.lower() == ".dcm":
+        return _write_parametric_map(result, path)
+    kind, scan = image_format(path, result.volume)
+    voxels = result.probability
+    text = mark(result.volume.content, voxel_hash(voxels))
+    try:
+        with whole(path) as partial:
+            if scan and kind == "NIfTI":
+                write_nifti(voxels, scan, partial, text)
+            else:
+                write_itk(voxels, result.volume, partial, text)
+            check_written(partial, voxels, result.volume, exact=bool(scan) or kind == "MetaImage")
+    except (RuntimeError, OSError) as error:
+        raise OutputError(f"{path}: the probability image could not be written ({first_line(error)}).") from None
+    return path
+
+
+def _write_parametric_map(result: Segmentation, path: Path) -> Path:
+    stack = result.volume.stack
+    if stack is None:
+        raise HemsegError(f"{path}: a parametric map refers to DICOM slices, but {result.volume.path} has none.")
+    try:
+        import highdicom as hd
+        from pydicom.sr.codedict import codes
+    except ImportError:
+        raise HemsegError("a DICOM parametric map needs highdicom; `pip install 'hemseg[dicom]'`.") from None
+    sources, frames = referenced_images(stack, result.probability)
+    mapping = hd.pm.RealWorldValueMapping(
+        lut_label="PROBABILITY",
+        lut_explanation="Probability of intracranial hemorrhage",
+        unit=codes.UCUM.NoUnits,
+        value_range=(0.0, 1.0),
+        slope=1.0,
+        intercept=0.0,
+        quantity_definition=codes.DCM.Probability if hasattr(codes.DCM, "Probability") else None,
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about values in the source headers that bend the standard
+            written = hd.pm.ParametricMap(
+                source_images=sources,
+                pixel_array=np.ascontiguousarray(frames, dtype=np.float32),
+                series_instance_uid=hd.UID(),
+                series_number=9001,
+                sop_instance_uid=hd.UID(),
+                instance_number=1,
+                manufacturer="hemseg",
+                manufacturer_model_name="hemseg",
+                software_versions=__version__,
+                device_serial_number="0",
+                contains_recognizable_visual_features=False,
+                real_world_value_mappings=[mapping],
+                voi_lut_transformations=[hd.VOILUTTransformation(window_center=0.5, window_width=1.0)],
+                series_description="Probability of hemorrhage (research only)",
+                content_label="PROBABILITY",
+                content_description=mark(result.volume.content),
+            )
+            remove_free_text(written)
+            with whole(path) as partial:
+                written.save_as(partial)
+    except OSError as error:
+        raise OutputError(f"{path}: the probability image could not be written ({error.strerror}).") from None
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        said = first_line(error, 160)
+        raise HemsegError(f"{path}: the scan's headers do not allow a parametric map ({said}).") from None
+    return path

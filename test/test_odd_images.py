@@ -1,0 +1,269 @@
+"""NIfTI, MetaImage and NRRD whose headers lack, double or bend something: the right geometry, or a true sentence."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from hemseg.errors import HemsegError
+from hemseg.volume import mask_name, read, write_mask
+
+HU = np.random.default_rng(0).integers(-1000, 1000, (6, 8, 7)).astype("<i2")
+AFFINE = np.diag([-1.0, -1.0, 5.0, 1.0])
+UNKNOWN = "the side of a lesion is unknown"
+
+
+def nifti(path: Path, sform: np.ndarray | None = AFFINE, qform: np.ndarray | None = None, **fields: float) -> Path:
+    """Write one; fields of the header go in as they are."""
+    image = nibabel.Nifti1Image(HU.transpose(2, 1, 0), AFFINE)
+    image.set_qform(qform, 0 if qform is None else 1)
+    image.set_sform(sform, 0 if sform is None else 2)
+    image.header["pixdim"][1:4] = 1, 1, 5
+    nibabel.save(image, path)
+    if fields:
+        content = bytearray(path.read_bytes())
+        places = {"pixdim3": 88, "scl_slope": 112, "scl_inter": 116}
+        for name, value in fields.items():
+            struct.pack_into("<f", content, places[name], value)
+        path.write_bytes(content)
+    return path
+
+
+def metaimage(path: Path, *lines: str, voxels: bytes | None = None, without: str = "") -> Path:
+    """Write one, with lines in place of those of the same key."""
+    header = {
+        "ObjectType": "Image", "NDims": "3", "BinaryData": "True", "BinaryDataByteOrderMSB": "False",
+        "TransformMatrix": "1 0 0 0 1 0 0 0 1", "Offset": "0 0 0", "ElementSpacing": "1 1 5",
+        "DimSize": "7 8 6", "ElementType": "MET_SHORT",
+    }  # fmt: skip
+    header |= dict(line.split(" = ") for line in lines)
+    header.pop(without, None)
+    text = "".join(f"{key} = {value}\n" for key, value in header.items()) + "ElementDataFile = LOCAL\n"
+    path.write_bytes(text.encode() + (HU.tobytes() if voxels is None else voxels))
+    return path
+
+
+def nrrd(path: Path, *lines: str) -> Path:
+    """Write one with these lines for its geometry."""
+    head = [
+        "NRRD0004",
+        "type: short",
+        "dimension: 3",
+        "sizes: 7 8 6",
+        "endian: little",
+        "encoding: raw",
+        *lines,
+        "",
+        "",
+    ]
+    path.write_bytes("\n".join(head).encode() + HU.tobytes())
+    return path
+
+
+def turned(
+    angle: float = 0.0, skew: float = 0.0, tilt: float = 0.0, mirror: bool = False, scale: float = 1.0
+) -> np.ndarray:
+    """The affine of the scan, changed; angles in degrees."""
+    affine = AFFINE.copy()
+    affine[0, 1], affine[1, 2] = skew, 5 * np.tan(np.radians(tilt))
+    c, s = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    affine[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ affine[:3, :3] * scale
+    if mirror:
+        affine[0] *= -1
+    return affine
+
+
+@pytest.mark.parametrize("skew", [2e-4, 4e-3])
+def test_axes_that_are_nearly_at_right_angles(tmp_path: Path, skew: float) -> None:
+    scan = nifti(tmp_path / "a.nii.gz", turned(skew=skew))
+    volume = read(scan)
+    assert np.array_equal(volume.hu, HU)
+    assert volume.spacing == pytest.approx((1, 1, 5), abs=1e-4)
+    assert volume.warnings == ()
+    mask = write_mask(HU > 500, volume, tmp_path / "out" / "a.nii.gz")
+    assert np.array_equal(nibabel.load(mask).affine, nibabel.load(scan).affine)
+
+
+def test_a_tilted_gantry_in_the_sform(tmp_path: Path) -> None:
+    with pytest.raises(HemsegError, match="probably a tilted gantry; give the DICOM series"):
+        read(nifti(tmp_path / "a.nii", turned(tilt=15)))
+    volume = read(nifti(tmp_path / "b.nii", turned(tilt=15), qform=AFFINE))
+    assert np.allclose(np.array(volume.direction).reshape(3, 3), np.eye(3), atol=1e-6)  # the qform's
+    (said,) = volume.warnings
+    assert "sform and the qform disagree" in said
+    assert write_mask(HU > 500, volume, tmp_path / "out.nii").is_file()
+    with pytest.raises(HemsegError, match=r"b\.mha: its axes are not at right angles: probably a tilted gantry"):
+        read(metaimage(tmp_path / "b.mha", "TransformMatrix = 1 0 0 0 1 0 0 0.26 0.97"))
+
+
+@pytest.mark.parametrize(
+    ("sform", "qform", "oriented", "said"),
+    [
+        (None, None, False, f"qform_code and sform_code are 0): {UNKNOWN}"),
+        (turned(mirror=True), AFFINE, False, f"patient differently; the sform was taken; {UNKNOWN}."),
+        (turned(angle=10), AFFINE, True, "The qform and the sform turn the patient differently; the sform was taken."),
+        (AFFINE, AFFINE, True, ""),
+        (None, AFFINE, True, ""),
+    ],
+)  # fmt: skip
+def test_what_a_nifti_says_of_sides(
+    tmp_path: Path, sform: np.ndarray | None, qform: np.ndarray | None, oriented: bool, said: str
+) -> None:
+    volume = read(nifti(tmp_path / "a.nii", sform, qform))
+    assert volume.oriented == oriented
+    assert len(volume.warnings) == bool(said)
+    assert all(said in one for one in volume.warnings)
+
+
+def test_what_metaimage_and_nrrd_say_of_sides(tmp_path: Path) -> None:
+    plain = nrrd(tmp_path / "a.nrrd", "spacings: 1 1 5")
+    unnamed = nrrd(tmp_path / "b.nrrd", "space dimension: 3", "space directions: (1,0,0) (0,1,0) (0,0,5)")
+    bare = metaimage(tmp_path / "c.mha", without="TransformMatrix")
+    twice = metaimage(tmp_path / "d.mha", "AnatomicalOrientation = LAI")
+    for path in (plain, unnamed, bare, twice):
+        volume = read(path)
+        assert np.array_equal(volume.hu, HU)
+        assert not volume.oriented
+        assert UNKNOWN in volume.warnings[0]
+    said = metaimage(tmp_path / "e.mha", "AnatomicalOrientation = RAI")
+    named = nrrd(tmp_path / "f.nrrd", "space: left-posterior-superior", "space directions: (1,0,0) (0,1,0) (0,0,5)")
+    for path in (said, named):
+        assert read(path).oriented
+        assert read(path).warnings == ()
+    for direction in ((1, 0, 0, 0, 1, 0, 0, 0, 1), (-1, 0, 0, 0, -1, 0, 0, 0, 1), (0, 1, 0, 0, 0, 1, 1, 0, 0)):
+        image = sitk.GetImageFromArray(HU)
+        image.SetDirection(direction)
+        sitk.WriteImage(image, str(tmp_path / "itk.mha"))
+        assert read(tmp_path / "itk.mha").warnings == ()
+
+
+def test_a_lesion_has_no_side_where_the_scan_has_none(tmp_path: Path, light: Path) -> None:
+    """Blood on the right of the file's matrix, with and without a word of what is right."""
+    import hemseg
+
+    source = Path(__file__).parent / "cases" / "phantom-lobar.mha"
+    content = source.read_bytes()
+    sides = set()
+    for name, taken in (("said.mha", b""), ("unsaid.mha", b"TransformMatrix")):
+        lines = content.split(b"\n")
+        kept = [line for line in lines if not (taken and line.split(b" =")[0] in (taken, b"AnatomicalOrientation"))]
+        (tmp_path / name).write_bytes(b"\n".join(kept))
+        result = hemseg.segment(tmp_path / name, weights=light)
+        assert result.lesions
+        sides |= {(name, lesion.side == "unknown") for lesion in result.lesions}
+    assert sides == {("said.mha", False), ("unsaid.mha", True)}
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_nifti_without_spacing(tmp_path: Path, value: float) -> None:
+    with pytest.raises(HemsegError, match="does not give the spacing of its voxels"):
+        read(nifti(tmp_path / "a.nii", pixdim3=value))
+
+
+def test_a_nifti_with_two_spacings(tmp_path: Path) -> None:
+    with pytest.raises(HemsegError, match=r"voxels of 1 x 1 x 5 mm by its pixdim and of 2 x 2 x 10 mm by its sform"):
+        read(nifti(tmp_path / "a.nii", turned(scale=2)))
+
+
+def test_metaimage_and_nrrd_without_spacing(tmp_path: Path) -> None:
+    for path in (
+        metaimage(tmp_path / "a.mha", without="ElementSpacing"),
+        metaimage(tmp_path / "b.mha", "ElementSpacing = 1 1 0"),
+        metaimage(tmp_path / "c.mha", "ElementSpacing = 1,1,5"),
+        nrrd(tmp_path / "d.nrrd"),
+        nrrd(tmp_path / "e.nrrd", "spacings: 1 1 nan"),
+        nrrd(tmp_path / "f.nrrd", "axis mins: 0 0 0", "axis maxs: 6 7 25"),
+        nrrd(tmp_path / "g.nrrd", "space: left-posterior-superior"),
+    ):
+        with pytest.raises(HemsegError, match=f"{path.name}: its header does not give the spacing of its voxels"):
+            read(path)
+    assert read(metaimage(tmp_path / "h.mha", "ElementSize = 1 1 5", without="ElementSpacing")).spacing == (1, 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (("ElementToIntensityFunctionSlope = 2",), "slope or an offset"),
+        (("ElementToIntensityFunctionOffset = -1024",), "slope or an offset"),
+        (("HeaderSize = 10",), "HeaderSize"),
+        (("BinaryData = False",), "voxels are text"),
+    ],
+)
+def test_what_a_metaimage_says_and_itk_ignores(tmp_path: Path, lines: tuple[str, ...], said: str) -> None:
+    with pytest.raises(HemsegError, match=said):
+        read(metaimage(tmp_path / "a.mha", *lines))
+
+
+@pytest.mark.parametrize("msb", ["False", "True"])
+def test_compressed_metaimages_are_what_was_inflated_or_refused(
+    tmp_path: Path, msb: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    packed = zlib.compress((HU.byteswap() if msb == "True" else HU).tobytes())
+    lines = ("CompressedData = True", f"BinaryDataByteOrderMSB = {msb}")
+    good = metaimage(tmp_path / "a.mha", *lines, f"CompressedDataSize = {len(packed)}", voxels=packed)
+    assert np.array_equal(read(good).hu, HU)
+    for size in ([], [f"CompressedDataSize = {len(packed) + 10}"], ["CompressedDataSize = x"]):
+        with pytest.raises(HemsegError, match=r"lacks CompressedDataSize|cut short"):
+            read(metaimage(tmp_path / "b.mha", *lines, *size, voxels=packed))
+    assert capfd.readouterr().err == ""  # ITK would write "Uncompress failed"
+
+
+def test_what_itk_inflates_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = zlib.compress(HU.tobytes())
+    lines = ("CompressedData = True", f"CompressedDataSize = {len(packed)}")
+    scan = metaimage(tmp_path / "a.mha", *lines, voxels=packed)
+    execute = sitk.ImageFileReader.Execute
+    monkeypatch.setattr(sitk.ImageFileReader, "Execute", lambda reader: execute(reader) + 1)
+    with pytest.raises(HemsegError, match="two ways to inflate its voxels give two results"):
+        read(scan)
+
+
+def test_slope_zero(tmp_path: Path) -> None:
+    assert np.array_equal(read(nifti(tmp_path / "a.nii", scl_slope=0.0, scl_inter=0.0)).hu, HU)
+    with pytest.raises(HemsegError, match="slope of 0 and an intercept"):
+        read(nifti(tmp_path / "b.nii", scl_slope=0.0, scl_inter=-1024.0))
+
+
+def test_nifti_2_is_named(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti2Image(HU.transpose(2, 1, 0), AFFINE), tmp_path / "a.nii.gz")
+    with pytest.raises(HemsegError, match=r"NIfTI-2, which is not read; convert it to NIfTI-1"):
+        read(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize("suffix", [".NII", ".NII.GZ", ".MHA", ".Mha", ".NRRD", ".MHD"])
+def test_suffixes_in_capitals(tmp_path: Path, suffix: str) -> None:
+    image = sitk.GetImageFromArray(HU)
+    image.SetSpacing((1, 1, 5))
+    sitk.WriteImage(image, str(tmp_path / f"a{suffix.lower()}"))
+    scan = (tmp_path / f"a{suffix.lower()}").rename(tmp_path / f"a{suffix}")
+    volume = read(scan)
+    assert np.array_equal(volume.hu, HU)
+    mask = write_mask(HU > 500, volume, tmp_path / "out" / mask_name(scan))
+    assert np.array_equal(read(mask).hu, HU > 500)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [mask_name(scan)]
+
+
+def test_suffixes_of_nifti_in_mixed_letters(tmp_path: Path) -> None:
+    with pytest.raises(HemsegError, match="capitals and small letters"):
+        read(nifti(tmp_path / "a.nii").rename(tmp_path / "a.Nii"))
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    """ITK would end the process. The sentence itself can be printed and written anywhere."""
+    for suffix in (b".nii.gz", b".mha"):
+        scan = Path(os.fsdecode(os.fsencode(tmp_path) + b"/b_\xe9" + suffix))
+        scan.write_bytes(gzip.compress(b"x"))
+        with pytest.raises(HemsegError, match="its name is not valid UTF-8; rename it") as error:
+            read(scan)
+        assert str(error.value).encode()
+    volume = read(nifti(tmp_path / "a.nii"))
+    with pytest.raises(HemsegError, match="not valid UTF-8"):
+        write_mask(HU > 500, volume, scan.with_suffix(".mha"))
