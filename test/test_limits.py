@@ -20,7 +20,7 @@ from series import write_series
 
 from hemseg import dicom, inflation, memory, workers
 from hemseg.checks import checked
-from hemseg.dicom import Source, members
+from hemseg.dicom_source import Source, members
 from hemseg.errors import HemsegError
 from hemseg.grand_challenge import load_sockets, read_inputs
 from hemseg.model import Manifest, Model
