@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -205,10 +206,10 @@ def _print_table(rows: list[Row]) -> None:
             volume += " implausible"
         red = row.status != "done" or row.implausible
         table.add_row(Text(row.case), volume, row.lesions, seconds, style="red" if red else None)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    with console.capture() as shown:  # rich would end the process where nobody reads
-        console.print(table)
-    say(shown.get())
+    shown = io.StringIO()  # rich itself would end the process where nobody reads, and fail where nothing can be written
+    terminal = sys.stdout.isatty()
+    Console(file=shown, force_terminal=terminal, width=Console().width if terminal else 120).print(table)
+    say(shown.getvalue())
 
 
 @app.command()

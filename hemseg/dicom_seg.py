@@ -48,7 +48,8 @@ _OWN = (
     "SpecificCharacterSet", "ImageType", "InstanceCreationDate", "InstanceCreationTime", "SOPClassUID",
     "SOPInstanceUID", "SeriesDate", "SeriesTime", "ContentDate", "ContentTime", "Modality", "Manufacturer",
     "ManufacturerModelName", "SeriesDescription", "ReferencedSeriesSequence", "SourceImageSequence",
-    "TimezoneOffsetFromUTC",
+    "TimezoneOffsetFromUTC", "PixelPresentation", "VolumetricProperties", "VolumeBasedCalculationTechnique",
+    "AcquisitionContextSequence", "ContentQualification",
 )  # fmt: skip
 
 
@@ -57,6 +58,8 @@ def remove_free_text(dataset: Dataset) -> None:
     for element in list(dataset):
         if element.tag.group in _GROUPS and element.keyword not in (*KEPT_OF_PATIENT, *_OWN):
             del dataset[element.tag]
+    if "ContributingEquipmentSequence" in dataset:  # the scanner, with its institution, station and department
+        del dataset.ContributingEquipmentSequence
 
 
 def _complete(dataset: Dataset) -> Dataset:

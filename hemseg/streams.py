@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
+
+_failed: OSError | None = None
 
 
 def open_standard_streams() -> None:
@@ -24,14 +25,19 @@ def open_standard_streams() -> None:
 
 def say(text: str) -> None:
     """Print to standard output; where that fails, `flush_standard_output` reports it in the end."""
-    with contextlib.suppress(OSError):
+    global _failed
+    try:
         sys.stdout.write(text)
+    except OSError as error:  # here already, where Python does not buffer
+        _failed = error
 
 
 def flush_standard_output() -> bool:
     """Write what is buffered; whether it could be. A pipe whose reader has gone has had what it wanted."""
     try:
         sys.stdout.flush()
+        if _failed:
+            raise _failed
         return True
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes again at its end

@@ -18,7 +18,7 @@ from conftest import ROOT, hemseg_here, process
 from pydicom import dcmread
 from series import write_series
 
-from hemseg import dicom, inflation, memory, workers
+from hemseg import dicom_source, inflation, memory, workers
 from hemseg.checks import checked
 from hemseg.dicom_source import Source, members
 from hemseg.errors import HemsegError
@@ -56,7 +56,7 @@ def test_deflated_dicom_is_bounded_before_it_is_read(deflated: Path, monkeypatch
     for source in sources:
         assert source.read().Modality == "CT"
     monkeypatch.setattr(inflation, "MAX_INSTANCE_BYTES", 1 << 20)
-    monkeypatch.setattr(dicom, "_opened", lambda path, state: zipfile.ZipFile(path))
+    monkeypatch.setattr(dicom_source, "_opened", lambda path, state: zipfile.ZipFile(path))
     monkeypatch.setattr(zlib, "decompress", None)  # it must not come to that
     for source in sources:
         with pytest.raises(HemsegError, match="no CT does"):
