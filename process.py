@@ -96,11 +96,9 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _listen(port: int) -> socket.socket:
-    if not 0 < port < 1 << 16:
-        raise HemsegError(f"--port {port}: give a number from 1 to 65535.")
     try:
         return socket.create_server(("0.0.0.0", port), backlog=WAITING_CONNECTIONS)  # noqa: S104  called from outside
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise HemsegError(f"port {port}: cannot be opened ({error}); give another one with --port.") from None
 
 
