@@ -20,6 +20,7 @@ soak: $(VENV)/.development  ## broken files, kills, a thousand scans, other samp
 	$(BIN)/python test/fuzz.py --count 100000
 	$(BIN)/python test/kills.py --times 60
 	$(BIN)/python test/soak.py --scans 1000
+	HEMSEG_EXAMPLES=20000 $(BIN)/python -m pytest test/test_names.py -k "outside or nrrd"
 	$(BIN)/python test/invariance.py
 
 lint: $(VENV)/.development  ## ruff and mypy

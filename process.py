@@ -26,9 +26,15 @@ from pathlib import Path
 
 from hemseg.errors import HemsegError, one_line
 from hemseg.memory import check_start, is_out_of_memory
+from hemseg.signals import install
+from hemseg.streams import flush_standard_output, open_standard_streams
 
 logger = logging.getLogger("hemseg")
 WAITING_CONNECTIONS = 128  # while the model is loaded
+STOPPED = {
+    signal.SIGTERM: "stopped by SIGTERM before all was done.",
+    signal.SIGINT: "stopped by Ctrl-C before all was done.",
+}
 
 
 def main() -> int:
@@ -41,10 +47,11 @@ def main() -> int:
     parser.add_argument("--mode", default=os.environ.get("HEMSEG_MODE") or "auto", help=modes)
     parser.add_argument("--weights", type=Path, help="folder with manifest.json")
     parser.add_argument("--port", type=int, default=4743, help="of mode serve (default: 4743)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that hemseg did not write")
     parser.add_argument("--device", default=os.environ.get("HEMSEG_DEVICE") or "auto", help="auto, cpu or cuda")
     arguments = parser.parse_args()
     _set_up_output()
-    signal.signal(signal.SIGTERM, _stop)
+    install(STOPPED)
     try:
         if arguments.mode == "serve":
             return _serve(arguments)
@@ -52,16 +59,16 @@ def main() -> int:
         from hemseg.batch import run_container  # with numpy and all else: not before it is known that they fit
 
         folders = (arguments.input, arguments.output, arguments.predict)
-        errors = run_container(*folders, arguments.mode, arguments.weights, arguments.device)
+        errors = run_container(*folders, arguments.mode, arguments.weights, arguments.device, arguments.overwrite)
         if len(errors) > 1:
             _say(errors[0])
         return 1 if errors else 0
     except SystemExit as end:
         if end.code == 128 + signal.SIGTERM:
-            _say("stopped by SIGTERM before all was done.")
+            _say(STOPPED[signal.SIGTERM])
         raise
     except KeyboardInterrupt:
-        _say("stopped by Ctrl-C before all was done.")
+        _say(STOPPED[signal.SIGINT])
         return 128 + signal.SIGINT
     except (HemsegError, OSError) as error:
         _say(str(error))
@@ -119,22 +126,20 @@ def _unexpected(error: Exception) -> str:
 
 def _set_up_output() -> None:
     """What goes on goes to stdout, what went wrong to stderr; neither fails over a file name that is not Unicode."""
+    open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    handler = logging.StreamHandler(sys.stdout) if sys.stdout else logging.NullHandler()
-    logging.raiseExceptions = False  # over a stdout that is gone: nothing comes after the reason
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 
 
 def _say(reason: str) -> None:
     print(f"error: {one_line(reason)}", file=sys.stderr, flush=True)
 
 
-def _stop(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
-    raise SystemExit(128 + signal.SIGTERM)  # lets every `finally` run: no temporary file stays behind
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        code = main()
+        sys.exit(code or (0 if flush_standard_output() else 1))
+    except KeyboardInterrupt:  # Ctrl-C
+        sys.exit(128 + signal.SIGINT)

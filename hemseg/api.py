@@ -15,7 +15,7 @@ import SimpleITK as sitk
 
 from hemseg.checks import checked
 from hemseg.errors import HemsegError
-from hemseg.model import Model, default_weights, load
+from hemseg.model import MANIFEST, Manifest, Model, default_weights, load
 from hemseg.sanity import refuse_implausible
 from hemseg.segmentation import Segmentation
 from hemseg.segmentation import segment as segment_volume
@@ -63,7 +63,7 @@ def segment(
     """
     volume = _volume(scan, spacing, series)
     folder = Path(weights) if weights is not None else default_weights()
-    model = _model(folder.resolve(), device)
+    model = _model(folder.resolve(), device, _state(folder))
     volume, working = checked(volume, model.manifest.preprocessing, strict, model.strip)
     result = segment_volume(volume, model, working)
     if strict:
@@ -72,8 +72,19 @@ def segment(
 
 
 @lru_cache(maxsize=2)
-def _model(folder: Path, device: str) -> Model:
+def _model(folder: Path, device: str, state: str) -> Model:
     return load(folder, device)
+
+
+def _state(folder: Path) -> str:
+    """Of weights: other contents under the same path are other weights, which a model that is kept knows nothing of."""
+    manifest = Manifest.read(folder)
+    files = [folder / name for name in (MANIFEST, manifest.file, manifest.strip_file) if name]
+    try:
+        stats = [path.stat() for path in files]
+    except OSError:  # loading them says what is wrong
+        return ""
+    return repr((manifest, [(s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats]))
 
 
 def _volume(scan: Scan, spacing: Sequence[float | str] | np.ndarray | None, series: str) -> Volume:

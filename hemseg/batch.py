@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hemseg.cohort import Job, run
-from hemseg.container import RESULTS, check_mounts, check_outputs, plan, say, survey
-from hemseg.errors import HemsegError
+from hemseg.cohort import Job, known_refusal, run
+from hemseg.container import RESULTS, check_mounts, check_outputs, is_results, plan, say, survey
+from hemseg.errors import HemsegError, one_line
 from hemseg.files import remove_leftovers
 from hemseg.grand_challenge import choose, load_sockets, read_inputs
 from hemseg.model import default_weights, load
+from hemseg.names import printable
+from hemseg.outputs import refuse_conflicts
 
 if TYPE_CHECKING:
     from hemseg.model import Model
@@ -22,14 +26,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger("hemseg")
 
 
-def run_container(source: Path, target: Path, predict: Path, mode: str, weights: Path | None, device: str) -> list[str]:
-    """One run of the container, in every mode but ``serve``; returns the reasons of the cases that failed.
+def run_container(
+    source: Path,
+    target: Path,
+    predict: Path,
+    mode: str,
+    weights: Path | None,
+    device: str,
+    overwrite: bool = False,
+) -> list[str]:
+    """One run of the container, in every mode but ``serve``; returns why cases failed and files could not be read.
 
     Args:
         source, target, predict: ``/input``, ``/output`` and, for INSTANCE, ``/predict``.
         mode: one of `hemseg.grand_challenge.MODES`, or ``auto``.
         weights: folder with a manifest; `hemseg.model.default_weights` when None.
         device: see `hemseg.model.load`.
+        overwrite: replace files that hemseg did not write.
 
     Raises:
         HemsegError: there is nothing to do, or it is refused before any work.
@@ -37,13 +50,15 @@ def run_container(source: Path, target: Path, predict: Path, mode: str, weights:
     check_mounts(source, (target, predict))
     weights = weights or default_weights()
     sockets = load_sockets(os.environ, weights)
-    files, dicom = survey(source, leave_out=target)
+    unread: dict[Path, str] = {}
+    files, dicom = survey(source, target, unread)
     work = choose(files, read_inputs(source), predict.is_dir(), sockets, mode, dicom)
     if work.mode == "instance" and not predict.is_dir():
         raise HemsegError(f"mode instance writes to {predict}, but there is no such folder; mount it.")
-    jobs = plan(work, source, target, predict, sockets)
+    jobs = [replace(job, refusal=known_refusal(job, unread)) for job in plan(work, source, target, predict, sockets)]
     results = (target / RESULTS,) if work.mode in ("legacy", "gc-generic") else ()
     check_outputs([*(path for job in jobs for path in job.outputs), *results], source, files, (target, predict))
+    refuse_conflicts(jobs, tables=[path for path in results if not is_results(path)], overwrite=overwrite)
     for folder in (target, predict):
         remove_leftovers(folder)
     model = load(weights, device, scans=len(jobs))
@@ -51,9 +66,11 @@ def run_container(source: Path, target: Path, predict: Path, mode: str, weights:
     slices = f", {len(work.dicom)} DICOM files" if work.dicom else ""
     logger.info("mode %s, %d scan%s%s", work.mode, len(jobs), "s" * (len(jobs) != 1), slices)
     errors = _perform(work.mode, jobs, source, target, model)
-    if errors and len(jobs) > 1:
-        return [f"{len(errors)} of {len(jobs)} scans failed; the first: {errors[0]}", *errors]
-    return errors
+    failed = [f"{len(errors)} of {len(jobs)} scans failed; the first: {errors[0]}"] if errors and len(jobs) > 1 else []
+    unreadable = [printable(f"{path}: {reason}") for path, reason in unread.items()]
+    for said in unreadable:
+        print(one_line(f"error: {said}"), file=sys.stderr, flush=True)
+    return [*failed, *errors, *unreadable]
 
 
 def _perform(mode: str, jobs: Sequence[Job], source: Path, target: Path, model: Model) -> list[str]:
@@ -66,7 +83,7 @@ def _perform(mode: str, jobs: Sequence[Job], source: Path, target: Path, model: 
     errors = []
     with closing(run(jobs, model)) as outcomes:
         for outcome in outcomes:
-            logger.info("%s: %s", outcome.job.case, "failed" if outcome.error else "done")
+            logger.info("%s: %s", printable(str(outcome.job.case)), "failed" if outcome.error else "done")
             say(outcome)
             if outcome.error:
                 errors.append(outcome.error)

@@ -6,6 +6,7 @@ the report, the summary and on the terminal (``--strict`` refuses it).
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import cv2
@@ -14,7 +15,16 @@ from scipy import ndimage
 
 from hemseg.errors import HemsegError
 from hemseg.hounsfield import refuse_other_units
-from hemseg.preprocessing import Settings, Strip, WorkingImage, brain_level, skull_hull, working_image
+from hemseg.memory import check_working_memory
+from hemseg.preprocessing import (
+    Settings,
+    Strip,
+    WorkingGrid,
+    WorkingImage,
+    brain_level,
+    skull_hull,
+    working_image,
+)
 from hemseg.sanity import INTRACRANIAL_ML, is_infant, reaches_from_base_to_vertex
 from hemseg.strip import brain_of, saturation, slices_losing_brain
 from hemseg.volume import Volume
@@ -23,6 +33,7 @@ BRAIN_HU = (10.0, 60.0)  # the median of the inside of the skull: brain has 25-4
 LEVEL_HU = (20.0, 45.0)  # of its gray and white matter, without blood and CSF
 INSIDE_ML = (400.0, 2500.0)  # of a whole cranial cavity, with room for children and for what stripping lets through
 IN_PLANE_MM, SLICE_MM = (0.15, 3.0), (0.2, 12.0)
+IN_PLANE_LIMITS_MM, SLICE_LIMITS_MM = (0.1, 5.0), (0.1, 20.0)  # beyond them a header is wrong
 FIELD_MM = (120.0, 700.0)
 LEAST_SLICES = 5
 UPSIDE_DOWN, LEAST_AIR = 2.0, 300  # ratio; voxels of the working grid
@@ -42,6 +53,8 @@ def checked(
         HemsegError: see `refuse_what_is_no_ct`; with ``strict``, also for what looks odd.
     """
     refuse_what_is_no_ct(volume)
+    array, spacing = volume.in_lps()
+    check_working_memory(volume.path, math.prod(WorkingGrid.of(array.shape, spacing, settings).shape))
     working = working_image(volume, settings, strip)
     said = (*volume.warnings, *doubts(volume, working, settings))
     if strict and said:
@@ -59,6 +72,13 @@ def refuse_what_is_no_ct(volume: Volume) -> None:
     cosines = np.array(volume.direction).reshape(3, 3)
     if not np.allclose(cosines @ cosines.T, np.eye(3), atol=0.01):
         raise HemsegError(f"{name}: the axes of its direction matrix are not at right angles; mend the header.")
+    _, (depth, *plane) = volume.in_lps()
+    limits = [(mm, IN_PLANE_LIMITS_MM) for mm in plane] + [(depth, SLICE_LIMITS_MM)]
+    if any(not low <= mm <= high for mm, (low, high) in limits):
+        raise HemsegError(
+            f"{name}: has voxels of {plane[1]:.3g} x {plane[0]:.3g} x {depth:.3g} mm; a head CT has 0.1 to 5 mm in "
+            "plane and 0.1 to 20 mm between slices. Correct the spacing in the header."
+        )
     low, high = float(volume.hu.min()), float(volume.hu.max())
     if low == high:
         raise HemsegError(f"{name}: every voxel is {low:g}; it holds no picture.")

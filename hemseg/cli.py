@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ import typer
 
 from hemseg import __version__
 from hemseg.errors import HemsegError
+from hemseg.names import printable
 
 if TYPE_CHECKING:
     from hemseg.cohort import Job
@@ -28,10 +30,10 @@ Device = Annotated[str, typer.Option(help="auto (CUDA where it works, else CPU),
 
 @app.command()
 def segment(
-    source: Annotated[
-        Path,
+    sources: Annotated[
+        list[Path],
         typer.Argument(
-            metavar="INPUT", help="A scan, a zip archive of DICOM, or a folder (searched with its subfolders)."
+            metavar="INPUT...", help="Scans, zip archives of DICOM, or folders (searched with their subfolders)."
         ),
     ],
     target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A folder; for one scan also the mask's file name.")],
@@ -62,6 +64,9 @@ def segment(
         ),
     ] = False,
     redo: Annotated[bool, typer.Option("--redo", help="Do cases again that are done already.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that hemseg did not write; scans are never replaced.")
+    ] = False,
     weights: Weights = None,
     device: Device = "auto",
     quiet: Annotated[
@@ -72,10 +77,11 @@ def segment(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")] = False,
 ) -> None:
-    """Segment a scan, or every scan of a folder.
+    """Segment a scan, several, or every scan of a folder.
 
     Reads NIfTI, MetaImage, NRRD, and DICOM series. The mask has the scan's name, format and geometry; 1 is hemorrhage.
-    A folder also gets summary.csv and summary.html; the same command again goes on where it was stopped.
+    A folder also gets summary.csv and summary.html; the same command again goes on where it was stopped. Files that
+    hemseg did not write are not replaced.
 
     Exit code 0: every case done; 1: at least one was not (each is named on stderr); 2: wrong usage; 130, 143: stopped.
     """
@@ -84,11 +90,14 @@ def segment(
     from hemseg.cohort import Wanted, plan
     from hemseg.files import alone_in, remove_leftovers
     from hemseg.model import default_weights
+    from hemseg.outputs import refuse_conflicts
+    from hemseg.streams import say
     from hemseg.summary import Journal, settings_key_of_weights
 
-    planned = plan(source, target, Wanted(overlay, report, probability, form, series, strict))
+    wanted = Wanted(overlay, report, probability, form, series, strict)
+    planned = plan(sources[0] if len(sources) == 1 else sources, target, wanted)
     folder = weights or default_weights()
-    key = settings_key_of_weights(folder)
+    key = settings_key_of_weights(folder, wanted)
     journal = None
     todo = planned
     with ExitStack() as stack:
@@ -97,11 +106,14 @@ def segment(
             remove_leftovers(target)
             journal = Journal(target)
             done = [] if redo else [job for job in planned if journal.is_done(job, key)]
-            journal.start([journal.rows[str(job.case)] for job in done])
             before = set(done)
             todo = [job for job in planned if job not in before]
+            refuse_conflicts(todo, planned, journal.to_check, journal.lists, overwrite)
+            journal.start(journal.kept(planned, done))
             if done and not quiet:
                 print(f"{len(done)} of {len(planned)} scans were done before; --redo does them again", file=sys.stderr)
+        else:
+            refuse_conflicts(planned, overwrite=overwrite)
         rows = _work(todo, folder, device, key, target, jobs, ray, journal, quiet, verbose)
         if journal:
             journal.finish(planned)
@@ -111,12 +123,13 @@ def segment(
         import json
         from dataclasses import asdict
 
-        print(json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False))
+        say(json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False) + "\n")
     elif not quiet:
         _print_table(rows)
         if journal:
             said = f", {failed} failed" if failed else ""
-            print(f"{len(rows) - failed} of {len(rows)} scans done{said}; see {journal.path.with_suffix('.html')}")
+            page = printable(str(journal.path.with_suffix(".html")))
+            say(f"{len(rows) - failed} of {len(rows)} scans done{said}; see {page}\n")
     if failed:
         raise typer.Exit(1)
 
@@ -155,7 +168,7 @@ def _work(
         model = load(weights, device, scans=len(todo))
         if verbose:
             print(f"weights {model.manifest.name} {model.manifest.version}, {model.provider}", file=sys.stderr)
-        coming = workers.rows_here(todo, model, target, journal.add if journal else None)
+        coming = workers.rows_here(todo, model, target, journal.add if journal else None, key)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console, rows = Console(stderr=True), []
     with closing(coming), Progress(*columns, console=console, disable=quiet or len(todo) == 1, transient=True) as bar:
@@ -180,6 +193,8 @@ def _print_table(rows: list[Row]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from hemseg.streams import say
+
     table = Table(box=SIMPLE_HEAD)
     table.add_column("case", overflow="fold")
     for name in ("volume (mL)", "lesions", "seconds"):
@@ -191,8 +206,10 @@ def _print_table(rows: list[Row]) -> None:
             volume += " implausible"
         red = row.status != "done" or row.implausible
         table.add_row(Text(row.case), volume, row.lesions, seconds, style="red" if red else None)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(table)
+    shown = io.StringIO()  # rich itself would end the process where nobody reads, and fail where nothing can be written
+    terminal = sys.stdout.isatty()
+    Console(file=shown, force_terminal=terminal, width=Console().width if terminal else 120).print(table)
+    say(shown.getvalue())
 
 
 @app.command()
@@ -238,21 +255,26 @@ def _options(
 
 def main() -> None:
     """Run the command line; a mistake of the user ends in one sentence."""
-    import signal
+    from hemseg.signals import install
+    from hemseg.streams import flush_standard_output, open_standard_streams
 
-    signal.signal(signal.SIGTERM, _stop)
+    install()
+    open_standard_streams()
+    code: str | int | None = 0
     try:
         app(standalone_mode=True)
+    except SystemExit as end:
+        code = end.code
     except HemsegError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-
-
-def _stop(*_: object) -> None:
-    import signal
-
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise SystemExit(128 + signal.SIGTERM)  # every `finally` runs: no temporary file stays behind
+        code = 1
+    except BrokenPipeError:  # nobody reads what is printed
+        code = 0
+    except OSError as error:
+        print(f"error: {printable(str(error))}.", file=sys.stderr)
+        code = 1
+    printed = flush_standard_output()
+    sys.exit(code or (0 if printed else 1))
 
 
 if __name__ == "__main__":

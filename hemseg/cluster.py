@@ -78,7 +78,8 @@ def rows_of_ray(
                 if tries[job] < TRIES:
                     left.appendleft(job)
                 else:
-                    yield failed_row(job, key, f"its worker died {TRIES} times while it was under way.")
+                    why = f"its worker died {TRIES} times while it was under way."
+                    yield failed_row(job, key, target, f"{job.scan}: {why}")
     finally:
         if ours:
             ray.shutdown()

@@ -9,20 +9,26 @@ import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 
 from hemseg.checks import checked
-from hemseg.errors import HemsegError, OutputError
+from hemseg.errors import HemsegError, OutputError, one_line
+from hemseg.fingerprint import unchanged
+from hemseg.folders import may_be_dicom, unreadable_dicom, walk, without_masks
 from hemseg.memory import give_back, is_out_of_memory
 from hemseg.model import Model
+from hemseg.names import name_problem, printable
+from hemseg.outputs import files_of, refused
 from hemseg.probability import probability_path, write_probability
 from hemseg.sanity import refuse_implausible
 from hemseg.segmentation import Segmentation, segment
+from hemseg.signals import at_once
 from hemseg.volume import SUFFIXES, Volume, mask_name, read, stem, suffix
 
 logger = logging.getLogger("hemseg")
@@ -45,6 +51,7 @@ class Job:
         page: whether the report has an HTML page.
         strict: refuse what looks odd (`hemseg.checks`) and results that cannot be (`hemseg.sanity`), in place of a
             mask with a warning.
+        refusal: why it cannot be done, where that is known before; a sentence.
     """
 
     case: Path
@@ -58,6 +65,7 @@ class Job:
     series: str = ""
     page: bool = False
     strict: bool = False
+    refusal: str = ""
 
     @property
     def outputs(self) -> tuple[Path, ...]:
@@ -83,38 +91,11 @@ class Outcome:
     def told(self) -> list[str]:
         """What people must be told, a line each: the error, or what cannot be about the result and what looked odd."""
         if not self.result:
-            return [f"error: {self.error}"]
-        return [f"implausible: {self.job.case}: {text}" for text in self.result.implausible] + [
-            f"warning: {self.job.case}: {text}" for text in self.result.volume.warnings
-        ]
-
-
-def walk(folder: Path, leave_out: Path | None = None) -> list[Path]:
-    """All files below a folder, in order; hidden ones and the folder ``leave_out`` are passed over.
-
-    Linked folders are followed once, linked files count under their own name.
-
-    Raises:
-        HemsegError: the folder is missing, or not a folder.
-    """
-    if not folder.exists():
-        raise HemsegError(f"{folder}: there is no such folder.")
-    if not folder.is_dir():
-        raise HemsegError(f"{folder}: is not a folder.")
-    without = leave_out.resolve() if leave_out else None
-    seen: set[Path] = set()
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        here = Path(parent).resolve()
-        if here in seen or here == without:
-            if here in seen:
-                logger.warning("%s: leads to a folder that was searched already, passed over", parent)
-            folders.clear()
-            continue
-        seen.add(here)
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        found += [Path(parent) / f for f in files if not f.startswith(".")]
-    return sorted(found)
+            return [one_line(f"error: {self.error}")]
+        case = printable(str(self.job.case))
+        told = [f"implausible: {case}: {text}" for text in self.result.implausible]
+        told += [f"warning: {case}: {text}" for text in self.result.volume.warnings]
+        return [one_line(line) for line in told]
 
 
 @dataclass(frozen=True)
@@ -138,8 +119,13 @@ class Wanted:
             raise HemsegError(f"format {self.format!r} is not known; give one of {', '.join(MASK_FORMATS)}.")
 
 
-def find_scans(folder: Path, leave_out: Path | None = None) -> list[Found]:
+def find_scans(folder: Path, leave_out: Path | None = None, unread: dict[Path, str] | None = None) -> list[Found]:
     """The scans of a folder: images, DICOM studies (the files of one study together) and zip archives of DICOM.
+
+    Masks that hemseg wrote are no scans; they are passed over with a warning.
+
+    Args:
+        unread: see `walk`; it takes files that may be DICOM and cannot be opened, too.
 
     Returns:
         For each its case (relative to the folder), its path, and for a study its files.
@@ -147,13 +133,19 @@ def find_scans(folder: Path, leave_out: Path | None = None) -> list[Found]:
     Raises:
         HemsegError: the folder is missing, not a folder, or holds no scan.
     """
-    files = walk(folder, leave_out)
-    scans = {p for p in files if suffix(p) or p.suffix.lower() == ".zip"}
+    missing: dict[Path, str] = {}
+    files = walk(folder, leave_out, missing if unread is not None else None)
+    images = {p for p in [*files, *missing] if suffix(p) or p.suffix.lower() == ".zip"}  # a missing one fails by itself
+    scans = without_masks(images)
     found: list[Found] = [(p.relative_to(folder), p, ()) for p in scans]
     from hemseg.dicom import is_dicom
 
-    found += find_studies(folder, [p for p in files if p not in scans and is_dicom(p)], alone=not found)
-    if not found:
+    others = [p for p in files if p not in images]
+    if unread is not None:
+        missing |= unreadable_dicom(others)
+        unread |= {p: reason for p, reason in missing.items() if p not in images}
+    found += find_studies(folder, [p for p in others if p not in missing and is_dicom(p)], alone=not found)
+    if not found and not unread:
         raise HemsegError(f"{folder}: holds no scans; hemseg looks for {', '.join(SUFFIXES)}, DICOM and zip archives.")
     return sorted(found)
 
@@ -177,7 +169,7 @@ def find_studies(folder: Path, instances: list[Path], alone: bool) -> list[Found
     except HemsegError as error:
         if alone:
             raise HemsegError(f"{folder}: {error}") from None
-        logger.warning("%s: %s", folder, error)
+        logger.warning("%s: %s", printable(str(folder)), error)
         return []
 
 
@@ -202,52 +194,93 @@ def _studies(folder: Path, instances: list[Path]) -> list[Found]:
     ]
 
 
-def plan(source: Path, target: Path, wanted: Wanted = Wanted()) -> list[Job]:
-    """What is to be done for ``hemseg segment SOURCE TARGET``.
+def plan(source: Path | Sequence[Path], target: Path, wanted: Wanted = Wanted()) -> list[Job]:
+    """What is to be done for ``hemseg segment SOURCE TARGET``. Nothing is looked at that exists in ``target`` yet.
 
     A folder's scan ``a/b.nii.gz`` gets the mask ``TARGET/a/b.nii.gz``, the DICOM files in ``a/b`` get
     ``TARGET/a/b.mha``; a single scan gets ``TARGET`` itself if that ends in an image suffix, else a file of its own
-    name in the folder ``TARGET``.
+    name in the folder ``TARGET``. Several sources go to the folder ``TARGET``: files under their names, what a folder
+    holds under the folder's name.
 
     Raises:
-        HemsegError: nothing to do, or a mask would replace a scan.
+        HemsegError: nothing to do, or the target is not what these sources need.
     """
+    sources = [source] if isinstance(source, Path) else list(dict.fromkeys(source))
+    unread: dict[Path, str] = {}
+    if len(sources) == 1:
+        alone, to_file, found = _found_in_one(sources[0], target, unread)
+    else:
+        alone, to_file, found = False, False, _found_in_several(sources, target, unread)
+    masks = [target if to_file else target / c.parent / _mask_name(s, c, bool(f), wanted.format) for c, s, f in found]
+    stems = Counter(_without_suffix(mask) for mask in masks)
+    jobs = []
+    for (case, scan, files), mask in zip(found, masks, strict=True):
+        own = _without_suffix(mask)
+        if stems[own] > 1:  # a.mha beside a.nii.gz
+            own = mask.with_name(case.name)
+        job = Job(
+            case=case,
+            scan=scan,
+            mask=mask,
+            overlay=own.with_name(f"{own.name}.png") if wanted.overlay else None,
+            report=own / "report.json" if wanted.report else None,
+            probability=probability_path(mask, own) if wanted.probability else None,
+            thumbnail=None if alone else target / "thumbnails" / case.parent / f"{case.name}.jpg",
+            files=files,
+            series=wanted.series,
+            page=wanted.report,
+            strict=wanted.strict,
+        )
+        jobs.append(replace(job, refusal=known_refusal(job, unread)))
+    for path, reason in unread.items():  # each is a case that failed: named, counted, and tried again
+        if path == source:
+            raise HemsegError(f"{path}: {reason}")
+        above = next(s for s in sources if s == path or s in path.parents)
+        case = path.relative_to(above) if len(sources) == 1 else above.resolve().name / path.relative_to(above)
+        jobs.append(Job(case, path, target / case, thumbnail=target / case, refusal=f"{path}: {reason}"))
+    return jobs
+
+
+def known_refusal(job: Job, unread: Collection[Path]) -> str:
+    """Why a job cannot be done, as far as that is known before anything is read."""
+    if problem := name_problem(job.scan, *job.outputs):
+        return f"{job.scan}: {problem}"
+    beside = {path.parent for path in job.files}
+    if missing := [path for path in unread if path.parent in beside and may_be_dicom(path)]:
+        count = f"{len(missing)} of its files" if len(missing) > 1 else missing[0].name
+        return f"{job.scan}: {count} may not be read; check the permissions, or slices would be missing."
+    return ""
+
+
+def _found_in_one(source: Path, target: Path, unread: dict[Path, str]) -> tuple[bool, bool, list[Found]]:
+    """Whether it is a single scan, whether the target is the mask's name, and the scans."""
     alone = source.is_file() or (not source.exists() and bool(suffix(source)))
     to_file = bool(suffix(target) or target.suffix == ".dcm") and not target.is_dir()
     if alone:
         found: list[Found] = [(Path(source.name), source, ())]
     else:
-        found = find_scans(source, leave_out=target if target.resolve() != source.resolve() else None)
-        if to_file and (len(found) > 1 or not found[0][2]):
+        found = find_scans(source, target if target.resolve() != source.resolve() else None, unread)
+        if to_file and (len(found) != 1 or not found[0][2]):
             raise HemsegError(
                 f"{target}: is the name of one image, but {source} is a folder; give a folder for the masks."
             )
-    named = [(own_name(case, source), scan, files) for case, scan, files in found]
-    masks = [target if to_file else target / c.parent / _mask_name(s, c, bool(f), wanted.format) for c, s, f in named]
-    stems = Counter(_without_suffix(mask) for mask in masks)
-    jobs = []
-    for (case, scan, files), mask in zip(named, masks, strict=True):
-        if mask.exists() and scan.exists() and mask.samefile(scan):
-            raise HemsegError(f"{mask}: the mask would replace the scan; give another folder for the output.")
-        own = _without_suffix(mask)
-        if stems[own] > 1:  # a.mha beside a.nii.gz
-            own = mask.with_name(case.name)
-        jobs.append(
-            Job(
-                case=case,
-                scan=scan,
-                mask=mask,
-                overlay=own.with_name(f"{own.name}.png") if wanted.overlay else None,
-                report=own / "report.json" if wanted.report else None,
-                probability=probability_path(mask, own) if wanted.probability else None,
-                thumbnail=None if alone else target / "thumbnails" / case.parent / f"{case.name}.jpg",
-                files=files,
-                series=wanted.series,
-                page=wanted.report,
-                strict=wanted.strict,
-            )
-        )
-    return jobs
+    return alone, to_file, [(own_name(case, source), scan, files) for case, scan, files in found]
+
+
+def _found_in_several(sources: Sequence[Path], target: Path, unread: dict[Path, str]) -> list[Found]:
+    if target.exists() and not target.is_dir():
+        raise HemsegError(f"{target}: is a file; with several scans the last name is the folder for their masks.")
+    if suffix(target) and not target.exists():
+        raise HemsegError(f"{target}: is the name of one image; give a folder for the masks of several scans.")
+    found: list[Found] = []
+    for source in sources:
+        if source.is_dir():
+            name = Path(source.resolve().name)
+            leave_out = target if target.resolve() != source.resolve() else None
+            found += [(name / case, scan, files) for case, scan, files in find_scans(source, leave_out, unread)]
+        else:
+            found.append((Path(source.name), source, ()))
+    return found
 
 
 def own_name(case: Path, folder: Path) -> Path:
@@ -267,21 +300,6 @@ def _mask_name(scan: Path, case: Path, study: bool, form: str) -> str:
     return f"{own}.dcm" if form == "dicom-seg" else f"{own}.{form}"
 
 
-def refused(jobs: Iterable[Job]) -> dict[Job, str]:
-    """The jobs that would write one and the same file, each with a sentence; told before any work is done."""
-    jobs = list(jobs)
-    outputs = {job: [str(p.absolute()) for p in job.outputs] for job in jobs}
-    count = Counter(path for paths in outputs.values() for path in paths)
-    reasons = {}
-    for job, paths in outputs.items():
-        if twice := next((p for p in paths if count[p] > 1), None):
-            others = [str(o.case) for o in jobs if o is not job and twice in outputs[o]]
-            reasons[job] = (
-                f"{job.case}: would write the same {Path(twice).name} as {', '.join(others)}; rename one of them."
-            )
-    return reasons
-
-
 def run(jobs: Iterable[Job], model: Model, ended: Callable[[Outcome], object] | None = None) -> Generator[Outcome]:
     """Do the jobs; outcomes come in their order. A job's files are written, whole, before its outcome is given.
 
@@ -296,7 +314,7 @@ def run(jobs: Iterable[Job], model: Model, ended: Callable[[Outcome], object] | 
     jobs = list(jobs)
     reasons = refused(jobs)
     coming: deque[Future[Outcome]] = deque()
-    with ThreadPoolExecutor(model.lanes) as lanes:
+    with at_once() if len(jobs) == 1 else nullcontext(), ThreadPoolExecutor(model.lanes) as lanes:
         try:
             for job in jobs:
                 coming.append(lanes.submit(_outcome, job, model, reasons.get(job, ""), ended))
@@ -338,7 +356,8 @@ def _attempt(job: Job, model: Model) -> Outcome:
 
 def _done(job: Job, model: Model) -> Segmentation:
     """Read, segment, write."""
-    volume = _volume(job)
+    with unchanged(files_of(job), job.scan) as fingerprint:
+        volume = replace(_volume(job), fingerprint=fingerprint)
     start = time.perf_counter()
     volume, working = checked(volume, model.manifest.preprocessing, job.strict, model.strip)
     result = segment(volume, model, working)

@@ -5,15 +5,17 @@ What is to be done at all decides `hemseg.grand_challenge.choose`; `hemseg.batch
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from hemseg.cohort import Found, Job, Outcome, find_studies, own_name, walk
+from hemseg.cohort import Found, Job, Outcome, find_studies, own_name
 from hemseg.dicom import is_dicom
-from hemseg.errors import HemsegError, one_line
+from hemseg.errors import HemsegError
+from hemseg.folders import unreadable_dicom, walk, without_masks
 from hemseg.grand_challenge import OUTPUT, Sockets, Work
 from hemseg.volume import mask_name, suffix
 
@@ -24,12 +26,28 @@ Identity = tuple[int, int]  # of a file or folder, however it is reached: device
 def say(outcome: Outcome) -> None:
     """Errors and warnings of a case on stderr, a line each."""
     for line in outcome.told:
-        print(one_line(line), file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
 
 
-def survey(source: Path, leave_out: Path | None = None) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
-    """All files below the input folder, relative to it, and those of them that are DICOM."""
-    files = [PurePosixPath(p.relative_to(source)) for p in walk(source, leave_out)]
+def survey(
+    source: Path, leave_out: Path | None = None, unread: dict[Path, str] | None = None
+) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
+    """All files below the input folder, relative to it, and those of them that are DICOM.
+
+    Args:
+        unread: takes what cannot be read, though it may be a scan or part of one, each with the reason.
+
+    Raises:
+        HemsegError: there is no such folder, or, without ``unread``, part of it cannot be read.
+    """
+    found = without_masks(walk(source, leave_out, unread))
+    failed = unreadable_dicom(p for p in found if not suffix(p))
+    if unread is not None:
+        unread |= failed
+    elif failed:
+        path, reason = next(iter(failed.items()))
+        raise HemsegError(f"{path}: {reason}")
+    files = [PurePosixPath(p.relative_to(source)) for p in found]
     return files, [p for p in files if not suffix(Path(p)) and is_dicom(source / p)]
 
 
@@ -74,6 +92,16 @@ def results_entry(job: Job, error: str) -> dict[str, Any]:
         "inputs": [{"type": "metaio_image", "filename": job.case.name}],
         "error_messages": [error] if error else [],
     }
+
+
+def is_results(path: Path) -> bool:
+    """Whether a file is a ``results.json`` as it is written here (and by evalutils): it may be replaced."""
+    try:
+        entries = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    keys = {"outputs", "inputs", "error_messages"}
+    return isinstance(entries, list) and all(isinstance(entry, dict) and set(entry) == keys for entry in entries)
 
 
 def check_mounts(source: Path, outputs: Iterable[Path]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from hemseg import __version__
 from hemseg.errors import HemsegError, OutputError
 from hemseg.files import whole
+from hemseg.marks import mark
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -36,6 +37,29 @@ MAY_BE_EMPTY = {
 }
 
 NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID", "PixelSpacing")
+
+# what is kept in these groups of the file's own level; of what the scan says of its patient and study, the rest goes
+_GROUPS = (0x0008, 0x0010, 0x0012, 0x0032, 0x0038, 0x0040)
+KEPT_OF_PATIENT = (
+    *MAY_BE_EMPTY, "IssuerOfPatientID", "PatientIdentityRemoved", "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence",
+)  # fmt: skip
+_OWN = (
+    "SpecificCharacterSet", "ImageType", "InstanceCreationDate", "InstanceCreationTime", "SOPClassUID",
+    "SOPInstanceUID", "SeriesDate", "SeriesTime", "ContentDate", "ContentTime", "Modality", "Manufacturer",
+    "ManufacturerModelName", "SeriesDescription", "ReferencedSeriesSequence", "SourceImageSequence",
+    "TimezoneOffsetFromUTC", "PixelPresentation", "VolumetricProperties", "VolumeBasedCalculationTechnique",
+    "AcquisitionContextSequence", "ContentQualification",
+)  # fmt: skip
+
+
+def remove_free_text(dataset: Dataset) -> None:
+    """Remove what highdicom takes over of the patient and the study beyond what the standard needs."""
+    for element in list(dataset):
+        if element.tag.group in _GROUPS and element.keyword not in (*KEPT_OF_PATIENT, *_OWN):
+            del dataset[element.tag]
+    if "ContributingEquipmentSequence" in dataset:  # the scanner, with its institution, station and department
+        del dataset.ContributingEquipmentSequence
 
 
 def _complete(dataset: Dataset) -> Dataset:
@@ -127,8 +151,10 @@ def write_segmentation(result: Segmentation, path: Path) -> Path:
             device_serial_number="0",
             series_description="Intracranial hemorrhage (research only)",
             content_label="HEMORRHAGE",
+            content_description=mark(result.volume.content),
             omit_empty_frames=bool(result.mask.any()),
         )
+        remove_free_text(segmentation)
         with whole(path) as partial:
             segmentation.save_as(partial)
     except OSError as error:

@@ -9,16 +9,17 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemseg.errors import HemsegError, first_line
+from hemseg.inflation import check_instance, check_members
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-MAX_ZIP_BYTES = 4 * 2**30  # unpacked; beyond it an archive is no head CT
 SUFFIXES = (".dcm", ".dicom", ".ima")  # a file of such a name is DICOM, or damaged
 _BEGIN = 140  # bytes that are looked at
 _VRS = {
@@ -49,19 +50,18 @@ class Source:
         """Read it, or its header alone, or of that some fields.
 
         Raises:
-            HemsegError: it is no DICOM.
+            HemsegError: it is no DICOM, or would unpack to more than any CT does.
         """
         import pydicom
         from pydicom.errors import InvalidDicomError
 
         options: dict[str, Any] = {"stop_before_pixels": not pixels, "specific_tags": list(fields) or None}
         try:
-            if self.member:
-                with zipfile.ZipFile(self.path) as archive:
-                    dataset = _dataset(BytesIO(archive.read(self.member)), options)
-            else:
-                with self.path.open("rb") as file:
-                    dataset = _dataset(file, options)
+            with BytesIO(_archive(self.path).read(self.member)) if self.member else self.path.open("rb") as file:
+                check_instance(file, self)
+                dataset = _dataset(file, options)
+        except HemsegError:
+            raise
         except InvalidDicomError:
             raise HemsegError(f"{self}: cannot be read as DICOM (it does not begin as DICOM does).") from None
         except OSError as error:
@@ -87,6 +87,17 @@ def _dataset(file: Any, options: dict[str, Any]) -> Dataset:
     bare = _without_preamble(file.read(_BEGIN))
     file.seek(0)
     return pydicom.dcmread(file, force=bare, **options)
+
+
+def _archive(path: Path) -> zipfile.ZipFile:
+    """A zip archive, opened once for all of its members: its directory may be long."""
+    state = path.stat()
+    return _opened(path, (state.st_ino, state.st_size, state.st_mtime_ns))
+
+
+@lru_cache(maxsize=4)
+def _opened(path: Path, state: tuple[int, ...]) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
 
 
 def is_dicom(path: Path) -> bool:
@@ -128,9 +139,7 @@ def members(archive: Path) -> list[Source]:
             infos = [i for i in opened.infolist() if i.filename and not i.is_dir()]
             if any(i.flag_bits & 1 for i in infos):
                 raise HemsegError(f"{archive}: is protected by a password; unpack it, and give the folder.")
-            if sum(i.file_size for i in infos) > MAX_ZIP_BYTES:
-                limit = f"{MAX_ZIP_BYTES // 2**30} GiB"
-                raise HemsegError(f"{archive}: would unpack to more than {limit}; unpack it yourself.")
+            check_members(archive, infos)
             found = []
             for info in infos:
                 with opened.open(info) as file:
@@ -149,9 +158,12 @@ def members(archive: Path) -> list[Source]:
 def sources_of(path: Path) -> list[Source]:
     """The DICOM files of a folder (with its subfolders), of a zip archive, or the file itself."""
     if path.is_dir():
-        from hemseg.cohort import walk
+        from hemseg.folders import unreadable_dicom, walk
 
-        return [Source(p) for p in walk(path) if is_dicom(p)]
+        files = walk(path)
+        for file, reason in unreadable_dicom(files).items():  # slices would be missing
+            raise HemsegError(f"{file}: {reason}")
+        return [Source(p) for p in files if is_dicom(p)]
     return members(path) if path.suffix.lower() == ".zip" else [Source(path)]
 
 

@@ -2,17 +2,20 @@
 
 import re
 
+from hemseg.names import printable
+
 LONGEST_LINE = 2000  # characters; log readers skip lines that are much longer
 
 
 class HemsegError(Exception):
     """A mistake in the input, the weights or the set-up. ``str(error)`` is one clear sentence for the user.
 
-    It can be printed and written anywhere: bytes of a file name that are no UTF-8 appear escaped.
+    It can be printed and written anywhere: what a terminal would obey in it, and bytes that are no UTF-8 (names of
+    files may hold both), appear escaped.
     """
 
-    def __init__(self, sentence: str = "") -> None:
-        super().__init__(sentence.encode("utf-8", "backslashreplace").decode())
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class OutputError(HemsegError):
@@ -27,5 +30,5 @@ def first_line(error: BaseException, most: int = 120) -> str:
 def one_line(text: str) -> str:
     """A text on one line: line breaks become spaces, other control characters are escaped, the end may be cut."""
     flat = re.sub(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*", " ", text.strip())
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in flat)
+    shown = printable(flat)
     return shown if len(shown) <= LONGEST_LINE else f"{shown[: LONGEST_LINE - 3]}..."

@@ -28,7 +28,8 @@ LONGEST_WRITE_SECONDS = 24 * 3600  # where there are no locks, a temporary file 
 def whole(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path``, of the same suffixes, for the time of a `with` block.
 
-    It is renamed to ``path`` when the block ends well, and removed when it does not. Missing folders are made.
+    When the block ends well it is on the disk, and renamed to ``path``: a machine that fails then leaves the file whole
+    or not there, never empty. When it does not, it is removed. Missing folders are made.
     """
     suffixes = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix.lower()  # writers know these
     partial = path.with_name(f".hemseg-{uuid.uuid4().hex[:16]}.part{suffixes}")
@@ -41,12 +42,23 @@ def whole(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield partial
+        _sync(partial)
         os.replace(partial, path)
+        with contextlib.suppress(OSError):  # not every file system has it for folders
+            _sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         _live.discard(partial)
         os.close(alive)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def abandon() -> None:

@@ -155,14 +155,14 @@ def meta_header(path: Path) -> tuple[dict[str, str], int]:
     """The fields of a MetaImage's header, and where it ends.
 
     Raises:
-        HeaderError: it is not complete.
+        OSError, ValueError: it cannot be read, or is not complete.
     """
     header: dict[str, str] = {}
     with path.open("rb") as file:
         while "ElementDataFile" not in header:
             line = file.readline(1 << 16)
             if b"=" not in line or file.tell() > HEADER_BYTES:
-                raise HeaderError("is incomplete")
+                raise ValueError("its header is incomplete")
             key, value = line.decode(errors="replace").split("=", 1)
             header[key.strip()] = value.strip()
         return header, file.tell()

@@ -5,9 +5,10 @@ a word and fills them with zeros, as it does with the NaN of NIfTI; others it re
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import zlib
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -72,26 +73,79 @@ def _meta_bytes(path: Path) -> int | None:
 
 
 def check_stays_in_folder(path: Path, kind: str) -> None:
-    """A header may name the files that hold its voxels: they must lie beside or below it.
+    """A header may name the files that hold its voxels: they must lie beside or below it, links followed.
 
     Raises:
-        OSError, ValueError: they do not, or the file cannot be read.
+        OSError, ValueError: they do not, the header is longer than any real one, or the file cannot be read.
     """
-    if kind not in (".mha", ".mhd", ".nrrd"):
-        return
+    if kind in (".mha", ".mhd", ".nrrd"):
+        voxel_files(path)
+
+
+def voxel_files(path: Path) -> list[Path]:
+    """The files that hold the voxels of a header, but for the header's own; empty for other kinds of file.
+
+    Every place in it that could name one counts, however it is spelled: libraries differ in what they take for a line
+    and for a key.
+
+    Raises:
+        OSError, ValueError: as `check_stays_in_folder`.
+    """
+    kind = "nrrd" if path.name.lower().endswith(".nrrd") else "meta"
+    if kind == "meta" and path.suffix.lower() not in (".mha", ".mhd"):
+        return []
     with path.open("rb") as file:
-        header = file.read(HEADER_BYTES).decode(errors="replace").replace("\r", "")
-    lines = (header.split("\n\n")[0] if kind == ".nrrd" else header).splitlines()
-    names = []
-    for number, line in enumerate(lines):
-        key, _, value = line.partition(":" if kind == ".nrrd" else "=")
-        if key.strip().lower().replace(" ", "") in ("datafile", "elementdatafile"):
-            names = [value] + (lines[number + 1 :] if value.strip().upper().startswith("LIST") else [])
-            break
-    for name in names:
-        where = PurePath(name.strip())
-        if where.is_absolute() or ".." in where.parts:
-            raise ValueError(f"its voxels should be in {name.strip()[:80]}, outside of its folder")
+        header = file.read(HEADER_BYTES)
+        more = bool(file.read(1))
+    if more and (path.suffix.lower() == ".mhd" or not _HEADER_END[kind].search(header)):
+        raise ValueError(f"its header is longer than {HEADER_BYTES >> 20} MiB")
+    names: list[str] = []
+    for found in _DATA_FILE[kind].finditer(header.lower()):
+        value = os.fsdecode(header[found.start(1) : found.end(1)]).strip()
+        if value[:4].upper() == "LIST":
+            if more:
+                raise ValueError(f"its list of files is longer than {HEADER_BYTES >> 20} MiB")
+            names += os.fsdecode(header[found.end() :]).split("\n")
+        elif value.lower() != "local":
+            names.append(value)
+    files = []
+    for name in dict.fromkeys(name.strip() for name in names if name.strip()):
+        files += _files_inside(path.parent, name)
+    return [file for file in dict.fromkeys(files) if file != path]
+
+
+def _spelled(word: str) -> bytes:
+    return rb"[\0- ]*".join(re.escape(letter.encode()) for letter in word)
+
+
+_DATA_FILE = {  # in lower case
+    "meta": re.compile(_spelled("elementdatafile") + rb"[\0- ]*[=:]([^\n]*)"),
+    "nrrd": re.compile(_spelled("datafile") + rb"[\0- ]*:([^\n]*)"),
+}
+_HEADER_END = {"meta": re.compile(rb"^ElementDataFile[ \t]*=[^\n]*\n", re.MULTILINE), "nrrd": re.compile(rb"\n\r?\n")}
+_NUMBERED = re.compile(r"%[-+ #0-9.]*[a-zA-Z]")
+
+
+def _files_inside(folder: Path, name: str) -> list[Path]:
+    """The files of a name in a header, several if it is a pattern (``slice%03d.raw 1 28 1``).
+
+    Raises:
+        ValueError: it leads, or could lead, out of the folder.
+    """
+    spelled = name.replace("\\", "/")
+    outside = ValueError(f"its voxels should be in {name[:80]}, outside of its folder")
+    if PurePath(spelled).is_absolute() or PureWindowsPath(name).drive or ".." in PurePath(spelled).parts:
+        raise outside
+    if spelled.startswith("~") or any(ord(c) < 32 for c in name):
+        raise outside
+    where = [folder / name]
+    if "%" in name:
+        pattern = _NUMBERED.sub("*", re.sub(r"([\[\]*?])", r"[\1]", name))
+        where += [p for words in (pattern, pattern.split()[0]) for p in folder.glob(words)]
+    home = folder.resolve()
+    if any(not file.resolve().is_relative_to(home) for file in where):
+        raise outside
+    return [file for file in where if file.is_file()]
 
 
 def all_finite(path: Path, kind: str) -> bool:

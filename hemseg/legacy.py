@@ -20,6 +20,7 @@ from pandas import DataFrame
 from hemseg.cohort import Job, Outcome, run
 from hemseg.container import RESULTS, results_entry, say
 from hemseg.model import Model
+from hemseg.names import printable
 from hemseg.report import write_json
 from hemseg.segmentation import segment
 from hemseg.volume import from_itk, mask_to_itk
@@ -60,9 +61,9 @@ class HemorrhageSegmentation(SegmentationAlgorithm):
                 for number, outcome in enumerate(outcomes, start=1):
                     self._case_results.append(self.process_case(idx=number - 1, case=outcome))
                     said = "failed" if outcome.error else "done"
-                    logger.info("[%d/%d] %s: %s", number, len(jobs), outcome.job.case, said)
+                    logger.info("[%d/%d] %s: %s", number, len(jobs), printable(str(outcome.job.case)), said)
                     say(outcome)
-        except SystemExit:  # SIGTERM, at any moment: tell what there is
+        except (SystemExit, KeyboardInterrupt):  # at any moment: tell what there is
             left = jobs[len(self._case_results) :]
             self._case_results += [
                 results_entry(job, ended.get(job, f"{job.case}: not done, stopped.")) for job in left

@@ -14,6 +14,7 @@ PROCESS_BYTES = 360 << 20  # libraries, runtime and network, however small the s
 MODEL_COPIES = 3  # of a model file, while it is loaded: as read, as parsed, and rearranged for the processor
 VOXEL_BYTES = 5  # beside the voxels as stored: float32 and a mask; likewise
 CGROUP = Path("/sys/fs/cgroup")
+WORKING_VOXEL_BYTES = 30  # of the working grid: the scan, smoothed, masks, labels, channels, answers
 _M_ARENA_MAX = -8  # of <malloc.h>
 # limit, what is used of it, and the line of memory.stat with what the kernel gives back when asked: versions 2 and 1
 _LIMITS = (
@@ -39,6 +40,23 @@ def check_memory(path: Path | None, voxels: int, stored_bytes: int) -> None:
         raise HemsegError(
             f"{path or 'the scan'}: takes about {need / 1e9:.1f} GB of memory, and this process can have "
             f"{room / 1e9:.1f} GB; give it more, or fewer --jobs."
+        )
+
+
+def check_working_memory(path: Path | None, voxels: int) -> None:
+    """Raise for a working grid that cannot fit beside the scan: coarse pixels make it larger than the scan.
+
+    Raises:
+        HemsegError: it takes more than there is.
+    """
+    room = room_bytes()
+    if room is None:
+        return
+    need = resident_bytes() + voxels * WORKING_VOXEL_BYTES
+    if need > room:
+        raise HemsegError(
+            f"{path or 'the scan'}: takes about {need / 1e9:.1f} GB of memory on the grid that it is segmented on, and "
+            f"this process can have {room / 1e9:.1f} GB; is the header's spacing right?"
         )
 
 

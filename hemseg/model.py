@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from hemseg.errors import HemsegError
+from hemseg.errors import HemsegError, first_line
+from hemseg.manifest_values import check_values
 from hemseg.memory import check_model_memory, share_heap
 from hemseg.preprocessing import Settings, Strip
 from hemseg.strip import learned_mask
@@ -29,6 +30,7 @@ FORMAT = 4  # of the manifest; raised when an older hemseg could misread a newer
 MANIFEST = "manifest.json"
 PLATFORM_MODEL = Path("/opt/ml/model")  # where Grand Challenge unpacks a model tarball
 DEVICES = ("auto", "cpu", "cuda")
+ROUNDING = 1e-5  # of a sigmoid, at most
 MOST_LANES = 3  # a thin-slice scan takes 300 MB and more
 
 
@@ -81,8 +83,8 @@ class Manifest:
             values = json.loads(path.read_text())
         except FileNotFoundError:
             raise HemsegError(f"{path}: there is no such file; give --weights a folder with a {MANIFEST}.") from None
-        except (OSError, ValueError) as error:
-            raise HemsegError(f"{path}: cannot be read as a manifest ({error}).") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise HemsegError(f"{path}: cannot be read as a manifest ({first_line(error)}).") from None
         if not isinstance(values, dict) or not isinstance(values.get("format"), int):
             raise HemsegError(f"{path}: is not a hemseg manifest.")
         if values["format"] > FORMAT:
@@ -91,7 +93,9 @@ class Manifest:
             )
         try:
             settings = Settings(**{k: _as_tuple(v) for k, v in values.pop("preprocessing").items()})
-            return cls(preprocessing=settings, **{k: _as_tuple(v) for k, v in values.items()})
+            manifest = cls(preprocessing=settings, **{k: _as_tuple(v) for k, v in values.items()})
+            check_values(manifest)
+            return manifest
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise HemsegError(f"{path}: is not a valid manifest ({error}).") from None
 
@@ -134,9 +138,32 @@ class Model:
         return str(self._session.get_providers()[0])
 
     def __call__(self, patches: np.ndarray) -> np.ndarray:
-        """Probabilities (n, 1, z, y, x) of patches (n, channel, z, y, x), both float32."""
+        """Probabilities (n, 1, z, y, x) of patches (n, channel, z, y, x), both float32.
+
+        Raises:
+            HemsegError: the network answers with something else.
+        """
         with self._turn:
-            return self._session.run(None, {"image": np.ascontiguousarray(patches, dtype=np.float32)})[0]
+            answer = self._session.run(None, {"image": np.ascontiguousarray(patches, dtype=np.float32)})[0]
+        return checked_probability(answer, (patches.shape[0], 1, *patches.shape[2:]), self.folder)
+
+
+def checked_probability(answer: Any, shape: tuple[int, ...], weights: Path) -> np.ndarray:
+    """What a network answers, if it is probabilities of that shape: NaN would be no hemorrhage, ones a head full of it.
+
+    Raises:
+        HemsegError: it is not.
+    """
+    if not isinstance(answer, np.ndarray) or answer.shape != shape or answer.dtype.kind != "f":
+        said = f"{answer.dtype} of shape {answer.shape}" if isinstance(answer, np.ndarray) else type(answer).__name__
+        raise HemsegError(f"{weights}: the network answers with {said} instead of probabilities of shape {shape}.")
+    low, high = float(answer.min()), float(answer.max())
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # NaN, too: it spreads to the lowest and the highest
+        raise HemsegError(
+            f"{weights}: the network answers with values from {low:g} to {high:g}, which are no probabilities; "
+            "the weights are damaged, or were made for other input."
+        )
+    return answer
 
 
 def cores() -> int:

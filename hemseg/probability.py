@@ -6,14 +6,14 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from hemseg import __version__
-from hemseg.dicom_seg import referenced_images
+from hemseg.dicom_seg import referenced_images, remove_free_text
 from hemseg.errors import HemsegError, OutputError, first_line
 from hemseg.files import whole
+from hemseg.marks import mark, voxel_hash
 from hemseg.segmentation import Segmentation
-from hemseg.volume import check_written, image_format, to_itk, write_nifti
+from hemseg.volume import check_written, image_format, write_itk, write_nifti
 
 
 def probability_path(mask: Path, own: Path) -> Path:
@@ -42,12 +42,13 @@ def write_probability(result: Segmentation, path: Path) -> Path:
         return _write_parametric_map(result, path)
     kind, scan = image_format(path, result.volume)
     voxels = result.probability
+    text = mark(result.volume.content, voxel_hash(voxels))
     try:
         with whole(path) as partial:
             if scan and kind == "NIfTI":
-                write_nifti(voxels, scan, partial)
+                write_nifti(voxels, scan, partial, text)
             else:
-                sitk.WriteImage(to_itk(voxels, result.volume), str(partial), useCompression=True)
+                write_itk(voxels, result.volume, partial, text)
             check_written(partial, voxels, result.volume, exact=bool(scan) or kind == "MetaImage")
     except (RuntimeError, OSError) as error:
         raise OutputError(f"{path}: the probability image could not be written ({first_line(error)}).") from None
@@ -92,8 +93,9 @@ def _write_parametric_map(result: Segmentation, path: Path) -> Path:
                 voi_lut_transformations=[hd.VOILUTTransformation(window_center=0.5, window_width=1.0)],
                 series_description="Probability of hemorrhage (research only)",
                 content_label="PROBABILITY",
-                content_description="Probability of intracranial hemorrhage",
+                content_description=mark(result.volume.content),
             )
+            remove_free_text(written)
             with whole(path) as partial:
                 written.save_as(partial)
     except OSError as error:

@@ -12,6 +12,8 @@ import numpy as np
 from hemseg import __version__
 from hemseg.errors import OutputError
 from hemseg.files import whole
+from hemseg.marks import mark, marked_jpeg, marked_png
+from hemseg.names import printable
 from hemseg.segmentation import Segmentation
 
 if TYPE_CHECKING:
@@ -81,6 +83,7 @@ def findings(result: Segmentation, model: Model, case: str) -> dict[str, Any]:
     """A result in figures, for ``report.json``: mL, mm (LPS), HU, seconds."""
     manifest = model.manifest
     return {
+        "made_by": mark(result.volume.content),
         "case": case,
         "volume_ml": round(result.volume_ml, 3),
         "lesions": [
@@ -111,7 +114,7 @@ def write_json(values: Any, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    _write_whole(json.dumps(values, indent=1, ensure_ascii=False).encode(), path, "the file")
+    _write_whole(json.dumps(values, indent=1, ensure_ascii=False).encode(errors="backslashreplace"), path, "the file")
 
 
 def write_text(text: str, path: Path) -> None:
@@ -120,7 +123,7 @@ def write_text(text: str, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    _write_whole(text.encode(), path, "the file")
+    _write_whole(text.encode(errors="backslashreplace"), path, "the file")
 
 
 def write_overlay(result: Segmentation, path: Path, title: str = "") -> None:
@@ -129,7 +132,8 @@ def write_overlay(result: Segmentation, path: Path, title: str = "") -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    _write_whole(cv2.imencode(".png", overlay(result, title))[1].tobytes(), path, "the picture")
+    png = cv2.imencode(".png", overlay(result, printable(title)))[1].tobytes()
+    _write_whole(marked_png(png, mark(result.volume.content)), path, "the picture")
 
 
 def write_thumbnail(result: Segmentation, path: Path) -> None:
@@ -143,7 +147,8 @@ def write_thumbnail(result: Segmentation, path: Path) -> None:
     areas = mask.sum(axis=(1, 2), dtype=np.int64)
     z = int(areas.argmax()) if areas.any() else len(mask) // 2
     small = cv2.resize(_tile(hu[z], mask[z], mm_y, mm_x, z), (150, 150), interpolation=cv2.INTER_AREA)
-    _write_whole(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes(), path, "the thumbnail")
+    jpeg = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+    _write_whole(marked_jpeg(jpeg, mark(result.volume.content)), path, "the thumbnail")
 
 
 def _write_whole(content: bytes, path: Path, what: str) -> None:

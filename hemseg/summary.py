@@ -2,32 +2,48 @@
 ``summary.html`` to look at.
 
 A line is added to the CSV as soon as a case is done, so that whatever happens only cases under way are lost. A case is
-done when its line says so, its scan, the weights and the settings are those of the line, and its files are there.
+done when its line says so, and is as hemseg wrote it; when its scan, the weights and the settings are those of the
+line; and when its files are there, the mask as it was written.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import html
 import io
+import json
+import logging
+import math
 import os
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 from urllib.parse import quote
 
 from hemseg import __version__
-from hemseg.cohort import Job, Outcome
+from hemseg.cohort import Job, Outcome, Wanted
 from hemseg.errors import HemsegError
+from hemseg.fingerprint import Fingerprint, content_of, is_same
+from hemseg.marks import mark, read_mark
 from hemseg.model import Manifest
+from hemseg.names import case_name, from_cell, printable, to_cell
+from hemseg.outputs import JOURNAL, files_of, is_journal
 from hemseg.report import write_text
 
-CSV, HTML = "summary.csv", "summary.html"
+logger = logging.getLogger("hemseg")
+CSV, HTML = JOURNAL, "summary.html"
+NO_OPTIONS = Wanted()
+NUMBERS = ("volume_ml", "lesions", "largest_ml", "seconds")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A case. ``scan`` and ``made_by`` tell whether it would come out the same again."""
+    """A case, in printable characters.
+
+    ``scan`` and ``made_by`` tell whether it would come out the same again, ``mask_sha256`` whether the mask is as it
+    was written, ``checksum`` whether the line is (`holds`); ``source`` is the scan's path as seen from the folder.
+    """
 
     case: str
     status: str  # done or failed
@@ -41,88 +57,177 @@ class Row:
     mask: str = ""
     scan: str = ""
     made_by: str = ""
-    implausible: str = ""  # last: files of earlier versions do not have it
+    implausible: str = ""
+    source: str = ""
+    mask_sha256: str = ""
+    checksum: str = ""
+
+    @property
+    def sealed(self) -> Row:
+        """The row with its checksum."""
+        return replace(self, checksum=self._checksum())
+
+    @property
+    def holds(self) -> bool:
+        """Whether hemseg wrote the row and nothing in it was changed, but perhaps how its numbers are spelled."""
+        return self.status in ("done", "failed") and bool(self.checksum) and self.checksum == self._checksum()
+
+    def _checksum(self) -> str:
+        values = asdict(self)
+        del values["checksum"]
+        for name in NUMBERS:
+            try:
+                values[name] = float(values[name] or 0)
+            except ValueError:
+                return ""
+            if not math.isfinite(values[name]):
+                return ""
+        return f"crc:{hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]}"
 
 
-def settings_key(manifest: Manifest) -> str:
-    """Version of hemseg and checksum of the weights: what the masks of a run have in common."""
-    limits = (manifest.threshold, manifest.min_peak, manifest.min_lesion_ml, manifest.max_median_hu)
-    return f"hemseg {__version__}, weights {manifest.sha256[:16]} at {'/'.join(f'{limit:g}' for limit in limits)}"
+def settings_key(manifest: Manifest, wanted: Wanted = NO_OPTIONS) -> str:
+    """What the masks of a run have in common: the version of hemseg, the weights with their whole manifest, and the
+    options that change a mask.
+    """
+    weights = hashlib.sha256(json.dumps(asdict(manifest), sort_keys=True).encode()).hexdigest()[:16]
+    options = [f"format {wanted.format}"]
+    options += [f"series {wanted.series}"] if wanted.series else []
+    options += ["strict"] if wanted.strict else []
+    return printable(f"hemseg {__version__}, weights {weights}, {', '.join(options)}")
 
 
-def settings_key_of_weights(folder: Path) -> str:
+def settings_key_of_weights(folder: Path, wanted: Wanted = NO_OPTIONS) -> str:
     """`settings_key` of a folder of weights."""
-    return settings_key(Manifest.read(folder))
-
-
-def scan_key(job: Job) -> str:
-    """Size and time of the scan's files; '' when it cannot be looked at."""
-    try:
-        states = [path.stat() for path in (job.files or (job.scan,))]
-    except OSError:
-        return ""
-    return f"{sum(s.st_size for s in states)} bytes, {max(s.st_mtime_ns for s in states)}"
+    return settings_key(Manifest.read(folder), wanted)
 
 
 def row_of(outcome: Outcome, key: str, target: Path) -> Row:
     """The line of an outcome."""
     job, result = outcome.job, outcome.result
     if result is None:
-        return Row(str(job.case), "failed", error=outcome.error, scan=scan_key(job), made_by=key)
+        return failed_row(job, key, target, outcome.error)
+    try:
+        mask = content_of([job.mask])
+    except OSError:  # somebody removed it
+        mask = ""
     return Row(
-        case=str(job.case),
+        case=case_name(job.case),
         status="done",
         volume_ml=f"{result.volume_ml:.3f}",
         lesions=str(len(result.lesions)),
         largest_ml=f"{result.lesions[0].volume_ml:.3f}" if result.lesions else "0.000",
         seconds=f"{result.seconds:.2f}",
-        warnings=" ".join(result.volume.warnings),
-        series=result.volume.chosen,
-        mask=os.path.relpath(job.mask, target),
-        scan=scan_key(job),
+        warnings=printable(" ".join(result.volume.warnings)),
+        series=printable(result.volume.chosen),
+        mask=printable(os.path.relpath(job.mask, target)),
+        scan=str(result.volume.fingerprint or ""),
         made_by=key,
-        implausible=" ".join(result.implausible),
-    )
+        implausible=printable(" ".join(result.implausible)),
+        source=_source(job, target),
+        mask_sha256=mask and f"sha256:{mask}",
+    ).sealed
 
 
-def failed_row(job: Job, key: str, error: str) -> Row:
-    """The line of a job that nobody could do."""
-    return Row(str(job.case), "failed", error=f"{job.scan}: {error}", scan=scan_key(job), made_by=key)
+def failed_row(job: Job, key: str, target: Path, error: str) -> Row:
+    """The line of a job that could not be done."""
+    source = _source(job, target)
+    return Row(case_name(job.case), "failed", error=printable(error), made_by=key, source=source).sealed
+
+
+def _source(job: Job, target: Path) -> str:
+    return printable(os.path.relpath(job.scan, target))
 
 
 class Journal:
-    """``summary.csv`` of an output folder, read at the start and written line by line."""
+    """``summary.csv`` of an output folder, read at the start and written line by line.
+
+    Attributes:
+        rows: by `hemseg.names.case_name`; those that were written by this version and are as they were written.
+        to_check: which of its own files `hemseg.outputs.refuse_conflicts` is to look at: they could be somebody else's.
+    """
 
     def __init__(self, target: Path) -> None:
         self.path = target / CSV
         self.rows: dict[str, Row] = {}
-        names = [field.name for field in fields(Row)]
+        self.to_check = [target / HTML]
+        self._older = False  # the table of a version whose files have no marks
+        self._known: dict[str, str] = {}  # the mask of every case that it names, rows that do not hold among them
         try:
-            text = self.path.read_text(encoding="utf-8", errors="replace")
+            text = self.path.read_bytes().decode("utf-8-sig", errors="replace")
         except FileNotFoundError:
             return
         except OSError as error:
             raise HemsegError(f"{self.path}: cannot be read ({error.strerror}).") from None
-        if not text.endswith("\n"):  # the last line was being written when the process died
-            text = text[: text.rfind("\n") + 1]
-        reader = csv.DictReader(io.StringIO(text))
-        if reader.fieldnames and list(reader.fieldnames) not in (names, names[:-1]):
-            raise HemsegError(
-                f"{self.path}: was not written by this version of hemseg; give another output folder, or remove it."
-            )
-        self.rows = {row["case"]: Row(**row) for row in reader if None not in row and None not in row.values()}
+        text = text[: text.rfind("\n") + 1]  # the last line was being written when the process died
+        if not text:
+            return
+        first = text.partition("\n")[0]
+        if not is_journal(first):
+            self.to_check.append(self.path)
+            return
+        names = {field.name for field in fields(Row)}
+        self._older = "checksum" not in first
+        self.to_check = [] if self._older else self.to_check
+        changed = 0
+        for values in _lines(text, max(",;\t", key=first.count)):
+            known = {name: from_cell(value) for name, value in values.items() if name in names}
+            row = Row(**({"case": "", "status": ""} | known))
+            self._known[row.case] = row.mask
+            if row.holds:
+                self.rows[row.case] = row
+            elif row.case in self.rows:
+                del self.rows[row.case]
+            changed += bool(row.checksum) and not row.holds
+        if changed:
+            logger.warning("%s: %d lines are not as hemseg wrote them; these cases are done again", self.path, changed)
 
     def is_done(self, job: Job, key: str) -> bool:
         """Whether a job needs not be done again."""
-        row = self.rows.get(str(job.case))
-        return (
-            row is not None
-            and row.status == "done"
-            and row.made_by == key
-            and row.scan == scan_key(job)
-            and not (job.strict and (row.warnings or row.implausible))
-            and all(path.is_file() for path in job.outputs)
-        )
+        row = self.rows.get(case_name(job.case))
+        if row is None or row.status != "done" or row.made_by != key or not (known := Fingerprint.parse(row.scan)):
+            return False
+        try:
+            if row.mask_sha256 != f"sha256:{content_of([job.mask])}":
+                return False
+        except OSError:
+            return False
+        marks = [read_mark(path) for path in job.outputs if path != job.mask]
+        return all(m and m.scan == known.content[:16] for m in marks) and is_same(files_of(job), known)
+
+    def lists(self, job: Job, path: Path) -> bool:
+        """Whether an existing file is an output of this job's that may be replaced, by what the table says.
+
+        A mask that was changed since it was written may not: somebody corrected it.
+        """
+        case = case_name(job.case)
+        if case not in self._known:
+            return False
+        row = self.rows.get(case)
+        if row and row.source != _source(job, self.path.parent):  # perhaps the same scan in another place
+            known = Fingerprint.parse(row.scan)
+            if not (known and is_same(files_of(job), known)):
+                return False
+        try:
+            if path.stat().st_size == 0 or read_mark(path):
+                return True
+            if self._older:
+                return path != job.mask or self._known[case] == printable(os.path.relpath(path, self.path.parent))
+            if row is None:
+                return False
+            return path == job.mask and row.mask_sha256 == f"sha256:{content_of([path])}"
+        except OSError:
+            return False
+
+    def kept(self, planned: Iterable[Job], done: Iterable[Job]) -> list[Row]:
+        """The rows that still hold when a run begins: of cases that are done, and of those of other runs.
+
+        Args:
+            planned: the cases of this run; other rows stay as long as their masks are there.
+            done: those of them that need not be done again.
+        """
+        own, still = ({case_name(job.case) for job in jobs} for jobs in (planned, done))
+        others = {c for c, r in self.rows.items() if r.mask and (self.path.parent / r.mask).is_file()} - own
+        return [row for case, row in self.rows.items() if case in still | others]
 
     def start(self, rows: Iterable[Row]) -> None:
         """Write the file anew with the rows that still hold."""
@@ -134,27 +239,42 @@ class Journal:
         self.rows[row.case] = row
         try:
             with self.path.open("a", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerow(astuple(row))
+                csv.writer(file).writerow(map(to_cell, astuple(row)))
         except OSError as error:
             raise HemsegError(f"{self.path}: cannot be written ({error.strerror}).") from None
 
     def finish(self, jobs: list[Job]) -> None:
-        """Put the lines into the order of the jobs, and write ``summary.html``."""
-        order = [str(job.case) for job in jobs]
-        self.rows = {case: self.rows[case] for case in order if case in self.rows}
+        """Put the lines into the order of the jobs and write ``summary.html``; `rows` are those of the jobs then."""
+        order = [case_name(job.case) for job in jobs]
+        found = [(job, self.rows[case]) for job, case in zip(jobs, order, strict=True) if case in self.rows]
+        first = {case: self.rows[case] for case in order if case in self.rows}
+        self.rows = first | self.rows
         self._write()
-        write_html([(job, self.rows[str(job.case)]) for job in jobs], self.path.with_name(HTML))
+        write_html(found, self.path.with_name(HTML))
+        self.rows = first
 
     def _write(self) -> None:
         made = io.StringIO(newline="")
         writer = csv.writer(made)
         writer.writerow([field.name for field in fields(Row)])
-        writer.writerows(astuple(row) for row in self.rows.values())
+        writer.writerows(map(to_cell, astuple(row)) for row in self.rows.values())
         write_text(made.getvalue(), self.path)
 
 
+def _lines(text: str, delimiter: str) -> list[dict[str, str]]:
+    """The lines of a table that have as many cells as its first one; none from where it cannot be read on."""
+    found: list[dict[str, str]] = []
+    try:
+        for values in csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter):
+            if None not in values and None not in values.values():
+                found.append(values)
+    except csv.Error:
+        pass
+    return found
+
+
 PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>hemseg: {title}</title>
+<html lang="en"><meta charset="utf-8"><meta name="generator" content="{mark}"><title>hemseg: {title}</title>
 <meta name="viewport" content="width=device-width">
 <style>
  body {{ font: 15px system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222 }}
@@ -218,7 +338,8 @@ def write_html(cases: list[tuple[Job, Row]], path: Path) -> None:
     failed = sum(row.status != "done" for _, row in cases)
     heads = ("case", "volume (mL)", "lesions", "largest (mL)", "seconds", "warnings and errors")
     page = PAGE.format(
-        title=html.escape(path.parent.resolve().name),
+        mark=mark(),
+        title=html.escape(printable(path.parent.resolve().name)),
         done=len(cases) - failed,
         all=len(cases),
         failed=f", {failed} failed" if failed else "",

@@ -9,12 +9,14 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from hemseg.names import printable
 from hemseg.report import write_text
 from hemseg.segmentation import Segmentation
 
@@ -62,14 +64,17 @@ def page(result: Segmentation, found: dict[str, Any]) -> str:
         f'<li class="implausible">Implausible: {html.escape(text)}</li>' if i < red else f"<li>{html.escape(text)}</li>"
         for i, text in enumerate(found["warnings"])
     )
-    return (
-        PAGE.replace("@TITLE@", html.escape(found["case"]))
-        .replace("@NOTICE@", html.escape(found["notice"]))
-        .replace("@FACTS@", rows)
-        .replace("@WARNINGS@", f'<ul class="warnings">{warned}</ul>' if warned else "")
-        .replace("@LESIONS@", _lesion_rows(result, found))
-        .replace("@DATA@", data)
-    )
+    parts = {
+        "MARK": html.escape(found["made_by"]),
+        "TITLE": html.escape(printable(found["case"])),
+        "NOTICE": html.escape(found["notice"]),
+        "FACTS": rows,
+        "WARNINGS": f'<ul class="warnings">{warned}</ul>' if warned else "",
+        "LESIONS": _lesion_rows(result, found),
+        "DATA": data,
+    }
+    # in one pass: a file may be called @DATA@
+    return re.sub("@([A-Z]+)@", lambda place: parts[place[1]], PAGE)
 
 
 def _geometry(result: Segmentation) -> str:
@@ -127,7 +132,7 @@ def _png(array: np.ndarray) -> str:
 
 
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>hemseg: @TITLE@</title>
+<html lang="en"><head><meta charset="utf-8"><meta name="generator" content="@MARK@"><title>hemseg: @TITLE@</title>
 <meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">

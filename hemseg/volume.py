@@ -23,9 +23,12 @@ from hemseg import image_header
 from hemseg.errors import HemsegError, OutputError
 from hemseg.files import whole
 from hemseg.integrity import all_finite, check_stays_in_folder, stored_bytes
+from hemseg.marks import mark, voxel_hash
 from hemseg.memory import check_memory
+from hemseg.names import name_problem
 
 if TYPE_CHECKING:
+    from hemseg.fingerprint import Fingerprint
     from hemseg.stack import Stack
 
 os.environ["ITK_NIFTI_SFORM_PERMISSIVE"] = "1"  # how far axes may lean is checked here (`hemseg.image_header`)
@@ -59,6 +62,7 @@ class Volume:
         oriented: whether it is known which of its sides is the patient's left.
         stack: how the slices of a DICOM series lie in it, see `hemseg.stack`.
         chosen: which series of a DICOM study this is, and why.
+        fingerprint: of the files that it was read from.
     """
 
     hu: np.ndarray
@@ -69,12 +73,18 @@ class Volume:
     warnings: tuple[str, ...] = ()
     stack: Stack | None = field(default=None, repr=False)
     chosen: str = ""
+    fingerprint: Fingerprint | None = field(default=None, repr=False)
     oriented: bool = True
 
     @property
     def voxel_ml(self) -> float:
         """Volume of one voxel in mL."""
         return float(np.prod(self.spacing)) / 1000.0
+
+    @property
+    def content(self) -> str:
+        """The content hash of its files; empty where they are not known."""
+        return self.fingerprint.content if self.fingerprint else ""
 
     def with_voxels(self, array: np.ndarray) -> Volume:
         """Another array of the same shape (a mask, say) with this volume's geometry."""
@@ -231,10 +241,8 @@ def _read_image(path: Path) -> tuple[sitk.Image, image_header.Orientation]:
 
 def _check_name(path: Path) -> None:
     """ITK takes names in UTF-8 alone, and ends the process over others."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise HemsegError(f"{path}: its name is not valid UTF-8; rename it.") from None
+    if problem := name_problem(path):
+        raise HemsegError(f"{path}: {problem}")
 
 
 def _reader(path: Path) -> sitk.ImageFileReader:
@@ -309,14 +317,15 @@ def write_mask(mask: np.ndarray, volume: Volume, path: str | Path) -> Path:
     if mask.shape != volume.hu.shape:
         raise ValueError(f"mask {mask.shape} and scan {volume.hu.shape} differ in shape")
     mask = np.ascontiguousarray(mask, dtype=np.uint8)
+    text = mark(volume.content, voxel_hash(mask))
     try:
         with whole(path) as partial:
             if scan and kind == "NIfTI":
-                write_nifti(mask, scan, partial)
+                write_nifti(mask, scan, partial, text)
             elif scan and kind == "NRRD":
-                _write_nrrd(mask, scan, partial)
+                _write_nrrd(mask, scan, partial, text)
             else:
-                sitk.WriteImage(mask_to_itk(mask, volume), str(partial), useCompression=True)
+                write_itk(mask, volume, partial, text)
             check_written(partial, mask, volume, exact=bool(scan) or kind == "MetaImage")
     except (RuntimeError, OSError) as error:
         raise OutputError(f"{path}: the mask could not be written ({_reason(error)}).") from None
@@ -341,13 +350,21 @@ def image_format(path: Path, volume: Volume) -> tuple[str, Path | None]:
     return kind, scan
 
 
-def write_nifti(voxels: np.ndarray, scan: Path, path: Path) -> None:
-    """The scan's header with another data type: pixdim, qform, sform and units stay bit for bit."""
+def write_itk(voxels: np.ndarray, volume: Volume, path: Path, text: str) -> None:
+    """Through ITK, with the volume's geometry and a description."""
+    image = to_itk(voxels, volume)
+    image.SetMetaData("ITK_FileNotes" if FORMATS[suffix(path)] == "NIfTI" else "Comment", text)
+    sitk.WriteImage(image, str(path), useCompression=True)
+
+
+def write_nifti(voxels: np.ndarray, scan: Path, path: Path, text: str) -> None:
+    """The scan's header with another data type and description: pixdim, qform, sform and units stay bit for bit."""
     import nibabel  # imported here because it takes a while and only NIfTI needs it
 
     header: Any = nibabel.load(scan).header.copy()  # type: ignore[attr-defined]
     header.set_data_dtype(voxels.dtype)
     header["cal_min"], header["cal_max"] = 0, 1
+    header["descrip"] = text.encode()
     header.extensions.clear()  # notes about the scan's voxels do not hold for others
     shape = header.get_data_shape()  # may carry trailing axes of length 1
     image = nibabel.Nifti1Image(voxels.transpose(2, 1, 0).reshape(shape), None, header)
@@ -355,7 +372,7 @@ def write_nifti(voxels: np.ndarray, scan: Path, path: Path) -> None:
     nibabel.save(image, path)
 
 
-def _write_nrrd(mask: np.ndarray, scan: Path, path: Path) -> None:
+def _write_nrrd(mask: np.ndarray, scan: Path, path: Path, text: str) -> None:
     """The scan's geometry fields word for word, with another type and encoding."""
     geometry = (
         "dimension",
@@ -371,7 +388,7 @@ def _write_nrrd(mask: np.ndarray, scan: Path, path: Path) -> None:
         magic = file.readline().decode().strip()
         lines = [line.decode().strip() for line in itertools.takewhile(bytes.strip, file)]
     kept = [line for line in lines if line.split(":", 1)[0] in geometry]
-    header = "\n".join([magic, "type: uint8", *kept, "encoding: gzip", "", ""])
+    header = "\n".join([magic, f"# {text}", "type: uint8", *kept, "encoding: gzip", "", ""])
     path.write_bytes(header.encode() + gzip.compress(mask.tobytes()))
 
 

@@ -17,21 +17,28 @@ from pathlib import Path
 from threading import Thread
 
 from hemseg.cohort import Job, Outcome, attempt, run
+from hemseg.errors import HemsegError
 from hemseg.model import Model, cores, load
+from hemseg.signals import blocked, leave_to_parent
 from hemseg.summary import Row, failed_row, row_of, settings_key
 
 _model: Model | None = None  # of a worker process
 
 
 def rows_here(
-    jobs: Sequence[Job], model: Model, target: Path, late: Callable[[Row], object] | None = None
+    jobs: Sequence[Job],
+    model: Model,
+    target: Path,
+    late: Callable[[Row], object] | None = None,
+    key: str = "",
 ) -> Generator[Row]:
     """Do the jobs in this process, in order.
 
     Args:
+        key: `hemseg.summary.settings_key`; that of the model and no options when empty.
         late: when the rows are not taken to the end, it gets those of the scans that were under way then.
     """
-    key = settings_key(model.manifest)
+    key = key or settings_key(model.manifest)
     ended: dict[Job, Row] = {}
 
     def note(outcome: Outcome) -> None:
@@ -59,12 +66,13 @@ def rows_of_processes(
         """Until all is done or a process dies; returns the jobs that were under way then, and those not begun."""
         left, busy = deque(todo), dict[Future[Row], Job]()
         threads = max(1, cores() // processes)
-        pool = ProcessPoolExecutor(processes, get_context("spawn"), _start, (weights, device, threads))
+        pool = _pool(processes, weights, device, threads)
         try:
             while left or busy:
-                while left and len(busy) < 2 * processes:
-                    busy[pool.submit(_do, left[0], key, target)] = left[0]
-                    left.popleft()
+                with blocked():  # a process may begin here: a signal is for this one, and waits
+                    while left and len(busy) < 2 * processes:
+                        busy[pool.submit(_do, left[0], key, target)] = left[0]
+                        left.popleft()
                 ready, _ = wait(busy, return_when=FIRST_COMPLETED)
                 for future in ready:
                     row = future.result()
@@ -82,11 +90,21 @@ def rows_of_processes(
         for job in suspects:  # one of them is to blame: each alone
             guilty, _ = yield from batch([job], 1)
             if guilty:
-                yield failed_row(job, key, "its process died while it was under way, perhaps for want of memory.")
+                why = "its process died while it was under way, perhaps for want of memory."
+                yield failed_row(job, key, target, f"{job.scan}: {why}")
+
+
+def _pool(processes: int, weights: Path, device: str, threads: int) -> ProcessPoolExecutor:
+    try:
+        return ProcessPoolExecutor(processes, get_context("spawn"), _start, (weights, device, threads))
+    except (OSError, ImportError) as error:  # semaphores lie in /dev/shm, which some containers do not have
+        said = getattr(error, "strerror", None) or error
+        raise HemsegError(f"--jobs needs shared memory (/dev/shm), which does not work here ({said}).") from None
 
 
 def _start(weights: Path, device: str, threads: int) -> None:
     global _model
+    leave_to_parent()
     Thread(target=_end_with_parent, daemon=True).start()
     _model = load(weights, device, threads)
 

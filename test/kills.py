@@ -1,8 +1,10 @@
 """Kill hemseg at random moments, again and again: ``python test/kills.py [--times 60] [--seed 0]``.
 
 A folder of small scans is segmented in four ways; SIGKILL, SIGTERM or SIGINT comes at a random moment, and the same
-command is started again. Whatever there is must be whole at any time, and in the end every case must be there, once,
-as an unbroken run makes it, and nothing else. Says what happened how often; exit code 1 if something was wrong.
+command is started again. Every other SIGTERM and SIGINT is followed by a second one, which must end all processes
+within two seconds (``--seconds``, for machines that do other work). Whatever there is must be whole at any time, and in
+the end every case must be there, once, as an unbroken run makes it, and nothing else. Says what happened how often;
+exit code 1 if something was wrong.
 """
 
 from __future__ import annotations
@@ -61,6 +63,18 @@ def start(way: str, source: Path, target: Path) -> subprocess.Popen[str]:
     )
 
 
+def still_there(session: int) -> list[str]:
+    """Processes of a session, a second after its first one ended."""
+    for _ in range(10):
+        found = subprocess.run(
+            ["pgrep", "-s", str(session)], capture_output=True, text=True, check=False
+        ).stdout.split()
+        if not found:
+            break
+        time.sleep(0.1)
+    return found
+
+
 def files(folder: Path) -> list[Path]:
     """All files below a folder, hidden ones as well."""
     return sorted(Path(parent) / name for parent, _, names in os.walk(folder) for name in names)
@@ -96,6 +110,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=2.0)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     told: Counter[str] = Counter()
@@ -124,16 +139,28 @@ def main() -> int:
             with_others = how == signal.SIGINT  # Ctrl-C reaches every process of the terminal
             if not ended:
                 (os.killpg if with_others else os.kill)(process.pid, how)
+            twice = how != signal.SIGKILL and not ended and rng.random() < 0.5
+            if twice:
+                time.sleep(rng.uniform(0, 0.5))
+                twice = process.poll() is None
+            if twice:
+                (os.killpg if with_others else os.kill)(process.pid, how)
+                begun = time.perf_counter()
             _, errors = process.communicate(timeout=120)
             code = process.returncode
-            told[f"{way}: {'had ended' if code == 0 else how.name}"] += 1
-            name = f"{number}, {way}, {how.name}"
+            what = "had ended" if code == 0 else how.name + " twice" * twice
+            told[f"{way}: {what}"] += 1
+            name = f"{number}, {way}, {what}"
+            if twice and (took := time.perf_counter() - begun) > arguments.seconds:
+                findings.append(f"{name}: it took {took:.1f} s to end")
+            if twice and (left := still_there(process.pid)):
+                findings.append(f"{name}: {len(left)} processes are left")
             if code != 0 and code not in CODES[how]:
                 findings.append(f"{name}: exit code {code}: {errors[-300:]}")
             if "Traceback" in errors and with_others is False:
                 findings.append(f"{name}: a traceback: {errors[-300:]}")
             findings += [f"{name}: {text}" for text in wrong(target, references[way], code == 0)]
-            if how != signal.SIGKILL and code > 0:
+            if how != signal.SIGKILL and code > 0 and not (twice and "two processes" in way):  # its workers are killed
                 findings += [f"{name}: {p.name} was left behind" for p in files(target) if ".part" in p.name]
             if code == 0:
                 shutil.rmtree(target)

@@ -24,7 +24,7 @@ from pydicom.uid import HTJ2KLossless, HTJ2KLosslessRPCL
 from series import write_series
 
 import process
-from hemseg import batch, cohort
+from hemseg import batch, cohort, signals
 from hemseg.container import check_mounts, check_outputs, plan
 from hemseg.errors import HemsegError, OutputError, one_line
 from hemseg.grand_challenge import MODES, Sockets, Work
@@ -43,7 +43,7 @@ def container(
     tmp_path: Path, light: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Container]:
     """Runs ``process.py`` in this process; gives its exit code and the last line of its stderr."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals.STOPS}
 
     def call(*arguments: object, **environment: str) -> tuple[int, str]:
         folders = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--predict", tmp_path / "predict")
@@ -57,7 +57,8 @@ def container(
         return code, lines[-1] if lines else ""
 
     yield call
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +190,7 @@ def test_who_waits_for_a_server_that_cannot_start_is_told() -> None:
 
 def test_one_line() -> None:
     assert one_line(" a \n\n b\u2028c\x00 d  e ") == "a b c\\x00 d  e"
-    assert one_line("\udcff 頭") == "\\udcff 頭"
+    assert one_line("\udcff 頭") == "\\xff 頭"
     assert len(one_line("x" * 10_000)) == 2000
 
 

@@ -25,7 +25,8 @@ from hemseg import model as hemseg_model
 from hemseg.cohort import Job, plan, run
 from hemseg.files import alone_in, remove_leftovers, whole
 from hemseg.model import Model, load
-from hemseg.summary import Journal, settings_key_of_weights
+from hemseg.names import case_name, to_cell
+from hemseg.summary import Journal, Row, settings_key_of_weights
 
 
 @pytest.fixture
@@ -76,7 +77,8 @@ def test_summary_and_resume(folder: Path, tmp_path: Path, light: Path) -> None:
     (folder / "broken.mha").unlink()
     sitk.WriteImage(image, str(folder / "broken.mha"))
     (out / "c1" / "report.html").unlink()  # a half-done case
-    os.utime(folder / "c2.nii.gz")  # a scan that changed
+    sitk.WriteImage(sitk.ReadImage(str(folder / "c2.nii.gz")) + 1, str(folder / "c2.nii.gz"))  # a scan that changed
+    os.utime(folder / "c3.nii.gz")  # and one that did not
     hemseg("segment", folder, out, "--report", "--weights", light)
     after = times(out)
     assert {name for name, at in after.items() if before.get(name) != at} == {"c1.nii.gz", "c2.nii.gz"}
@@ -160,15 +162,19 @@ def test_what_was_under_way_when_it_stopped_counts_as_done(folder: Path, tmp_pat
 def test_a_summary_of_somebody_else_is_not_overwritten(folder: Path, tmp_path: Path, light: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "summary.csv").write_text("mine,own\n1,2\n")
-    assert "another output folder" in hemseg("segment", folder, tmp_path / "out", "--weights", light, check=1).stderr
+    assert (
+        "another folder for the output"
+        in hemseg("segment", folder, tmp_path / "out", "--weights", light, check=1).stderr
+    )
     assert (tmp_path / "out" / "summary.csv").read_text() == "mine,own\n1,2\n"
 
 
 def test_a_cut_line_counts_as_not_done(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.start([])
-    text = (tmp_path / "summary.csv").read_text()
-    (tmp_path / "summary.csv").write_text(text + "a,done,1,1,1,1,,,,a.nii,x,y,\nb,done,1")
+    journal.add(Row("a", "done", volume_ml="1.0").sealed)
+    with (tmp_path / "summary.csv").open("a") as file:
+        file.write("b,done,1")
     assert list(Journal(tmp_path).rows) == ["a"]
 
 
@@ -223,7 +229,7 @@ def test_names_of_every_kind(scan: Path, tmp_path: Path, light: Path) -> None:
         shutil.copy(scan, tmp_path / "in" / name)
     scan.unlink()
     hemseg("segment", scan.parent, tmp_path / "out", "--report", "--weights", light)
-    assert sorted(rows(tmp_path / "out")) == sorted(names)
+    assert sorted(rows(tmp_path / "out")) == sorted(to_cell(case_name(Path(name))) for name in names)
     assert sorted(p.name for p in (tmp_path / "out").glob("*.nii.gz")) == sorted(names)
     before = times(tmp_path / "out")
     hemseg("segment", scan.parent, tmp_path / "out", "--report", "--weights", light)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -87,3 +88,31 @@ def test_devices() -> None:
         with pytest.raises(HemsegError, match="cuda was asked for"):
             load(device="cuda")
         assert load(device="auto").provider == "CPUExecutionProvider"
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (np.full((1, 1, 2, 3, 4), np.nan, np.float32), "values from nan to nan"),
+        (np.float32([0.5] * 23 + [np.nan]).reshape(1, 1, 2, 3, 4), "values from nan"),
+        (np.full((1, 1, 2, 3, 4), np.inf, np.float32), "inf"),
+        (np.full((1, 1, 2, 3, 4), 1.5, np.float32), "to 1.5"),
+        (np.full((1, 1, 2, 3, 4), -3.0, np.float32), "from -3"),
+        (np.ones((1, 1, 1, 1, 1), np.float32), "shape (1, 1, 1, 1, 1)"),  # it would be spread over the whole patch
+        (np.ones((1, 2, 2, 3, 4), np.float32), "shape (1, 2, 2, 3, 4)"),
+        (np.ones((1, 1, 2, 3, 4), np.uint8), "uint8"),
+        ([1.0], "list"),
+        (None, "NoneType"),
+    ],
+)
+def test_what_a_network_answers_is_checked(model: Model, answer: object, said: str) -> None:
+    class Session:
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+        def run(self, *_: object) -> list[object]:
+            return [answer]
+
+    broken = Model(model.manifest, Session(), Path("weights"))
+    with pytest.raises(HemsegError, match=re.escape(said)):
+        broken(np.zeros((1, 2, 2, 3, 4), np.float32))

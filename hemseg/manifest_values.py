@@ -1,0 +1,78 @@
+"""Is what a manifest holds of the right types and within ranges? A wrong one would segment wrongly, or not end."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import PurePath
+from typing import Any, get_args, get_origin, get_type_hints
+
+RANGES = {  # of numbers; lowest and highest
+    "in_plane_mm": (0.2, 10.0),
+    "slice_mm": (0.2, 50.0),
+    "bilateral_diameter": (1, 99),
+    "bilateral_sigma_hu": (1e-3, 1e4),
+    "bilateral_sigma_mm": (1e-3, 1e3),
+    "skull_percentile": (0.0, 100.0),
+    "hu_range": (-1e5, 1e5),
+    "patch": (1, 1024),
+    "threshold": (0.0, 1.0),
+    "min_peak": (0.0, 1.0),
+    "min_lesion_ml": (0.0, 1e4),
+    "max_median_hu": (0.0, 1e5),
+    "format": (1, 1000),
+}
+MOST_PATCH_VOXELS = 1 << 27
+
+
+def check_values(values: Any, at: str = "") -> None:
+    """Look at a manifest, or at the settings in it.
+
+    Args:
+        values: a dataclass of numbers, texts, tuples of them and dictionaries.
+
+    Raises:
+        ValueError: says which value is wrong.
+    """
+    for field in fields(values):
+        name, value = f"{at}{field.name}", getattr(values, field.name)
+        kind = get_type_hints(type(values))[field.name]
+        if hasattr(kind, "__dataclass_fields__"):
+            check_values(value, f"{name}.")
+            continue
+        _check_type(name, value, kind)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and not _is_within(number, field.name):
+                raise ValueError(f"{name} is {number:g}, and should be {_range(field.name)}")
+        if field.name.endswith("file") and value and PurePath(value).name != value:
+            raise ValueError(f"{name} should be the name of a file beside the manifest")
+        if field.name.endswith("sha256") and value and not re.fullmatch("[0-9a-f]{64}", value):
+            raise ValueError(f"{name} should be 64 hexadecimal digits")
+        if field.name == "patch" and math.prod(value) > MOST_PATCH_VOXELS:
+            raise ValueError(f"{name} holds more than {MOST_PATCH_VOXELS} voxels")
+
+
+def _is_within(number: float, name: str) -> bool:
+    low, high = RANGES.get(name, (-math.inf, math.inf))
+    return math.isfinite(number) and low <= number <= high
+
+
+def _range(name: str) -> str:
+    return "from {:g} to {:g}".format(*RANGES[name]) if name in RANGES else "a finite number"
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is tuple:
+        wanted = inner[:1] * len(value) if inner[-1] is ... and isinstance(value, tuple) else inner
+        if not isinstance(value, tuple) or len(value) != len(wanted) or not value:
+            raise ValueError(f"{name} should be a list of {len(inner) if inner[-1] is not ... else 'several'} values")
+        for one, type_ in zip(value, wanted, strict=True):
+            _check_type(name, one, type_)
+        return
+    accepted = {float: (int, float), int: (int,), str: (str,), dict: (dict, Mapping)}.get(origin or kind)
+    if accepted and (not isinstance(value, accepted) or isinstance(value, bool)):
+        word = {float: "a number", int: "a whole number", str: "text", dict: "a set of values"}[origin or kind]
+        raise ValueError(f"{name} should be {word}")

@@ -1,0 +1,96 @@
+"""SIGTERM and Ctrl-C. The first lets what is under way end; a second one ends the process at once, and so does the
+first where nothing but a single scan is under way. Nothing half-written is left by either.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from multiprocessing import active_children
+from threading import current_thread, main_thread
+from types import FrameType
+
+from hemseg.files import abandon
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
+KILL_SECONDS = 1.0  # that workers have to end
+_stopping = False
+_nothing_to_wait_for = False
+_last_words: Mapping[int, str] = {}
+
+
+def install(last_words: Mapping[int, str] = _last_words) -> None:
+    """Handle SIGTERM and Ctrl-C as this module says, from now on.
+
+    Args:
+        last_words: what an end at once says on stderr, by the signal.
+    """
+    global _last_words
+    _last_words = last_words
+    for number in STOPS:
+        signal.signal(number, _stop)
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """For the time of a `with` block the first signal ends the process: there is no other scan to be noted.
+
+    In the main thread, that is: what runs in another one does not say what the process waits for.
+    """
+    global _nothing_to_wait_for
+    _nothing_to_wait_for = current_thread() is main_thread()
+    try:
+        yield
+    finally:
+        _nothing_to_wait_for = False
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    global _stopping
+    if _stopping or _nothing_to_wait_for:
+        end_now(128 + number, _last_words.get(number, ""))
+    _stopping = True
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)  # every `finally` runs
+
+
+def end_now(code: int, last_words: str = "") -> None:
+    """End this process and its workers without waiting for threads, and without a partial file."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+    workers = active_children()
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join(KILL_SECONDS / len(workers))
+        worker.kill()
+    abandon()
+    if os.isatty(2):
+        os.write(2, b"\x1b[?25h\n")  # the progress bar hides the cursor
+    if last_words:
+        with suppress(OSError):
+            os.write(2, f"error: {last_words}\n".encode())
+    os._exit(code)
+
+
+@contextmanager
+def blocked() -> Iterator[None]:
+    """For the time of a `with` block signals wait; processes that begin in it begin with them blocked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_to_parent() -> None:
+    """In a worker: Ctrl-C, which reaches all processes of a terminal, is for the parent; SIGTERM ends it at once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_worker)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+
+def _end_worker(number: int, _: FrameType | None) -> None:
+    abandon()
+    os._exit(128 + number)

@@ -1,0 +1,50 @@
+"""What a DICOM SEG keeps of the patient: what the standard needs, and no free text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import hemseg_here
+from pydicom import dcmread
+from pydicom.datadict import DicomDictionary
+from pydicom.dataset import Dataset
+from series import write_enhanced, write_series
+
+from hemseg.dicom_seg import _GROUPS, KEPT_OF_PATIENT
+from training.phantom import Phantom
+
+TEXT = ("LO", "LT", "ST", "UT", "UC", "SH", "PN")
+NEEDED = {"PatientName": "Doe^Jane", "PatientID": "12345", "PatientBirthDate": "19010203", "PatientSex": "F",
+          "StudyID": "7", "AccessionNumber": "A1", "StudyDate": "20200101", "StudyTime": "101010",
+          "ReferringPhysicianName": "Ref^Erring"}  # fmt: skip
+
+
+@pytest.mark.parametrize("enhanced", [False, True])
+def test_no_free_text_of_the_patient_is_kept(bleed: Phantom, tmp_path: Path, light: Path, enhanced: bool) -> None:
+    """Whatever text a header may hold of patient, study, visit, request and trial, alone or in a sequence."""
+    texts: dict[str, object] = {
+        keyword: "Secret"
+        for tag, (vr, _, _, _, keyword) in DicomDictionary.items()
+        if tag >> 16 in _GROUPS and vr in TEXT and keyword and keyword not in KEPT_OF_PATIENT
+    }
+    assert {"PatientComments", "AdditionalPatientHistory", "StudyDescription", "Occupation"} <= set(texts)
+    inner = Dataset()
+    inner.CodeMeaning = inner.PatientID = "Secret"
+    for keyword in ("OtherPatientIDsSequence", "ProcedureCodeSequence", "RequestAttributesSequence"):
+        texts[keyword] = [inner]
+    texts |= {"PatientAge": "077Y", "PatientWeight": 77.5}
+    study = tmp_path / "study"
+    if enhanced:
+        write_enhanced(study / "all.dcm", bleed.volume, **texts, **NEEDED)
+    else:
+        write_series(study, bleed.volume, **texts, **NEEDED)
+    hemseg_here("segment", study, tmp_path / "out", "--format", "dicom-seg", "--weights", light)
+    (path,) = (tmp_path / "out").glob("*.dcm")
+    assert b"Secret" not in path.read_bytes()
+    made, source = dcmread(path), dcmread(next(study.iterdir()))
+    assert {name: str(made[name].value) for name in NEEDED} == NEEDED
+    assert made.StudyInstanceUID == source.StudyInstanceUID
+    assert made.FrameOfReferenceUID == source.FrameOfReferenceUID
+    assert "PatientAge" not in made
+    assert "PatientWeight" not in made
