@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 if (
     "PYTEST_XDIST_WORKER" in os.environ
@@ -51,14 +52,14 @@ def model() -> Model:
 
 @pytest.fixture(scope="session")
 def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a network that takes no time, for tests of what goes on around it: above 50 HU all is hemorrhage."""
+    """Weights of a network that takes no time, for tests of what goes on around it: above 62 HU all is hemorrhage."""
     folder = tmp_path_factory.mktemp("light")
     manifest = Manifest.read(default_weights())
     low, high = manifest.preprocessing.hu_range
     steep = 60.0
     weight = np.zeros((1, len(manifest.preprocessing.channels), 1, 1, 1), np.float32)
     weight[0, 0] = steep
-    bias = np.float32([-steep * (50 - low) / (high - low)])
+    bias = np.float32([-steep * (62 - low) / (high - low)])
     patch = (16, 48, 40)
     shapes = (("image", weight.shape[1]), ("probability", 1))
     image, probability = (helper.make_tensor_value_info(n, 1, ["batch", c, *patch]) for n, c in shapes)
@@ -70,11 +71,10 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
     graph = helper.make_graph(nodes, "light", [image], [probability], constants)
     network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
     (folder / "light.onnx").write_bytes(network)
+    shutil.copy(default_weights() / manifest.strip_file, folder)
     replace(
         manifest,
         name="light",
-        strip_file="",
-        strip_sha256="",
         file="light.onnx",
         sha256=sha256(network).hexdigest(),
         patch=patch,

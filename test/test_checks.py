@@ -84,7 +84,7 @@ def cut(part: tuple[slice, ...]) -> Made:
         (cut(np.s_[8:]), "does not reach down to the base"),
         (cut(np.s_[:, :, 30:]), "cut off at the edge"),
         (cut(np.s_[6:12, 10:60, 10:60]), "mL inside the skull"),
-        (lambda v: replace(v, spacing=(0.05, 0.05, 9.0)), "voxels of 0.05 x 0.05 x 9 mm"),
+        (lambda v: replace(v, spacing=(0.12, 0.12, 9.0)), "voxels of 0.12 x 0.12 x 9 mm"),
         (lambda v: replace(v, spacing=(0.6, 0.6, 9.0)), "58 x 58 mm in plane"),
         (lambda v: replace(v, direction=(1, 0, 0, 0, -1, 0, 0, 0, -1)), "upside down"),
         (with_hu(lambda hu: np.clip(hu, -20, 100)), "window of -20..100 HU"),

@@ -389,7 +389,7 @@ def test_the_container_reads_studies_beside_images(tmp_path: Path, phantom: Volu
     shutil.copy(SAMPLE, source / "image.nii.gz")
     (source / "study one" / "README").write_text("not DICOM")
     done = process("--input", source, "--output", tmp_path / "out")
-    assert "mode legacy, 1 scan, 56 DICOM files" in done.stdout
+    assert "mode legacy, 3 scans, 56 DICOM files" in done.stdout
     masks = tmp_path / "out" / "images"
     assert sorted(p.name for p in masks.iterdir()) == ["image.nii.gz", "series.mha", "study two.mha"]
     expected = segment(read(source / "study two"), model).mask

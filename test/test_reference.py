@@ -13,7 +13,7 @@ from conftest import ROOT
 from scipy import ndimage
 
 from hemseg.model import Model
-from hemseg.preprocessing import Settings, WorkingGrid, equalized, intracranial_mask, working_image
+from hemseg.preprocessing import Settings, WorkingGrid, equalized, working_image
 from hemseg.segmentation import segment, working_probability
 from hemseg.volume import Volume, read
 
@@ -55,16 +55,23 @@ def plain_probability(hu: np.ndarray, inside: np.ndarray, model: Model) -> np.nd
     """Tile the inside of the skull and blend, voxel weights from first principles."""
     settings, patch = model.manifest.preprocessing, model.manifest.patch
     low, high = settings.hu_range
+    brain = hu[inside & (hu > 0) & (hu < 65)]
+    level = np.median(brain[abs(brain - np.median(brain)) < 15])
+    hu = np.clip(hu + np.clip(settings.level_hu - level, -15, 15), low, high).astype(np.float32)
     channels = {"hu": np.where(inside, (hu - low) / (high - low), 0), "equalized": equalized(hu, inside, settings)}
     image = np.stack([channels[name] for name in settings.channels]).astype(np.float32)
     where = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     box = tuple(slice(w[0], w[-1] + 1) for w in where)
+    box = (slice(max(0, box[0].start - 1), min(len(hu), box[0].stop + 1)), *box[1:])  # what comes beyond the brain
     image = image[(slice(None), *box)]
     shape = image.shape[1:]
     before = [max(0, (p - n) // 2) for n, p in zip(shape, patch)]
     size = [max(n, p) for n, p in zip(shape, patch)]
     canvas = np.zeros((len(image), *size), np.float32)
     canvas[(slice(None), *(slice(b, b + n) for b, n in zip(before, shape)))] = image
+    first, last = before[0], before[0] + shape[0] - 1
+    for z in range(size[0]):  # the outermost slices go on
+        canvas[:, z] = canvas[:, min(max(z, first), last)]
     starts = []
     for n, p in zip(size, patch):
         count = 1 if n == p else 1 + int(np.ceil((n - p) / (0.75 * p)))
@@ -124,9 +131,10 @@ def test_fast_and_plain_agree(scan: Path, made: Callable[[Volume], Volume], mode
     volume = read(scan) if made is Volume else made(read(scan))
     settings = model.manifest.preprocessing
     hu, grid = plain_working(volume, settings)
-    working = working_image(volume, settings)
+    working = working_image(volume, settings, model.strip)
     assert np.abs(working.hu - hu).max() < 1e-3  # HU
-    inside = intracranial_mask(hu.astype(np.float32), settings)
+    assert model.strip is not None
+    inside = model.strip(hu.astype(np.float32), grid.spacing)
     assert (inside != working.intracranial).mean() < 1e-3  # air is at the clip value but for rounding
     # from here on both start from the same voxels: the mask must be the same
     probability = plain_probability(working.hu, working.intracranial, model)
