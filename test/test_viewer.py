@@ -74,7 +74,7 @@ def settled(browser: Any) -> None:
 def requests(browser: Any) -> list[str]:
     messages = [json.loads(line["message"])["message"] for line in browser.get_log("performance")]
     sent = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    return [url for url in sent if not url.startswith(("file:", "data:"))]
+    return [url for url in sent if not url.startswith(("file:", "data:", "chrome:"))]  # chrome: is its own start page
 
 
 def pixels(browser: Any) -> str:
