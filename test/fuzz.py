@@ -199,11 +199,14 @@ def _worker(seeds: range, originals: list[tuple[str, bytes]], folder: str, pipe:
         path.write_bytes(mutated(content, rng))
         pipe.send(("start", seed, name))
         signal.alarm(SECONDS)
+        said = "refused"
         try:
-            refuse_what_is_no_ct(read(path))
+            volume = read(path)
             said = "read"
+            refuse_what_is_no_ct(volume)  # the corpus is noise, which is no head
         except HemsegError as error:
-            said = "refused" if "\n" not in str(error) and path.name in str(error) else f"unclear: {error!r}"
+            if "\n" in str(error) or path.name not in str(error):
+                said = f"unclear: {error!r}"
         except MemoryError:
             said = "memory"
         except BaseException as error:
