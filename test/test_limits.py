@@ -121,7 +121,8 @@ def test_spacing_is_limited(spacing: tuple[float, float, float], good: bool, mod
 def test_the_working_grid_counts(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Coarse pixels: the grid is larger than the scan."""
     hu = np.random.default_rng(0).normal(-300, 300, (40, 200, 200)).astype(np.float32)
-    monkeypatch.setattr(memory, "room_bytes", lambda: memory.resident_bytes() + (200 << 20))
+    taken = max(memory.PROCESS_BYTES, memory.resident_bytes())
+    monkeypatch.setattr(memory, "room_bytes", lambda: taken + (200 << 20))
     checked(Volume(hu[:, :20, :20], (1.0, 1.0, 5.0)), model.manifest.preprocessing)
     with pytest.raises(HemsegError, match="is the header's spacing right"):
         checked(Volume(hu, (5.0, 5.0, 5.0)), model.manifest.preprocessing)
