@@ -96,16 +96,15 @@ def _lacking(more: int) -> tuple[int, int] | None:
     A process that others share (a server in an application, a notebook) may hold more than hemseg's own part already:
     what is new comes on top of it. Memory that was freed but kept goes back before anything is refused.
     """
-    for last in (False, True):
+    for look_again in (True, False):
         room = room_bytes()
-        if room is None:
-            return None
-        need = max(PROCESS_BYTES, resident_bytes()) + more
-        if need <= room:
-            return None
-        if not last:
-            give_back()
-    return need, room
+        need = max(PROCESS_BYTES, resident_bytes()) + more if room is not None else 0
+        if room is None or need <= room:
+            break
+        if not look_again:
+            return need, room
+        give_back()
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
