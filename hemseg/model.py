@@ -144,9 +144,9 @@ class Model:
         Raises:
             HemsegError: the network answers with something else.
         """
-        options = giving_back() if self.provider == "CPUExecutionProvider" else None
+        options = (giving_back(),) if self.provider == "CPUExecutionProvider" else ()  # a GPU has no such arena
         with self._turn:
-            answer = self._session.run(None, {"image": np.ascontiguousarray(patches, dtype=np.float32)}, options)[0]
+            answer = self._session.run(None, {"image": np.ascontiguousarray(patches, dtype=np.float32)}, *options)[0]
         return checked_probability(answer, (patches.shape[0], 1, *patches.shape[2:]), self.folder)
 
 
