@@ -141,6 +141,15 @@ class Phantoms:
 
 
 @dataclass(frozen=True)
+class Without:
+    """Data sets, by the names of their folders, that a stage does not learn from; all others that are given it does."""
+
+    classify: tuple[str, ...] = ()
+    sequence: tuple[str, ...] = ()  # scans of a single slice are left out in any case: there is no sequence
+    segment: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Export:
     """How the U-Net leaves. ``half``: weights and arithmetic in float16 (input and output stay float32), for GPUs."""
 
@@ -153,6 +162,7 @@ class Config:
 
     name: str
     seed: int = 0
+    without: Without = field(default_factory=Without)
     strip: str = ""  # the learned skull strip: `weights` (that of hemseg's weights) or an ONNX file; '': the paper's
     preprocessing: Settings = field(default_factory=Settings)
     classifier: Classifier = field(default_factory=Classifier)

@@ -63,6 +63,10 @@ class DataSet:
         """The cases of some splits."""
         return [case for case in self.cases if case.split in splits]
 
+    def without(self, names: Collection[str]) -> DataSet:
+        """The same without the cases of some of the data sets that were put together in it."""
+        return replace(self, cases=tuple(c for c in self.cases if c.source not in names)) if names else self
+
     def sources(self) -> list[DataSet]:
         """The data sets that were put together in it; itself, if it is one."""
         names = dict.fromkeys(case.source for case in self.cases)
