@@ -31,6 +31,7 @@ class Optimization:
     micro_batch: int = 0  # what fits the device at once; gradients add up to the batch. 0: the batch itself
     epochs: int = 100
     patience: int = 25
+    keep: str = "best"  # best: the epoch with the lowest validation loss | last: where that loss is no good judge
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,12 @@ class Segmenter:
     turned: float = 0.0  # with `augment`: share of the samples that are turned in plane by any angle
     loose_mask: float = (
         0.0  # with `augment`: share of the samples whose intracranial mask is one or two pixels too wide
+    )
+    painted: float = 0.0  # with `augment`: share of the samples that get bleeds painted in (training/painted.py)
+    distractors: float = 0.0  # with `augment`: share that gets bright things that are no blood
+    artefacts: float = 0.0  # with `augment`: share that gets streaks or more noise
+    single_slices: int = (
+        0  # scans of one slice in an epoch, two in five of them with a bleed; 0: all of them, as other scans
     )
     optimization: Optimization = field(default_factory=lambda: Optimization("adam", lr=1e-3, batch=4))
     threshold: float = 0.5
