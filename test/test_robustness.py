@@ -20,7 +20,6 @@ from training.robustness import (
     few_summary,
     rolled,
     shifted,
-    single_summary,
     windowed,
 )
 
@@ -67,16 +66,6 @@ def test_tables_of_changed_and_cut_scans(model: Model, tmp_path: Path) -> None:
     few = few_summary(few_slices(dataset, "test", model))
     assert [row["slices"] for row in few] == [1, 2, 3, 5, 8]
     assert all(0 <= row["dice_to_whole"] <= 1 for row in few)
-
-
-def test_single_slices_are_counted_by_level() -> None:
-    rows = [
-        {"split": "val", "label": label, "brain_level": level, "mm2": mm2, "score": score}
-        for label, level, mm2, score in ((0, 1, 0.0, 0.1), (0, 1, 30.0, 0.9), (1, 1, 50.0, 0.95), (0, 0, 40.0, 0.8))
-    ]
-    brain, every = single_summary(rows)
-    assert (brain["without_blood"], brain["marked"], brain["found"], brain["auc"]) == (2, 0.5, 1.0, 1.0)
-    assert every["without_blood"] == 3
 
 
 def test_operating_points_on_val(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -213,7 +213,6 @@ def _robustness(
     out: TablesOption,
     split: Annotated[list[str] | None, typer.Option(help="A split to measure on; may be given several times.")] = None,
     stripped: Annotated[Path | None, typer.Option(help="The same scans without what lies outside the skull.")] = None,
-    slices: Annotated[Path | None, typer.Option(help="A data set of single slices, such as rsna-slices.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Folder with a manifest; by default hemseg's.")] = None,
 ) -> None:
     """Measure weights on scans in other windows, with shifted HU, and cut down to few slices."""
@@ -225,11 +224,8 @@ def _robustness(
         few_slices,
         few_summary,
         good_references,
-        intracranial_areas,
         phantom_heads,
         phantom_summary,
-        single_slices,
-        single_summary,
         write_all,
     )
     from training.stages import in_words
@@ -245,15 +241,41 @@ def _robustness(
         "phantom_heads_summary": phantom_summary(heads),
     }
     tables = {"changes": changed, "few_slices": few, "phantom_heads": heads}
-    if slices:
-        areas, others = intracranial_areas(slices), load_dataset(slices)
-        single = [row for part in parts for row in single_slices(others, part, model, areas)]
-        summaries["single_slices_summary"] = single_summary(single)
-        tables["single_slices"] = single
     write_all(summaries | tables, out)
     for rows in summaries.values():
         for row in rows:
             print(in_words(row))
+
+
+@app.command("slices")
+def _slices(
+    data: Annotated[Path, typer.Option(help="A data set of single slices, such as rsna-slices.")],
+    out: TablesOption,
+    split: Annotated[list[str] | None, typer.Option(help="A split to measure on; may be given several times.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder with a manifest; by default hemseg's.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of a run whose slice classifier is asked, too.")] = None,
+    config: Annotated[str, typer.Option(help="The run's configuration.")] = "best",
+) -> None:
+    """Measure weights on single slices with labels: AUC, found and marked, by kind of hemorrhage."""
+    from hemseg.model import load
+    from training.datasets import load_dataset
+    from training.evaluation import write_table
+    from training.single_slices import intracranial_areas, kinds_summary, single_slices, single_summary
+    from training.stages import in_words
+
+    model, dataset, areas = load(weights), load_dataset(data), intracranial_areas(data)
+    answers = None
+    if run:
+        from training.config import load_config
+        from training.shortcuts import slice_answers
+
+        answers = slice_answers(run, dataset, load_config(config))
+    rows = [row for part in split or ["test"] for row in single_slices(dataset, part, model, areas, answers)]
+    tables = {"slices": rows, "summary": single_summary(rows), "kinds": kinds_summary(rows)}
+    for name, table in tables.items():
+        write_table(table, out / f"{name}.csv")
+    for row in (*tables["summary"], *tables["kinds"]):
+        print(in_words(row))
 
 
 @app.command("operating-point")

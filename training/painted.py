@@ -28,6 +28,7 @@ LEAST_MM, MOST_MM = 1.0, 25.0  # radius of an ellipsoid
 SUB = 5  # levels within a slice
 HALF, TRACE = 0.5, 0.1  # shares of blood in a voxel: labelled, and seen
 CSF_HU = 14.0  # so far below the brain lies what is CSF
+MOST_GRAIN_HU = 8.0  # beyond is an edge, not noise
 BLUR_PX = 0.55  # of the scanner, in plane
 BONE_HU = 70.0  # at the rim: bone in part
 DEEP_MM = 14.0  # so far from the skull a ventricle lies
@@ -39,7 +40,7 @@ class Place:
     """A head to paint into.
 
     Attributes:
-        smooth: HU, smoothed in plane, float32 (z, y, x).
+        smooth: HU, smoothed in plane among what is inside (bone does not shine in), float32 (z, y, x).
         inside: bool (z, y, x), the intracranial space without the skull's blurred edge.
         depth: mm from each voxel to its slice's intracranial edge, float32 (z, y, x).
         brain: HU of its brain.
@@ -69,12 +70,20 @@ class Place:
 
 def place_of(hu: np.ndarray, inside: np.ndarray, mm: tuple[float, float, float]) -> Place:
     """What painting needs to know of a prepared scan, (z, y, x)."""
-    smooth = np.stack([cv2.GaussianBlur(s, (0, 0), 1.2 / mm[1]) for s in hu.astype(np.float32)])
-    inside = inside & ~_rim_of_bone(smooth, inside)
+    within = np.stack([_smooth(s, i, 1.2 / mm[1]) for s, i in zip(hu.astype(np.float32), inside, strict=True)])
+    inside = inside & ~_rim_of_bone(within, inside)
+    smooth = np.stack([_smooth(s, i, 1.2 / mm[1]) for s, i in zip(hu.astype(np.float32), inside, strict=True)])
     edged = np.pad(inside, ((0, 0), (1, 1), (1, 1))).astype(np.uint8)
     depth = np.stack([cv2.distanceTransform(s, cv2.DIST_L2, 5)[1:-1, 1:-1] for s in edged]) * mm[1]
     middle = inside & (depth > 8)
     return Place(smooth, inside, depth.astype(np.float32), brain_level(smooth, middle if middle.any() else inside), mm)
+
+
+def _smooth(hu: np.ndarray, inside: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian mean of a slice (y, x) over the pixels inside; the slice itself elsewhere."""
+    weight = cv2.GaussianBlur(inside.astype(np.float32), (0, 0), sigma)
+    mean = cv2.GaussianBlur(np.where(inside, hu, 0), (0, 0), sigma) / np.maximum(weight, 1e-3)
+    return np.where(inside, mean, hu)
 
 
 def _rim_of_bone(smooth: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -422,9 +431,9 @@ def _filled(
         reach = float(rng.uniform(2, 4))
         ring = np.stack([cv2.GaussianBlur(s, (0, 0), reach) for s in own])
         part -= np.clip(ring * 2.5, 0, 1) * (own < HALF) * np.float32(rng.uniform(4, 10)) * place.inside[box]
-    uneven = 1 + rng.uniform(0, 0.12) * _lumps(own.shape, 8.0, place.mm, rng)
-    grain = hu[box] - place.smooth[box]
-    blood = np.float32(place.brain + contrast) * uneven.clip(0.75, 1.2) + grain
+    uneven = 1 + rng.uniform(0, 0.2) * _lumps(own.shape, 8.0, place.mm, rng)
+    grain = (hu[box] - place.smooth[box]).clip(-MOST_GRAIN_HU, MOST_GRAIN_HU)
+    blood = np.float32(place.brain) + np.float32(contrast) * uneven.clip(0.7, 1.3) + grain
     result[box] = part + own * (blood - part)
     return result
 

@@ -328,56 +328,6 @@ def few_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return result
 
 
-def single_slices(dataset: DataSet, split: str, model: Model, areas_px: dict[str, float]) -> list[dict[str, Any]]:
-    """One row per case of a data set of single slices: label, mm² of the mask, and whether it shows much brain.
-
-    Args:
-        areas_px: by case, the clearly intracranial area in pixels of the original; above 6000: brain level.
-    """
-    rows = []
-    for case in track(dataset.part(split), f"single slices, {dataset.name} {split}", console=console):
-        volume = read(case.image)
-        result = run(volume, model)
-        rows.append(
-            {
-                "case": case.name,
-                "split": split,
-                "label": int(max(case.labels)),
-                "kinds": " ".join(case.subtypes),
-                "brain_level": int(areas_px.get(case.name, 0) > 6000),
-                "mm2": float(result.mask.sum() * volume.spacing[0] * volume.spacing[1]),
-                "score": float(result.slice_probability.max()),
-            }
-        )
-    return rows
-
-
-def single_summary(rows: list[dict[str, Any]], least_mm2: float = 10.0) -> list[dict[str, Any]]:
-    """Per split, brain level and all: slices without blood in which 10 mm² and more are marked, and those found."""
-    from sklearn.metrics import roc_auc_score
-
-    result = []
-    for split in dict.fromkeys(row["split"] for row in rows):
-        for level in (1, 0):
-            own = [row for row in rows if row["split"] == split and row["brain_level"] >= level]
-            healthy, ill = ([r for r in own if r["label"] == label] for label in (0, 1))
-            both = healthy and ill
-            result.append(
-                {
-                    "split": split,
-                    "slices": "brain level" if level else "all",
-                    "without_blood": len(healthy),
-                    "marked": float(np.mean([r["mm2"] >= least_mm2 for r in healthy])) if healthy else float("nan"),
-                    "with_blood": len(ill),
-                    "found": float(np.mean([r["mm2"] >= least_mm2 for r in ill])) if ill else float("nan"),
-                    "auc": float(roc_auc_score([r["label"] for r in own], [r["score"] for r in own]))
-                    if both
-                    else float("nan"),
-                }
-            )
-    return result
-
-
 def good_references(folder: Path) -> set[str]:
     """The cases whose reference a data set's ``quality.csv`` calls good."""
     path = folder / "quality.csv"
@@ -385,12 +335,6 @@ def good_references(folder: Path) -> set[str]:
         return set()
     with path.open(newline="") as stream:
         return {row["case"] for row in csv.DictReader(stream) if row["ok"] == "yes"}
-
-
-def intracranial_areas(folder: Path) -> dict[str, float]:
-    """``intracranial_px`` of a data set's ``slices.csv``, by case."""
-    with (folder / "slices.csv").open(newline="") as stream:
-        return {row["case"]: float(row["intracranial_px"]) for row in csv.DictReader(stream)}
 
 
 def write_all(tables: dict[str, list[dict[str, Any]]], out: Path) -> None:
