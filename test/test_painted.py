@@ -48,13 +48,14 @@ def test_a_bleed_is_as_bright_as_it_was_to_be_where_its_label_says(head: tuple[n
         blood = label == 1
         assert not (blood & ~place.inside).any()
         assert np.array_equal(changed[~place.inside], hu[~place.inside])
-        if blood.sum() < 200:  # thin ones fill voxels of CSF by half
+        if blood.sum() < 20:
             continue
         painted_somewhere += 1
-        assert place.brain + 17 < np.median(changed[blood]) < place.brain + 45  # from half a voxel of it
+        # thin ones fill voxels of CSF by half, so the brightest tell
+        assert place.brain + 18 < np.percentile(changed[blood], 90) < place.brain + 35 * 1.3 + 8
         far = label == 0
         assert np.abs(changed - hu)[far].mean() < 0.05 * np.abs(changed - hu)[blood].mean()
-    assert painted_somewhere >= 1
+    assert painted_somewhere >= 2
 
 
 def test_the_same_seed_paints_the_same(head: tuple[np.ndarray, Place]) -> None:
