@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hemseg.model import Model
 from hemseg.preprocessing import Settings, working_image
 from training.config import Config, Segmenter, load_config
-from training.datasets import Prepared
+from training.datasets import Prepared, load_dataset
 from training.painted import (
     CONTRAST_HU,
     DISTRACTORS,
@@ -21,7 +23,8 @@ from training.painted import (
     place_of,
     streaked,
 )
-from training.phantom import Grid, make_phantom
+from training.painted_heads import make_plan, painted_heads, painted_summary, read_plan, sheet
+from training.phantom import Grid, make_phantom, write_dataset
 from training.segmenter import LEFT_OUT, Patches, with_paint
 
 MM = (5.0, 2.0, 2.0)
@@ -159,3 +162,27 @@ def test_the_recipe_paints_what_a_table_of_contrasts_asks() -> None:
     best = load_config("best").segmenter
     assert best.painted > 0
     assert CONTRAST_HU[0] <= 12 <= 45 <= CONTRAST_HU[1]
+
+
+def test_the_plan_of_painted_bleeds_is_the_one_that_was_committed() -> None:
+    assert read_plan() == make_plan()
+
+
+def test_painted_heads_are_measured(model: Model, tmp_path: Path) -> None:
+    write_dataset(tmp_path, 1, seed=3, grid=Grid((20, 96, 96), (2.4, 2.4, 7.0)), split=(0.0, 0.0))
+    plan = [replace(p, contrast_hu=45.0, radius_mm=16.0) for p in make_plan(1) if p.kind == "intraparenchymal"][:2]
+    rows = painted_heads(load_dataset(tmp_path), "test", model, plan)
+    assert len(rows) == 2
+    assert all(row["ml"] > 2 for row in rows)
+    assert any(row["found"] for row in rows)
+    table = {row["bleeds"]: row for row in painted_summary(rows)}
+    assert table["2..inf mL"]["number"] == table["intraparenchymal"]["number"] == 2
+    assert table["subdural"]["number"] == 0
+
+
+def test_a_sheet_shows_each_kind() -> None:
+    picture = sheet(iter([prepared(1)]), (5.0, 2.0, 2.0), columns=2)
+    assert picture.shape == (180 * (len(KINDS) + len(DISTRACTORS)), 300, 3)
+    red = (picture[..., 2] > picture[..., 0]).reshape(len(KINDS) + len(DISTRACTORS), 180, 300)
+    assert red[: len(KINDS), :, 150:].any(axis=(1, 2)).sum() >= len(KINDS) - 2
+    assert not red[:, :, :150].any()

@@ -278,6 +278,55 @@ def _slices(
         print(in_words(row))
 
 
+@app.command("painted")
+def _painted(
+    data: Annotated[Path | None, typer.Option(help="A data set, to measure on.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the tables.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="A split to measure on; may be given several times.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder with a manifest; by default hemseg's.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of a run, to paint into its prepared training scans.")
+    ] = None,
+    sheet: Annotated[Path | None, typer.Option(help="The picture of these to write: keep it private.")] = None,
+    config: Annotated[str, typer.Option(help="The run's configuration.")] = "best",
+    seed: Annotated[int, typer.Option(help="Of the picture.")] = 0,
+) -> None:
+    """Measure weights on bleeds painted into held-out heads; or show what training paints."""
+    from training.painted_heads import painted_heads, painted_summary, read_plan
+    from training.stages import in_words
+
+    if run and sheet:
+        _write_sheet(run, sheet, config, seed)
+        return
+    if not (data and out):
+        raise HemsegError("painted: give --data FOLDER --out OUT to measure, or --run RUN --sheet FILE to look.")
+    from hemseg.model import load
+    from training.datasets import load_dataset
+    from training.evaluation import write_table
+
+    model, dataset = load(weights), load_dataset(data)
+    rows = [row for part in split or ["test"] for row in painted_heads(dataset, part, model, read_plan())]
+    summary = painted_summary(rows)
+    write_table(rows, out / "bleeds.csv")
+    write_table(summary, out / "summary.csv")
+    for row in summary:
+        print(in_words(row))
+
+
+def _write_sheet(run: Path, target: Path, config: str, seed: int) -> None:
+    import cv2
+
+    from training.config import load_config
+    from training.datasets import training_scans
+    from training.painted_heads import sheet
+
+    settings = load_config(config).preprocessing
+    mm = (settings.slice_mm, settings.in_plane_mm, settings.in_plane_mm)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(target), sheet(training_scans(run, 60, seed), mm, seed))
+    print(f"{target} written")
+
+
 @app.command("operating-point")
 def _operating_point(
     data: Annotated[list[Path], typer.Option(help="A data set; may be given several times.")],

@@ -1,8 +1,8 @@
-"""Masks of scans as users have them: other windows, shifted HU, few slices.
+"""Masks of scans as users have them: other windows, shifted HU, artefacts, few slices.
 
     python -m training robustness --data phe-sich-heads --split test --stripped phe-sich --out docs/results/robustness
 
-The same scans again and again, changed as exports change them: clipped to a window, shifted by some HU, cut down to a
+The same scans again and again, changed as exports change them: clipped to a window, shifted by some HU, blurred, cut down to a
 few slices. Every row is measured through the path that users take.
 """
 
@@ -29,6 +29,7 @@ from training.anatomy import Options
 from training.datasets import DataSet, read_reference
 from training.evaluation import write_table
 from training.metrics import overlap
+from training.painted import streaked
 from training.phantom import Grid, make_phantom
 from training.stages import console
 from training.stripping import intracranial_reference, kept_slices
@@ -79,7 +80,64 @@ def rolled(quarters: int) -> Change:
     return Change("roll", f"{90 * quarters}", lambda v: replace(v, hu=turn(v.hu), path=None), turn)
 
 
-CHANGES = (*(windowed(*w) for w in WINDOWS), *(shifted(hu) for hu in SHIFTS), rolled(1))
+def blurred(pixels: float) -> Change:
+    """Smooth in plane, as a soft kernel does."""
+    return Change("artefact", f"blur {pixels:g} px", lambda v: replace(v, hu=_each(v.hu, _blur, pixels), path=None))
+
+
+def grainy(hu: float) -> Change:
+    """White noise of so many HU more."""
+
+    def apply(volume: Volume) -> Volume:
+        grain = np.random.default_rng(0).standard_normal(volume.hu.shape, dtype=np.float32) * np.float32(hu)
+        low, high = float(volume.hu.min()), float(volume.hu.max())
+        return replace(volume, hu=(volume.hu + grain).clip(low, high), path=None)
+
+    return Change("artefact", f"noise {hu:g} HU", apply)
+
+
+def streaky(hu: float) -> Change:
+    """Beams of up to so many HU through a few slices."""
+
+    def apply(volume: Volume) -> Volume:
+        low, high = float(volume.hu.min()), float(volume.hu.max())
+        changed = streaked(volume.hu, np.random.default_rng(volume.hu.shape), hu)
+        return replace(volume, hu=changed.clip(low, high).astype(np.float32), path=None)
+
+    return Change("artefact", f"streaks {hu:g} HU", apply)
+
+
+def through_jpeg(quality: int) -> Change:
+    """Stored as 8-bit JPEG of the window -20..100 HU and read back."""
+    return Change("artefact", f"JPEG {quality}", lambda v: replace(v, hu=_each(v.hu, _jpeg, quality), path=None))
+
+
+def _each(hu: np.ndarray, change: Callable[..., np.ndarray], value: float) -> np.ndarray:
+    return np.stack([change(s, value) for s in np.asarray(hu, np.float32)])
+
+
+def _blur(hu: np.ndarray, pixels: float) -> np.ndarray:
+    return np.asarray(cv2.GaussianBlur(hu, (0, 0), pixels))
+
+
+def _jpeg(hu: np.ndarray, quality: float) -> np.ndarray:
+    low, high = WINDOWS[0]
+    gray = ((hu.clip(low, high) - low) / (high - low) * 255).round().astype(np.uint8)
+    _, code = cv2.imencode(".jpg", gray, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
+    read_back = cv2.imdecode(code, cv2.IMREAD_GRAYSCALE)
+    assert read_back is not None
+    return read_back.astype(np.float32) / 255 * (high - low) + low
+
+
+CHANGES = (
+    *(windowed(*w) for w in WINDOWS),
+    *(shifted(hu) for hu in SHIFTS),
+    rolled(1),
+    blurred(1.5),
+    grainy(5.0),
+    streaky(100.0),
+    *(through_jpeg(q) for q in (20, 75)),
+)
 HEADS = {
     "straight": Options(),
     "roll 90": Options(roll=90),
