@@ -13,14 +13,17 @@ from training.phantom import Grid, make_phantom, write_dataset
 from training.robustness import (
     CHANGES,
     allowed_space,
+    blurred,
     change_summary,
     changed_scans,
     cut_slices,
     few_slices,
     few_summary,
+    grainy,
     rolled,
     shifted,
-    single_summary,
+    streaky,
+    through_jpeg,
     windowed,
 )
 
@@ -34,6 +37,23 @@ def test_changes_change_what_they_say() -> None:
     assert np.array_equal(turned.apply(volume).hu, turned.carry(hu))
     assert turned.carry(hu)[0].tolist() == [[0, 100], [-20, 35]]
     assert len({(c.kind, c.name) for c in CHANGES}) == len(CHANGES)
+
+
+def test_artefacts_are_as_strong_as_they_say() -> None:
+    volume = make_phantom(1, (), Grid((6, 64, 64), (3.4, 3.4, 20.0))).volume
+    volume = windowed(-20, 100).apply(volume)
+    for change, least, most in (
+        (blurred(1.5), 1.0, 30.0),
+        (grainy(5.0), 1.5, 5.5),
+        (through_jpeg(20), 0.5, 12.0),
+        (through_jpeg(95), 0.05, 2.0),
+        (streaky(100.0), 0.5, 60.0),
+    ):
+        changed = change.apply(volume).hu
+        assert changed.shape == volume.hu.shape
+        assert changed.dtype == np.float32
+        assert volume.hu.min() - 0.5 <= changed.min() <= changed.max() <= volume.hu.max() + 0.5
+        assert least < float(np.sqrt(((changed - volume.hu) ** 2).mean())) < most, change.name
 
 
 def test_cut_slices_lie_where_they_lay() -> None:
@@ -67,16 +87,6 @@ def test_tables_of_changed_and_cut_scans(model: Model, tmp_path: Path) -> None:
     few = few_summary(few_slices(dataset, "test", model))
     assert [row["slices"] for row in few] == [1, 2, 3, 5, 8]
     assert all(0 <= row["dice_to_whole"] <= 1 for row in few)
-
-
-def test_single_slices_are_counted_by_level() -> None:
-    rows = [
-        {"split": "val", "label": label, "brain_level": level, "mm2": mm2, "score": score}
-        for label, level, mm2, score in ((0, 1, 0.0, 0.1), (0, 1, 30.0, 0.9), (1, 1, 50.0, 0.95), (0, 0, 40.0, 0.8))
-    ]
-    brain, every = single_summary(rows)
-    assert (brain["without_blood"], brain["marked"], brain["found"], brain["auc"]) == (2, 0.5, 1.0, 1.0)
-    assert every["without_blood"] == 3
 
 
 def test_operating_points_on_val(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

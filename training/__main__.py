@@ -213,7 +213,6 @@ def _robustness(
     out: TablesOption,
     split: Annotated[list[str] | None, typer.Option(help="A split to measure on; may be given several times.")] = None,
     stripped: Annotated[Path | None, typer.Option(help="The same scans without what lies outside the skull.")] = None,
-    slices: Annotated[Path | None, typer.Option(help="A data set of single slices, such as rsna-slices.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Folder with a manifest; by default hemseg's.")] = None,
 ) -> None:
     """Measure weights on scans in other windows, with shifted HU, and cut down to few slices."""
@@ -225,11 +224,8 @@ def _robustness(
         few_slices,
         few_summary,
         good_references,
-        intracranial_areas,
         phantom_heads,
         phantom_summary,
-        single_slices,
-        single_summary,
         write_all,
     )
     from training.stages import in_words
@@ -245,15 +241,90 @@ def _robustness(
         "phantom_heads_summary": phantom_summary(heads),
     }
     tables = {"changes": changed, "few_slices": few, "phantom_heads": heads}
-    if slices:
-        areas, others = intracranial_areas(slices), load_dataset(slices)
-        single = [row for part in parts for row in single_slices(others, part, model, areas)]
-        summaries["single_slices_summary"] = single_summary(single)
-        tables["single_slices"] = single
     write_all(summaries | tables, out)
     for rows in summaries.values():
         for row in rows:
             print(in_words(row))
+
+
+@app.command("slices")
+def _slices(
+    data: Annotated[Path, typer.Option(help="A data set of single slices, such as rsna-slices.")],
+    out: TablesOption,
+    split: Annotated[list[str] | None, typer.Option(help="A split to measure on; may be given several times.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder with a manifest; by default hemseg's.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of a run whose slice classifier is asked, too.")] = None,
+    config: Annotated[str, typer.Option(help="The run's configuration.")] = "best",
+) -> None:
+    """Measure weights on single slices with labels: AUC, found and marked, by kind of hemorrhage."""
+    from hemseg.model import load
+    from training.datasets import load_dataset
+    from training.evaluation import write_table
+    from training.single_slices import intracranial_areas, kinds_summary, single_slices, single_summary
+    from training.stages import in_words
+
+    model, dataset, areas = load(weights), load_dataset(data), intracranial_areas(data)
+    answers = None
+    if run:
+        from training.config import load_config
+        from training.shortcuts import slice_answers
+
+        answers = slice_answers(run, dataset, load_config(config))
+    rows = [row for part in split or ["test"] for row in single_slices(dataset, part, model, areas, answers)]
+    tables = {"slices": rows, "summary": single_summary(rows), "kinds": kinds_summary(rows)}
+    for name, table in tables.items():
+        write_table(table, out / f"{name}.csv")
+    for row in (*tables["summary"], *tables["kinds"]):
+        print(in_words(row))
+
+
+@app.command("painted")
+def _painted(
+    data: Annotated[Path | None, typer.Option(help="A data set, to measure on.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the tables.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="A split to measure on; may be given several times.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder with a manifest; by default hemseg's.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of a run, to paint into its prepared training scans.")
+    ] = None,
+    sheet: Annotated[Path | None, typer.Option(help="The picture of these to write: keep it private.")] = None,
+    config: Annotated[str, typer.Option(help="The run's configuration.")] = "best",
+    seed: Annotated[int, typer.Option(help="Of the picture.")] = 0,
+) -> None:
+    """Measure weights on bleeds painted into held-out heads; or show what training paints."""
+    from training.painted_heads import painted_heads, painted_summary, read_plan
+    from training.stages import in_words
+
+    if run and sheet:
+        _write_sheet(run, sheet, config, seed)
+        return
+    if not (data and out):
+        raise HemsegError("painted: give --data FOLDER --out OUT to measure, or --run RUN --sheet FILE to look.")
+    from hemseg.model import load
+    from training.datasets import load_dataset
+    from training.evaluation import write_table
+
+    model, dataset = load(weights), load_dataset(data)
+    rows = [row for part in split or ["test"] for row in painted_heads(dataset, part, model, read_plan())]
+    summary = painted_summary(rows)
+    write_table(rows, out / "bleeds.csv")
+    write_table(summary, out / "summary.csv")
+    for row in summary:
+        print(in_words(row))
+
+
+def _write_sheet(run: Path, target: Path, config: str, seed: int) -> None:
+    import cv2
+
+    from training.config import load_config
+    from training.datasets import training_scans
+    from training.painted_heads import sheet
+
+    settings = load_config(config).preprocessing
+    mm = (settings.slice_mm, settings.in_plane_mm, settings.in_plane_mm)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(target), sheet(training_scans(run, 60, seed), mm, seed))
+    print(f"{target} written")
 
 
 @app.command("operating-point")

@@ -8,6 +8,7 @@ space plus the bias is the logit.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ def network_slices(case: Prepared, config: Config) -> Tensor:
 class Volumes(Dataset):
     """Whole scans in memory, as sequences of labelled slices; what carries no label is left out."""
 
-    def __init__(self, cases: list[Prepared], config: Config) -> None:
+    def __init__(self, cases: Iterable[Prepared], config: Config) -> None:
         self.items = []
         for case in cases:
             known = torch.from_numpy((case.labels >= 0) & case.intracranial.any(axis=(1, 2)))
@@ -193,6 +194,12 @@ class Volumes(Dataset):
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
         return self.items[key if isinstance(key, int) else key[1]]
+
+    def sequences(self) -> Volumes:
+        """Those of two slices and more: a single slice has no neighbours to learn from."""
+        longer = Volumes.__new__(Volumes)
+        longer.items = [item for item in self.items if len(item[1]) > 1]
+        return longer
 
     def slices(self) -> Slices:
         """The same slices, one by one."""
@@ -340,16 +347,19 @@ def end_to_end(volumes: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Te
 def train_sequence(
     train: Volumes, val: Volumes, start: Path, config: Config, folder: Path, hardware: Hardware
 ) -> dict[str, Any]:
-    """ResNet-LSTM from the classifier's weights, then the linear layer anew; writes ``network.pt``, without LSTM."""
+    """ResNet-LSTM from the classifier's weights, then the linear layer anew; writes ``network.pt``, without LSTM.
+
+    Single slices take part in the linear layer and in the AUC, not in the LSTM.
+    """
     network = SliceNetwork(config.classifier)
     load_network(network, start)
     figures: dict[str, Any] = {}
     if config.sequence.enabled:
         torch.manual_seed(config.seed + 1)
         task = SequenceTask(SequenceNetwork(network, config.sequence), config)
-        batches = loader(train, config.sequence.optimization, config.seed + 1)
+        batches = loader(train.sequences(), config.sequence.optimization, config.seed + 1)
         batches.collate_fn = end_to_end
-        figures = fit(task, batches, DataLoader(val, 1, collate_fn=end_to_end), folder, hardware)
+        figures = fit(task, batches, DataLoader(val.sequences(), 1, collate_fn=end_to_end), folder, hardware)
         refit_linear_layer(network, train)
     save_network(network, folder / "network.pt")
     return figures | {"val_auc": slice_auc(network, val)}

@@ -31,6 +31,7 @@ class Optimization:
     micro_batch: int = 0  # what fits the device at once; gradients add up to the batch. 0: the batch itself
     epochs: int = 100
     patience: int = 25
+    keep: str = "best"  # best: the epoch with the lowest validation loss | last: where that loss is no good judge
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,12 @@ class Segmenter:
     loose_mask: float = (
         0.0  # with `augment`: share of the samples whose intracranial mask is one or two pixels too wide
     )
+    painted: float = 0.0  # with `augment`: share of the samples that get bleeds painted in (training/painted.py)
+    distractors: float = 0.0  # with `augment`: share that gets bright things that are no blood
+    artefacts: float = 0.0  # with `augment`: share that gets streaks or more noise
+    single_slices: int = (
+        0  # scans of one slice in an epoch, two in five of them with a bleed; 0: all of them, as other scans
+    )
     optimization: Optimization = field(default_factory=lambda: Optimization("adam", lr=1e-3, batch=4))
     threshold: float = 0.5
     min_lesion_ml: float = 0.0
@@ -141,6 +148,15 @@ class Phantoms:
 
 
 @dataclass(frozen=True)
+class Without:
+    """Data sets, by the names of their folders, that a stage does not learn from; all others that are given it does."""
+
+    classify: tuple[str, ...] = ()
+    sequence: tuple[str, ...] = ()  # scans of a single slice are left out in any case: there is no sequence
+    segment: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Export:
     """How the U-Net leaves. ``half``: weights and arithmetic in float16 (input and output stay float32), for GPUs."""
 
@@ -153,6 +169,7 @@ class Config:
 
     name: str
     seed: int = 0
+    without: Without = field(default_factory=Without)
     strip: str = ""  # the learned skull strip: `weights` (that of hemseg's weights) or an ONNX file; '': the paper's
     preprocessing: Settings = field(default_factory=Settings)
     classifier: Classifier = field(default_factory=Classifier)

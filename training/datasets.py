@@ -63,6 +63,10 @@ class DataSet:
         """The cases of some splits."""
         return [case for case in self.cases if case.split in splits]
 
+    def without(self, names: Collection[str]) -> DataSet:
+        """The same without the cases of some of the data sets that were put together in it."""
+        return replace(self, cases=tuple(c for c in self.cases if c.source not in names)) if names else self
+
     def sources(self) -> list[DataSet]:
         """The data sets that were put together in it; itself, if it is one."""
         names = dict.fromkeys(case.source for case in self.cases)
@@ -346,3 +350,11 @@ def prepared(folder: Path, dataset: DataSet, *splits: str) -> Iterator[Prepared]
     for case in dataset.part(*splits):
         with np.load(folder / f"{case.name}.npz") as file:
             yield Prepared(case.name, case.split, file["hu"], file["intracranial"], file["labels"])
+
+
+def training_scans(run: Path, most: int, seed: int) -> Iterator[Prepared]:
+    """Some of the prepared scans that a run learns from (those with pseudo-labels), drawn at random."""
+    names = sorted(path.stem for path in (run / "pseudolabel").glob("*.npz"))
+    for i in np.random.default_rng(seed).permutation(len(names))[:most]:
+        with np.load(run / "prepare" / f"{names[i]}.npz") as file:
+            yield Prepared(names[i], "", file["hu"], file["intracranial"], file["labels"])

@@ -33,6 +33,9 @@ warnings.filterwarnings("ignore", ".*fewer than the logging interval.*")
 warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
 
 
+KEEP = ("best", "last")  # checkpoints
+
+
 class EpochSampler(Sampler[tuple[int, int]]):
     """Yields (epoch, index) in an order that depends on the seed and the epoch alone.
 
@@ -173,7 +176,8 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def fit(task: Task, train: DataLoader, val: DataLoader, folder: Path, hardware: Hardware) -> dict[str, Any]:
-    """Train until the epochs are over or patience is, then leave the best weights (by ``val_loss``) in the task.
+    """Train until the epochs are over or patience is, then leave the best weights (by ``val_loss``) in the task, or
+    the last (``keep``).
 
     An interrupted run goes on from ``folder/last.ckpt``. With several processes each trains on its share of every
     epoch, and all of them validate on everything. Batch-norm statistics come from the micro-batch.
@@ -182,6 +186,8 @@ def fit(task: Task, train: DataLoader, val: DataLoader, folder: Path, hardware: 
         epochs trained, the best epoch's ``val_loss`` and other validation figures.
     """
     o = task.optimization
+    if o.keep not in KEEP:
+        raise HemsegError(f"keep {o.keep!r} is not known; known: {', '.join(KEEP)}.")
     best = ModelCheckpoint(folder, "best", monitor="val_loss", enable_version_counter=False)
     last = ModelCheckpoint(folder, "last", enable_version_counter=False)  # without a monitor: the newest epoch's
     trainer = L.Trainer(
@@ -210,7 +216,7 @@ def fit(task: Task, train: DataLoader, val: DataLoader, folder: Path, hardware: 
     checkpoint = folder / "last.ckpt"
     L.seed_everything(task.seed, verbose=False)
     trainer.fit(task, train, val, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=False)
-    state = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=False)
+    state = torch.load(folder / f"{o.keep}.ckpt", map_location="cpu", weights_only=False)
     task.cpu().load_state_dict(state["state_dict"])
     if rank() == 0:
         write_curves(folder)

@@ -104,7 +104,7 @@ def build_stages(
         config = replace(config, pseudolabels=replace(config.pseudolabels, clusters=0))
     net, own = variant.network, variant.labels
     first, source = f"classify{variant.slices}", f"pseudolabel{own}"
-    again = config.self_training
+    again, absent = config.self_training, config.without
     twice = again.enabled and not variant.reference
     rounds = [f"{number if number > 1 else ''}{own}" for number in range(1, again.rounds + 1)] if twice else []
     unets = [f"segment{own}", *(f"resegment{suffix}" for suffix in rounds)]
@@ -115,12 +115,16 @@ def build_stages(
     strip_mark = (hashlib.sha256(strip_file.read_bytes()).hexdigest(),) if strip_file else ()
     strip = load_strip(strip_file, *strip_mark) if strip_file else None
 
-    def cases(*splits: str) -> list[Prepared]:
-        found = list(prepared(run / "prepare", dataset, *splits))
+    def cases(*splits: str, without: tuple[str, ...] = ()) -> list[Prepared]:
+        found = list(prepared(run / "prepare", dataset.without(without), *splits))
         return [permuted(case, config.seed) for case in found] if variant.permuted else found
 
-    def volumes(*splits: str) -> Volumes:
-        return Volumes(cases(*splits), config)
+    def both(without: tuple[str, ...]) -> tuple[list[Prepared], list[Prepared]]:
+        return cases("train", without=without), cases("val", without=without)
+
+    def volumes(without: tuple[str, ...]) -> tuple[Volumes, Volumes]:
+        train, val = both(without)
+        return Volumes(train, config), Volumes(val, config)
 
     @cache  # evaluation asks for it once a case
     def classifier() -> SliceNetwork:
@@ -168,8 +172,7 @@ def build_stages(
                 (f"relabel{suffix}",),
                 (own_settings,),
                 lambda f: train_segmenter(
-                    cases("train"),
-                    cases("val"),
+                    *both(absent.segment),
                     labels(f"relabel{suffix}"),
                     later_round(config, number),
                     f,
@@ -190,15 +193,15 @@ def build_stages(
         Stage(
             first,
             ("prepare",),
-            (config.classifier, config.seed, dataset.splits),
-            lambda f: train_classifier(volumes("train"), volumes("val"), config, f, hardware),
+            (config.classifier, config.seed, dataset.splits, *named(absent.classify)),
+            lambda f: train_classifier(*volumes(absent.classify), config, f, hardware),
             distributed=True,
         ),
         Stage(
             f"sequence{net}",
             (first,),
-            (config.sequence,),
-            lambda f: train_sequence(volumes("train"), volumes("val"), run / first / "network.pt", config, f, hardware),
+            (config.sequence, *named(absent.sequence)),
+            lambda f: train_sequence(*volumes(absent.sequence), run / first / "network.pt", config, f, hardware),
             distributed=True,
         ),
         Stage(
@@ -213,8 +216,8 @@ def build_stages(
         Stage(
             f"segment{own}",
             (source,),
-            (trained_part(config.segmenter),),
-            lambda f: train_segmenter(cases("train"), cases("val"), labels(source), config, f, hardware),
+            (trained_part(config.segmenter), *named(absent.segment)),
+            lambda f: train_segmenter(*both(absent.segment), labels(source), config, f, hardware),
             distributed=True,
         ),
         *(
@@ -253,6 +256,11 @@ def build_stages(
     if variant.reference:  # reference masks take the place of the pseudo-labels
         stages[source] = Stage(source, ("prepare",), (), lambda f: reference_labels(dataset, config, f))
     return stages
+
+
+def named(without: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """Data sets that a stage leaves out, as a part of its fingerprint; nothing when it leaves none out."""
+    return (without,) if without else ()
 
 
 def permuted(case: Prepared, seed: int) -> Prepared:

@@ -1,8 +1,8 @@
-"""Masks of scans as users have them: other windows, shifted HU, few slices.
+"""Masks of scans as users have them: other windows, shifted HU, artefacts, few slices.
 
     python -m training robustness --data phe-sich-heads --split test --stripped phe-sich --out docs/results/robustness
 
-The same scans again and again, changed as exports change them: clipped to a window, shifted by some HU, cut down to a
+The same scans again and again, changed as exports change them: clipped to a window, shifted by some HU, blurred, cut down to a
 few slices. Every row is measured through the path that users take.
 """
 
@@ -29,6 +29,7 @@ from training.anatomy import Options
 from training.datasets import DataSet, read_reference
 from training.evaluation import write_table
 from training.metrics import overlap
+from training.painted import streaked
 from training.phantom import Grid, make_phantom
 from training.stages import console
 from training.stripping import intracranial_reference, kept_slices
@@ -79,7 +80,64 @@ def rolled(quarters: int) -> Change:
     return Change("roll", f"{90 * quarters}", lambda v: replace(v, hu=turn(v.hu), path=None), turn)
 
 
-CHANGES = (*(windowed(*w) for w in WINDOWS), *(shifted(hu) for hu in SHIFTS), rolled(1))
+def blurred(pixels: float) -> Change:
+    """Smooth in plane, as a soft kernel does."""
+    return Change("artefact", f"blur {pixels:g} px", lambda v: replace(v, hu=_each(v.hu, _blur, pixels), path=None))
+
+
+def grainy(hu: float) -> Change:
+    """White noise of so many HU more."""
+
+    def apply(volume: Volume) -> Volume:
+        grain = np.random.default_rng(0).standard_normal(volume.hu.shape, dtype=np.float32) * np.float32(hu)
+        low, high = float(volume.hu.min()), float(volume.hu.max())
+        return replace(volume, hu=(volume.hu + grain).clip(low, high), path=None)
+
+    return Change("artefact", f"noise {hu:g} HU", apply)
+
+
+def streaky(hu: float) -> Change:
+    """Beams of up to so many HU through a few slices."""
+
+    def apply(volume: Volume) -> Volume:
+        low, high = float(volume.hu.min()), float(volume.hu.max())
+        changed = streaked(volume.hu, np.random.default_rng(volume.hu.shape), hu)
+        return replace(volume, hu=changed.clip(low, high).astype(np.float32), path=None)
+
+    return Change("artefact", f"streaks {hu:g} HU", apply)
+
+
+def through_jpeg(quality: int) -> Change:
+    """Stored as 8-bit JPEG of the window -20..100 HU and read back."""
+    return Change("artefact", f"JPEG {quality}", lambda v: replace(v, hu=_each(v.hu, _jpeg, quality), path=None))
+
+
+def _each(hu: np.ndarray, change: Callable[..., np.ndarray], value: float) -> np.ndarray:
+    return np.stack([change(s, value) for s in np.asarray(hu, np.float32)])
+
+
+def _blur(hu: np.ndarray, pixels: float) -> np.ndarray:
+    return np.asarray(cv2.GaussianBlur(hu, (0, 0), pixels))
+
+
+def _jpeg(hu: np.ndarray, quality: float) -> np.ndarray:
+    low, high = WINDOWS[0]
+    gray = ((hu.clip(low, high) - low) / (high - low) * 255).round().astype(np.uint8)
+    _, code = cv2.imencode(".jpg", gray, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
+    read_back = cv2.imdecode(code, cv2.IMREAD_GRAYSCALE)
+    assert read_back is not None
+    return read_back.astype(np.float32) / 255 * (high - low) + low
+
+
+CHANGES = (
+    *(windowed(*w) for w in WINDOWS),
+    *(shifted(hu) for hu in SHIFTS),
+    rolled(1),
+    blurred(1.5),
+    grainy(5.0),
+    streaky(100.0),
+    *(through_jpeg(q) for q in (20, 75)),
+)
 HEADS = {
     "straight": Options(),
     "roll 90": Options(roll=90),
@@ -328,56 +386,6 @@ def few_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return result
 
 
-def single_slices(dataset: DataSet, split: str, model: Model, areas_px: dict[str, float]) -> list[dict[str, Any]]:
-    """One row per case of a data set of single slices: label, mm² of the mask, and whether it shows much brain.
-
-    Args:
-        areas_px: by case, the clearly intracranial area in pixels of the original; above 6000: brain level.
-    """
-    rows = []
-    for case in track(dataset.part(split), f"single slices, {dataset.name} {split}", console=console):
-        volume = read(case.image)
-        result = run(volume, model)
-        rows.append(
-            {
-                "case": case.name,
-                "split": split,
-                "label": int(max(case.labels)),
-                "kinds": " ".join(case.subtypes),
-                "brain_level": int(areas_px.get(case.name, 0) > 6000),
-                "mm2": float(result.mask.sum() * volume.spacing[0] * volume.spacing[1]),
-                "score": float(result.slice_probability.max()),
-            }
-        )
-    return rows
-
-
-def single_summary(rows: list[dict[str, Any]], least_mm2: float = 10.0) -> list[dict[str, Any]]:
-    """Per split, brain level and all: slices without blood in which 10 mm² and more are marked, and those found."""
-    from sklearn.metrics import roc_auc_score
-
-    result = []
-    for split in dict.fromkeys(row["split"] for row in rows):
-        for level in (1, 0):
-            own = [row for row in rows if row["split"] == split and row["brain_level"] >= level]
-            healthy, ill = ([r for r in own if r["label"] == label] for label in (0, 1))
-            both = healthy and ill
-            result.append(
-                {
-                    "split": split,
-                    "slices": "brain level" if level else "all",
-                    "without_blood": len(healthy),
-                    "marked": float(np.mean([r["mm2"] >= least_mm2 for r in healthy])) if healthy else float("nan"),
-                    "with_blood": len(ill),
-                    "found": float(np.mean([r["mm2"] >= least_mm2 for r in ill])) if ill else float("nan"),
-                    "auc": float(roc_auc_score([r["label"] for r in own], [r["score"] for r in own]))
-                    if both
-                    else float("nan"),
-                }
-            )
-    return result
-
-
 def good_references(folder: Path) -> set[str]:
     """The cases whose reference a data set's ``quality.csv`` calls good."""
     path = folder / "quality.csv"
@@ -385,12 +393,6 @@ def good_references(folder: Path) -> set[str]:
         return set()
     with path.open(newline="") as stream:
         return {row["case"] for row in csv.DictReader(stream) if row["ok"] == "yes"}
-
-
-def intracranial_areas(folder: Path) -> dict[str, float]:
-    """``intracranial_px`` of a data set's ``slices.csv``, by case."""
-    with (folder / "slices.csv").open(newline="") as stream:
-        return {row["case"]: float(row["intracranial_px"]) for row in csv.DictReader(stream)}
 
 
 def write_all(tables: dict[str, list[dict[str, Any]]], out: Path) -> None:

@@ -21,12 +21,15 @@ from training.config import Config, Segmenter
 from training.datasets import Prepared
 from training.fitting import Task, fit, load_network, loader, save_network
 from training.hardware import Hardware, rank
+from training.painted import Place, distracted, noisy, painted, place_of, streaked
 from training.stages import console
 
 RARE = -4.0  # first logit: about one voxel in fifty is hemorrhage, or training spends its first epochs learning that
 
 FAST = torch.channels_last_3d  # two CPU cores train 1.9 times as fast with it
 
+ILL_SINGLES = 0.4  # of the single slices of an epoch hold a bleed
+VALIDATED_SINGLES = 50  # single slices that a validation looks at, at most
 LEFT_OUT = -1  # label of voxels of which nothing is known
 
 
@@ -72,15 +75,39 @@ class Patches(Dataset):
         self.size, self.seed = config.segmenter.train_patch, config.seed
         self.settings, self.preprocessing = config.segmenter, config.preprocessing
         self.per_case = config.segmenter.patches_per_case
-        self.fresh = self.settings.augment and bool(
-            self.settings.narrow or self.settings.few_slices or self.settings.loose_mask
-        )
+        s = self.settings
+        changes = (s.narrow, s.few_slices, s.loose_mask, s.painted, s.distractors, s.artefacts)
+        self.fresh = s.augment and any(changes)
+        volumes, singles = cases, []
+        if s.single_slices:
+            volumes = [c for c in cases if len(c.hu) > 1]
+            singles = [
+                c for c in cases if len(c.hu) == 1 and c.intracranial.any() and (labels[c.name] > LEFT_OUT).any()
+            ]
+        ill = [(labels[c.name] > 0).any() for c in singles]
+        self.volumes = len(volumes)
+        self.ill, self.healthy = (self.volumes + np.flatnonzero(np.equal(ill, has)) for has in (True, False))
+        cases = [*volumes, *singles]
         self.scans = [around_brain(c, labels[c.name], config.preprocessing) for c in cases]
+        paints = self.fresh and (s.painted or s.distractors)
+        self.places = [place_of(hu, inside, self.spacing) for hu, inside, _ in self.scans] if paints else []
         self.items = [] if self.fresh else [self._item(*scan) for scan in self.scans]
         self.positive = [np.argwhere(item[-1] > 0) for item in self.items]
 
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Of the working grid, mm (z, y, x)."""
+        return self.preprocessing.slice_mm, self.preprocessing.in_plane_mm, self.preprocessing.in_plane_mm
+
     def __len__(self) -> int:
-        return len(self.scans) * self.per_case
+        return self.volumes * self.per_case + self.settings.single_slices * (len(self.scans) > self.volumes)
+
+    def _number(self, index: int, rng: np.random.Generator) -> int:
+        """The scan of a sample: each volume in turn, single slices as they are drawn."""
+        if index < self.volumes * self.per_case:
+            return index % self.volumes
+        wanted, other = (self.ill, self.healthy) if rng.random() < ILL_SINGLES else (self.healthy, self.ill)
+        return int(rng.choice(wanted if len(wanted) else other))
 
     def _item(self, hu: np.ndarray, inside: np.ndarray, label: np.ndarray) -> np.ndarray:
         """Network input and label of a scan or a part of it, at least as large as a patch."""
@@ -91,9 +118,12 @@ class Patches(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = (0, key) if isinstance(key, int) else key
         rng = np.random.default_rng([self.seed, epoch, index])
-        number = index % len(self.scans)
+        number = self._number(index, rng)
         if self.fresh:
-            item = self._item(*changed_scan(*self.scans[number], self.settings, rng))
+            scan = self.scans[number]
+            if self.places:
+                scan = with_paint(*scan, self.places[number], self.settings, rng)
+            item = self._item(*changed_scan(*scan, self.settings, rng))
             positive = np.argwhere(item[-1] > 0)
         else:
             item, positive = self.items[number], self.positive[number]
@@ -116,6 +146,18 @@ def around_brain(case: Prepared, label: np.ndarray, settings: Settings) -> tuple
     return case.hu[box], case.intracranial[box], label[box]
 
 
+def with_paint(
+    hu: np.ndarray, inside: np.ndarray, label: np.ndarray, place: Place, settings: Segmenter, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A scan with bleeds and other bright things that it does not have, each (z, y, x)."""
+    bleeds, bright = rng.random(2) < (settings.painted, settings.distractors)
+    for _ in range(int(rng.integers(1, 4)) if bleeds else 0):
+        hu, label = painted(hu, label, place, rng)
+    if bright:
+        hu = distracted(hu, place, rng)
+    return hu, inside, label
+
+
 def changed_scan(
     hu: np.ndarray, inside: np.ndarray, label: np.ndarray, settings: Segmenter, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -125,6 +167,8 @@ def changed_scan(
         hu, inside, label: (z, y, x) on the working grid.
     """
     few, narrow, loose = rng.random(3) < (settings.few_slices, settings.narrow, settings.loose_mask)
+    if settings.artefacts and rng.random() < settings.artefacts:
+        hu = streaked(hu, rng) if rng.random() < 0.4 else noisy(hu, rng)
     if few:
         count = int(rng.integers(1, min(5, len(hu)) + 1))
         bleeding = np.flatnonzero((label > 0).any(axis=(1, 2)))
@@ -203,7 +247,9 @@ def _whole(cases: list[Prepared], labels: dict[str, np.ndarray], config: Config)
     """Whole scans, padded so that every stride divides them."""
     step = np.prod(config.segmenter.strides, axis=0)
     result = []
-    for case in cases:
+    singles = [case.name for case in cases if len(case.hu) == 1]
+    passed_over = set(singles) - set(singles[:: max(1, -(-len(singles) // VALIDATED_SINGLES))])
+    for case in (c for c in cases if c.name not in passed_over):
         hu, inside, label = around_brain(case, labels[case.name], config.preprocessing)
         item = np.concatenate([network_input(hu, inside, config.preprocessing), label[None].astype(np.float32)])
         size = tuple(int(-(-n // s) * s) for n, s in zip(item.shape[1:], step, strict=True))

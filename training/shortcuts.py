@@ -10,6 +10,7 @@ it there is a shortcut. Val alone: on slices that it was trained on, any classif
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from hemseg.errors import HemsegError
-from training.classifier import SliceNetwork, network_slices
+from training.classifier import SliceNetwork, network_slices, predicted
 from training.config import Config
 from training.datasets import DataSet, prepared
+from training.fitting import load_network
 
 FOLDS = 5
 
@@ -81,3 +83,17 @@ def _negatives(
         probability.append(answer.numpy())
         patients += [case.name] * int(negative.sum())
     return np.concatenate(features), np.concatenate(probability), np.array(patients)
+
+
+def slice_answers(run: Path, dataset: DataSet, config: Config) -> dict[str, float]:
+    """The highest probability that the run's classifier gives to a slice of each case; a run prepares its cases."""
+    network = load_network(SliceNetwork(replace(config.classifier, pretrained="")), run / "sequence" / "network.pt")
+    answers = {}
+    for case in dataset.cases:
+        names = (case.name, f"{dataset.name}_{case.name}")  # the latter where the run has several data sets
+        name = next((n for n in names if (run / "prepare" / f"{n}.npz").exists()), None)
+        if name is None:
+            raise HemsegError(f"{run}: has not prepared {case.name}; give the run that was made with {dataset.name}.")
+        (found,) = prepared(run / "prepare", replace(dataset, cases=(replace(case, name=name),)), case.split)
+        answers[case.name] = float(torch.sigmoid(predicted(network, network_slices(found, config))).max())  # type: ignore[arg-type]
+    return answers

@@ -1,0 +1,188 @@
+"""Bleeds that are painted into heads: what the U-Net learns from them has to be what was painted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hemseg.model import Model
+from hemseg.preprocessing import Settings, working_image
+from training.config import Config, Segmenter, load_config
+from training.datasets import Prepared, load_dataset
+from training.painted import (
+    CONTRAST_HU,
+    DISTRACTORS,
+    KINDS,
+    Place,
+    distracted,
+    noisy,
+    painted,
+    place_of,
+    streaked,
+)
+from training.painted_heads import make_plan, painted_heads, painted_summary, read_plan, sheet
+from training.phantom import Grid, make_phantom, write_dataset
+from training.segmenter import LEFT_OUT, Patches, with_paint
+
+MM = (5.0, 2.0, 2.0)
+
+
+@pytest.fixture(scope="module")
+def head() -> tuple[np.ndarray, Place]:
+    """A healthy phantom on a coarse grid, HU (z, y, x), and what painting needs to know of it."""
+    phantom = make_phantom(7, (), Grid((24, 104, 104), (2.0, 2.0, 5.0)), noise_hu=2.0)
+    return phantom.volume.hu, place_of(phantom.volume.hu, phantom.intracranial, MM)
+
+
+def paint(head: tuple[np.ndarray, Place], kind: str, seed: int = 1, **how: float) -> tuple[np.ndarray, np.ndarray]:
+    hu, place = head
+    return painted(hu, np.zeros(hu.shape, np.int8), place, np.random.default_rng(seed), kind, **how)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bleed_is_as_bright_as_it_was_to_be_where_its_label_says(head: tuple[np.ndarray, Place], kind: str) -> None:
+    hu, place = head
+    painted_somewhere = 0
+    for seed in range(6):
+        changed, label = paint(head, kind, seed, contrast_hu=35.0)
+        blood = label == 1
+        assert not (blood & ~place.inside).any()
+        assert np.array_equal(changed[~place.inside], hu[~place.inside])
+        if blood.sum() < 20:
+            continue
+        painted_somewhere += 1
+        # thin ones fill voxels of CSF by half, so the brightest tell
+        assert place.brain + 18 < np.percentile(changed[blood], 90) < place.brain + 35 * 1.3 + 8
+        far = label == 0
+        assert np.abs(changed - hu)[far].mean() < 0.05 * np.abs(changed - hu)[blood].mean()
+    assert painted_somewhere >= 2
+
+
+def test_the_same_seed_paints_the_same(head: tuple[np.ndarray, Place]) -> None:
+    first, again, other = (paint(head, "", seed)[0] for seed in (3, 3, 4))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_a_bleed_is_as_large_as_asked(head: tuple[np.ndarray, Place]) -> None:
+    _, label = paint(head, "intraparenchymal", radius_mm=12.0, contrast_hu=30.0)
+    assert (label == 1).sum() * np.prod(MM) / 1000 == pytest.approx(4 / 3 * np.pi * 1.2**3, rel=0.35)
+
+
+def test_what_is_unknown_stays_so_around_a_bleed(head: tuple[np.ndarray, Place]) -> None:
+    hu, place = head
+    unknown = np.full(hu.shape, LEFT_OUT, np.int8)
+    _, label = painted(hu, unknown, place, np.random.default_rng(1), "intraparenchymal", radius_mm=10.0)
+    assert (label == 1).any()
+    assert not (label == 0).any()
+    real = np.zeros(hu.shape, np.int8)
+    real[12, 50:54, 50:54] = 1
+    assert (painted(hu, real, place, np.random.default_rng(1), "subdural")[1][real == 1] == 1).all()
+
+
+def test_a_sheet_thinner_than_its_voxels_is_no_negative(head: tuple[np.ndarray, Place]) -> None:
+    hu, _ = head
+    labels = [paint(head, "intraparenchymal", seed, radius_mm=4.0)[1] for seed in range(6)]
+    faint = [z for label in labels for z in range(len(hu)) if (label[z] == LEFT_OUT).any()]
+    assert faint  # slices in which the bleed fills no voxel by half
+    for label in labels:
+        assert not ((label == LEFT_OUT).any(axis=(1, 2)) & (label == 1).any(axis=(1, 2))).any()
+
+
+@pytest.mark.parametrize("kind", DISTRACTORS)
+def test_what_is_bright_without_being_blood_changes_the_picture(head: tuple[np.ndarray, Place], kind: str) -> None:
+    hu, place = head
+    changed = [distracted(hu, place, np.random.default_rng(seed), kind) for seed in range(3)]
+    assert max(np.abs(c - hu).max() for c in changed) > 10
+    assert all(c.dtype == np.float32 for c in changed)
+
+
+def test_artefacts_are_as_strong_as_asked(head: tuple[np.ndarray, Place]) -> None:
+    hu = head[0]
+    grain = noisy(hu, np.random.default_rng(2), 6.0) - hu
+    assert 1.5 < grain.std() < 6.5
+    beams = streaked(hu, np.random.default_rng(2), 80.0) - hu
+    assert 1 <= np.abs(beams).max(axis=(1, 2)).astype(bool).sum() <= 4
+    assert np.abs(beams).max() > 5
+
+
+def test_no_room_no_bleed() -> None:
+    hu = np.zeros((3, 20, 20), np.float32)
+    place = place_of(hu, np.zeros(hu.shape, bool), MM)
+    for kind in KINDS:
+        changed, label = painted(hu, hu.astype(np.int8), place, np.random.default_rng(0), kind)
+        assert not label.any()
+        assert np.array_equal(changed, hu)
+
+
+def prepared(seed: int, slices: int = 20) -> Prepared:
+    phantom = make_phantom(seed, (), Grid((slices, 72, 72), (3.0, 3.0, 140 / slices if slices > 1 else 5.0)))
+    working = working_image(phantom.volume, Settings(in_plane_mm=2.0))
+    labels = np.zeros(len(working.hu), np.int8)
+    return Prepared(f"case{seed}", "train", working.hu, working.intracranial, labels)
+
+
+def test_samples_of_training_hold_painted_bleeds_and_single_slices() -> None:
+    cases = [prepared(1), prepared(2), *(prepared(10 + i, 1) for i in range(3))]
+    labels = {case.name: np.zeros(case.hu.shape, np.int8) for case in cases}
+    settings = Segmenter(
+        train_patch=(8, 32, 32), augment=True, painted=1.0, distractors=1.0, artefacts=0.5, single_slices=4
+    )
+    config = replace(Config("test"), preprocessing=Settings(in_plane_mm=2.0, edge_slices=True), segmenter=settings)
+    patches = Patches(cases, labels, config)
+    assert len(patches) == 2 + 4
+    targets = [patches[0, index][1] for index in range(6)]
+    assert sum(bool((t > 0).any()) for t in targets) >= 3
+    image, target = patches[0, 4]
+    assert (image == image[:, :1]).all()  # one slice, repeated
+    assert (target == target[:, :1]).all()
+    again, _ = patches[0, 4]
+    assert (image == again).all()
+    fresh, _ = patches[1, 4]
+    assert fresh.shape == image.shape
+    assert not (fresh == image).all()
+
+
+def test_paint_is_as_frequent_as_configured(head: tuple[np.ndarray, Place]) -> None:
+    hu, place = head
+    empty = np.zeros(hu.shape, np.int8)
+    for share, least, most in ((0.0, 0, 0), (1.0, 8, 12)):
+        settings = Segmenter(painted=share)
+        found = [
+            bool((with_paint(hu, place.inside, empty, place, settings, np.random.default_rng(i))[2] > 0).any())
+            for i in range(12)
+        ]
+        assert least <= sum(found) <= most
+
+
+def test_the_recipe_paints_what_a_table_of_contrasts_asks() -> None:
+    best = load_config("best").segmenter
+    assert best.painted > 0
+    assert CONTRAST_HU[0] <= 12 <= 45 <= CONTRAST_HU[1]
+
+
+def test_the_plan_of_painted_bleeds_is_the_one_that_was_committed() -> None:
+    assert read_plan() == make_plan()
+
+
+def test_painted_heads_are_measured(model: Model, tmp_path: Path) -> None:
+    write_dataset(tmp_path, 1, seed=3, grid=Grid((20, 96, 96), (2.4, 2.4, 7.0)), split=(0.0, 0.0))
+    plan = [replace(p, contrast_hu=45.0, radius_mm=16.0) for p in make_plan(1) if p.kind == "intraparenchymal"][:2]
+    rows = painted_heads(load_dataset(tmp_path), "test", model, plan)
+    assert len(rows) == 2
+    assert all(row["ml"] > 2 for row in rows)
+    assert any(row["found"] for row in rows)
+    table = {row["bleeds"]: row for row in painted_summary(rows)}
+    assert table["2..inf mL"]["number"] == table["intraparenchymal"]["number"] == 2
+    assert table["subdural"]["number"] == 0
+
+
+def test_a_sheet_shows_each_kind() -> None:
+    picture = sheet(iter([prepared(1)]), (5.0, 2.0, 2.0), columns=2)
+    assert picture.shape == (180 * (len(KINDS) + len(DISTRACTORS)), 300, 3)
+    red = (picture[..., 2] > picture[..., 0]).reshape(len(KINDS) + len(DISTRACTORS), 180, 300)
+    assert red[: len(KINDS), :, 150:].any(axis=(1, 2)).sum() >= len(KINDS) - 2
+    assert not red[:, :, :150].any()

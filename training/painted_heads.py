@@ -1,0 +1,183 @@
+"""Painted bleeds in held-out heads: how small, how faint and of which kind may a bleed be and still be found?
+
+    python -m training painted --data phe-sich-heads --split test --out docs/results/painted
+    python -m training painted --run RUN --sheet runs/painted.png      samples of what training paints, to look at
+
+Which bleed goes into which head stands in `training/configs/painted.csv` (kind, seed, contrast uniform in 10-48 HU,
+radius), made once, before any weights that it measures. Bleeds are painted on the scan's own grid, and the scan then
+goes the way that users' scans go. What the weights mark in the scan without the painted bleed does not count.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from rich.progress import track
+from scipy import ndimage
+
+from hemseg.errors import HemsegError
+from hemseg.model import Model
+from hemseg.segmentation import restored
+from hemseg.volume import Volume, read
+from training.datasets import DataSet, Prepared
+from training.metrics import overlap
+from training.painted import CONTRAST_HU, DISTRACTORS, KINDS, distracted, painted, place_of
+from training.robustness import run
+from training.stages import console
+
+PLAN = Path(__file__).parent / "configs" / "painted.csv"
+VOLUME_CLASSES = ((0.03, 0.1), (0.1, 0.5), (0.5, 2.0), (2.0, float("inf")))  # mL
+CONTRAST_CLASSES = ((10.0, 20.0), (20.0, 35.0), (35.0, 48.0))  # HU
+LEAST_ML = 0.1  # of a false lesion
+TILE = (180, 150)  # pixels of a sheet's picture
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One bleed of the plan: the ``head``-th scan of a split gets it."""
+
+    head: int
+    kind: str
+    seed: int
+    contrast_hu: float
+    radius_mm: float
+
+
+def make_plan(heads: int = 20, each: int = 2, seed: int = 2026) -> list[Planned]:
+    """``each`` bleeds of every kind per head."""
+    rng = np.random.default_rng(seed)
+    return [
+        Planned(
+            head,
+            kind,
+            int(rng.integers(2**31)),
+            round(float(rng.uniform(*CONTRAST_HU)), 1),
+            round(float(np.exp(rng.uniform(np.log(2.0), np.log(25.0)))), 1),
+        )
+        for head in range(heads)
+        for kind in KINDS
+        for _ in range(each)
+    ]
+
+
+def read_plan(path: Path = PLAN) -> list[Planned]:
+    """The plan as committed."""
+    with path.open(newline="") as stream:
+        return [
+            Planned(int(r["head"]), r["kind"], int(r["seed"]), float(r["contrast_hu"]), float(r["radius_mm"]))
+            for r in csv.DictReader(stream)
+        ]
+
+
+def painted_heads(dataset: DataSet, split: str, model: Model, plan: list[Planned]) -> list[dict[str, Any]]:
+    """One row per painted bleed: mL, whether a lesion touches it, Dice, and lesions that came with it elsewhere."""
+    rows = []
+    for number, case in enumerate(track(dataset.part(split), f"painted, {dataset.name} {split}", console=console)):
+        wanted = [p for p in plan if p.head == number]
+        if not wanted:
+            continue
+        volume = read(case.image)
+        before = run(volume, model)
+        inside = volume.from_lps(restored(before.working.intracranial.astype(np.float32), before.working, 0.5)) > 0
+        mm = (volume.spacing[2], volume.spacing[1], volume.spacing[0])
+        place = place_of(volume.hu, inside, mm)
+        for bleed in wanted:
+            rng = np.random.default_rng(bleed.seed)
+            hu, label = painted(
+                volume.hu,
+                np.zeros(volume.hu.shape, np.int8),
+                place,
+                rng,
+                bleed.kind,
+                bleed.contrast_hu,
+                bleed.radius_mm,
+            )
+            truth = label == 1
+            if truth.any():
+                after = run(replace(volume, hu=hu, path=None), model)
+                rows.append({"case": case.name, "split": split, **_row(bleed, truth, after.mask, before.mask, volume)})
+    return rows
+
+
+def _row(bleed: Planned, truth: np.ndarray, mask: np.ndarray, before: np.ndarray, volume: Volume) -> dict[str, Any]:
+    known = ndimage.binary_dilation(before > 0, np.ones((3, 3, 3), bool), iterations=2) & ~truth
+    new = (mask > 0) & ~known
+    pieces, count = ndimage.label(new, np.ones((3, 3, 3)))
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1) * volume.voxel_ml
+    touched = set(np.unique(pieces[truth])) - {0}
+    false = [i for i in range(1, count + 1) if i not in touched and sizes[i] >= LEAST_ML]
+    return {
+        "kind": bleed.kind,
+        "contrast_hu": bleed.contrast_hu,
+        "ml": float(truth.sum() * volume.voxel_ml),
+        "found": int(bool(touched)),
+        "dice": overlap(new, truth & ~known)["dice"],
+        "false_lesions": len(false),
+    }
+
+
+def painted_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Recall, Dice and false lesions by volume, by contrast and by kind; the latter two from 0.1 mL on."""
+    large = [row for row in rows if row["ml"] >= LEAST_ML]
+    groups = [
+        *((f"{a:g}..{b:g} mL", [r for r in rows if a <= r["ml"] < b]) for a, b in VOLUME_CLASSES),
+        *((f"{a:g}..{b:g} HU", [r for r in large if a <= r["contrast_hu"] < b]) for a, b in CONTRAST_CLASSES),
+        *((kind, [r for r in large if r["kind"] == kind]) for kind in KINDS),
+    ]
+    return [
+        {
+            "bleeds": name,
+            "number": len(own),
+            "found": float(np.mean([r["found"] for r in own])) if own else float("nan"),
+            "dice": float(np.mean([r["dice"] for r in own])) if own else float("nan"),
+            "false_lesions": float(np.mean([r["false_lesions"] for r in own])) if own else float("nan"),
+        }
+        for name, own in groups
+    ]
+
+
+def sheet(cases: Iterator[Prepared], mm: tuple[float, float, float], seed: int = 0, columns: int = 10) -> np.ndarray:
+    """A contact sheet of what training paints, uint8 BGR: a row per kind; in the right half with its outline.
+
+    Raises:
+        HemsegError: there is no case to paint into.
+    """
+    heads = [case for case in cases if case.intracranial.any()]
+    if not heads:
+        raise HemsegError("there is no prepared scan to paint into; run the stage `pseudolabel` first.")
+    rows = []
+    for number, kind in enumerate((*KINDS, *DISTRACTORS)):
+        tiles = []
+        for column in range(columns):
+            rng = np.random.default_rng([seed, number, column])
+            case = heads[int(rng.integers(len(heads)))]
+            place, label = place_of(case.hu, case.intracranial, mm), np.zeros(case.hu.shape, np.int8)
+            if kind in KINDS:
+                hu, label = painted(case.hu, label, place, rng, kind)
+            else:
+                hu = distracted(case.hu, place, rng, kind)
+            z = int(np.abs(hu - case.hu).sum(axis=(1, 2)).argmax())
+            tiles.append(_tile(hu[z], case.intracranial[z], label[z] == 1, 2 * column >= columns))
+        rows.append(np.hstack(tiles))
+    return np.vstack(rows)
+
+
+def _tile(hu: np.ndarray, inside: np.ndarray, blood: np.ndarray, outline: bool) -> np.ndarray:
+    gray = np.where(inside, hu, 0).clip(0, 80) / 80 * 255
+    picture = cv2.cvtColor(gray.astype(np.uint8), cv2.COLOR_GRAY2BGR)
+    if outline:
+        found, _ = cv2.findContours(blood.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(picture, found, -1, (0, 0, 255), 1)
+    at = np.argwhere(inside)
+    cy, cx = at.mean(axis=0).astype(int) if len(at) else (hu.shape[0] // 2, hu.shape[1] // 2)
+    rows, columns = TILE
+    wide = np.pad(picture, ((rows, rows), (columns, columns), (0, 0)))
+    return wide[
+        cy + rows - rows // 2 : cy + rows + rows // 2, cx + columns - columns // 2 : cx + columns + columns // 2
+    ]

@@ -1,0 +1,128 @@
+"""Single slices with labels: does the mask say what the label says?
+
+    python -m training slices --data rsna-slices --split val --split test --out docs/results/slices
+
+Every slice goes through the path that users take. With ``--run`` the run's slice classifier answers, too. The tables
+count slices at brain level and all of them, and the slices of each kind of hemorrhage, with 95 % intervals.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score
+
+from hemseg.model import Model
+from hemseg.volume import read
+from training.datasets import SUBTYPES, DataSet
+from training.robustness import run
+from training.stages import console
+
+BRAIN_LEVEL_PX = 6000  # of clearly intracranial area in the original picture: a slice through the brain
+LEAST_MM2 = 10.0  # of a mask that counts as blood
+RESAMPLED = 1000  # of a bootstrap
+
+
+def single_slices(
+    dataset: DataSet, split: str, model: Model, areas_px: dict[str, float], classifier: dict[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """One row per case of a data set of single slices: label, kinds, mm² of the mask, highest probability.
+
+    Args:
+        areas_px: by case, the clearly intracranial area in pixels of the original; above 6000: brain level.
+        classifier: by case, what a slice classifier says of it, if one was asked.
+    """
+    rows = []
+    for case in track(dataset.part(split), f"single slices, {dataset.name} {split}", console=console):
+        volume = read(case.image)
+        result = run(volume, model)
+        row = {
+            "case": case.name,
+            "split": split,
+            "label": int(max(case.labels)),
+            "kinds": " ".join(case.subtypes),
+            "brain_level": int(areas_px.get(case.name, 0) > BRAIN_LEVEL_PX),
+            "mm2": float(result.mask.sum() * volume.spacing[0] * volume.spacing[1]),
+            "score": float(result.slice_probability.max()),
+        }
+        rows.append(row | ({"classifier": classifier[case.name]} if classifier else {}))
+    return rows
+
+
+def single_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per split (and all of them), brain level and every slice: sensitivity, specificity and AUC with intervals."""
+    result = []
+    for name, of_split in _by_split(rows).items():
+        for level in (1, 0):
+            own = [row for row in of_split if row["brain_level"] >= level]
+            healthy, ill = ([r for r in own if r["label"] == label] for label in (0, 1))
+            row: dict[str, Any] = {
+                "split": name,
+                "slices": "brain level" if level else "all",
+                "without_blood": len(healthy),
+                **_share("marked", [r["mm2"] >= LEAST_MM2 for r in healthy]),
+                "with_blood": len(ill),
+                **_share("found", [r["mm2"] >= LEAST_MM2 for r in ill]),
+            }
+            for key in ("score", "classifier"):
+                if own and key in own[0]:
+                    row |= _auc(f"auc_{key}", [r["label"] for r in own], [r[key] for r in own])
+            result.append(row)
+    return result
+
+
+def kinds_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per split (and all of them) and kind, at brain level: slices that hold it, and of these found."""
+    result = []
+    for name, of_split in _by_split(rows).items():
+        brain = [row for row in of_split if row["brain_level"]]
+        for kind in SUBTYPES:
+            own = [row for row in brain if kind in row["kinds"].split()]
+            alone = [row for row in own if row["kinds"] == kind]
+            counts = {"with_blood": len(own), **_share("found", [r["mm2"] >= LEAST_MM2 for r in own])}
+            only = {"alone": len(alone), **_share("found_alone", [r["mm2"] >= LEAST_MM2 for r in alone])}
+            result.append({"split": name, "kind": kind, **counts, **only})
+    return result
+
+
+def _by_split(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    names = list(dict.fromkeys(row["split"] for row in rows))
+    parts = {name: [row for row in rows if row["split"] == name] for name in names}
+    return parts | ({" + ".join(names): rows} if len(names) > 1 else {})
+
+
+def _share(name: str, hits: list[bool]) -> dict[str, float]:
+    """A share and its 95 % interval (Wilson)."""
+    if not hits:
+        return {name: float("nan"), f"{name}_low": float("nan"), f"{name}_high": float("nan")}
+    interval = binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
+    return {
+        name: float(np.mean(hits)),
+        f"{name}_low": float(interval.low),
+        f"{name}_high": float(interval.high),
+    }
+
+
+def _auc(name: str, labels: list[int], scores: list[float], seed: int = 0) -> dict[str, float]:
+    """Area under the ROC curve and its 95 % interval (bootstrap over slices)."""
+    truth, score = np.array(labels), np.array(scores)
+    if len(set(labels)) < 2:
+        return {name: float("nan"), f"{name}_low": float("nan"), f"{name}_high": float("nan")}
+    rng, drawn = np.random.default_rng(seed), []
+    while len(drawn) < RESAMPLED:
+        chosen = rng.integers(len(truth), size=len(truth))
+        if 0 < truth[chosen].sum() < len(truth):
+            drawn.append(roc_auc_score(truth[chosen], score[chosen]))
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return {name: float(roc_auc_score(truth, score)), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def intracranial_areas(folder: Path) -> dict[str, float]:
+    """``intracranial_px`` of a data set's ``slices.csv``, by case."""
+    with (folder / "slices.csv").open(newline="") as stream:
+        return {row["case"]: float(row["intracranial_px"]) for row in csv.DictReader(stream)}
