@@ -2,8 +2,8 @@
 
     python -m training robustness --data phe-sich-heads --split test --stripped phe-sich --out docs/results/robustness
 
-The same scans again and again, changed as exports change them: clipped to a window, shifted by some HU, blurred, cut down to a
-few slices. Every row is measured through the path that users take.
+The same scans again and again, changed as exports change them: clipped to a window, shifted by some HU, blurred, cut
+down to a few slices. Every row is measured through the path that users take.
 """
 
 from __future__ import annotations
