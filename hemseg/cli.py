@@ -233,6 +233,7 @@ def info(weights: Weights = None, device: Device = "auto") -> None:
     )
     print(f"OpenCV {cv2.__version__}, numpy {numpy.__version__}")
     print(f"weights       {manifest.name} {manifest.version}, sha256 {manifest.sha256[:16]}, from {model.folder}")
+    print(f"licence       {manifest.license}")
     print(f"working grid  {manifest.preprocessing.in_plane_mm:g} mm in plane, slices of about ", end="")
     print(f"{manifest.preprocessing.slice_mm:g} mm, patch {'x'.join(map(str, manifest.patch))} (z, y, x)")
     print(f"device        {model.provider}")

@@ -26,7 +26,7 @@ from hemseg.preprocessing import Settings, Strip
 from hemseg.strip import learned_mask
 
 logger = logging.getLogger("hemseg")
-FORMAT = 4  # of the manifest; raised when an older hemseg could misread a newer one
+FORMAT = 5  # of the manifest; raised when an older hemseg could misread a newer one
 MANIFEST = "manifest.json"
 PLATFORM_MODEL = Path("/opt/ml/model")  # where Grand Challenge unpacks a model tarball
 DEVICES = ("auto", "cpu", "cuda")
@@ -54,6 +54,7 @@ class Manifest:
             bone); 0 for no limit (format 3).
         strip_file, strip_sha256: the ONNX file of the learned skull strip (`hemseg.strip`) beside the manifest; '' for
             the paper's steps (format 4).
+        license: under which the weights may be used (format 5).
         provenance: how the weights came about (data, recipe, seed, commit, metrics); not read by inference.
     """
 
@@ -69,6 +70,7 @@ class Manifest:
     max_median_hu: float = 0.0
     strip_file: str = ""
     strip_sha256: str = ""
+    license: str = "MIT"
     provenance: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 

@@ -63,6 +63,10 @@ def test_every_configuration_builds(path: Path) -> None:
         ("segmenter: {channels: 16}", "expects a list"),
         ("preprocessing: {bone_floor_hu: 500}", "hu_range"),
         ("a: [", "cannot be read as YAML"),
+        ("[1]", "expects a mapping"),
+        ("extends: mine.yaml", "extends itself"),
+        ("extends: nothing", "no such configuration"),
+        ("extends: best\nsegmenter: {chanels: [1]}", "did you mean 'channels'"),
     ],
 )
 def test_wrong_configurations_get_a_clear_sentence(tmp_path: Path, text: str, said: str) -> None:
@@ -71,6 +75,21 @@ def test_wrong_configurations_get_a_clear_sentence(tmp_path: Path, text: str, sa
         load_config(tmp_path / "mine.yaml")
     with pytest.raises(HemsegError, match="no such configuration"):
         load_config("smokes")
+
+
+def test_a_configuration_that_extends_another_says_what_differs(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("seed: 3\nsegmenter: {threshold: 0.4, strides: [[1, 2, 2]], channels: [8, 16]}\n")
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\nsegmenter: {threshold: 0.2, channels: [4, 8]}\n")
+    mine = load_config(tmp_path / "mine.yaml")
+    assert (mine.name, mine.seed, mine.segmenter.threshold) == ("mine", 3, 0.2)
+    assert (mine.segmenter.channels, mine.segmenter.strides) == ((4, 8), ((1, 2, 2),))
+    best, without_rsna = load_config("best"), load_config("best_open")
+    assert replace(without_rsna, name="best", weights_license=best.weights_license, without=best.without) == replace(
+        best, segmenter=replace(best.segmenter, single_slices=0)
+    )
+    assert "non-commercial" in best.weights_license
+    assert without_rsna.weights_license == "MIT"
 
 
 # --- data sets --------------------------------------------------------------------------------------------------------

@@ -82,7 +82,8 @@ def write_bundle(config: Config, run: Path, out: Path) -> None:
     manifest.write(out / "configs")
     if manifest.strip_file:
         shutil.copyfile(run / "export" / manifest.strip_file, out / "configs" / manifest.strip_file)
-    (out / "docs" / "README.md").write_text(f"hemseg {manifest.version}: research only, not a medical device.\n")
+    what = f"hemseg {manifest.version}: research only, not a medical device.\n"
+    (out / "docs" / "README.md").write_text(f"{what}\nLicence of the weights: {manifest.license}\n")
     (out / "configs" / "metadata.json").write_text(json.dumps(_metadata(manifest), indent=2) + "\n")
     (out / "configs" / "inference.json").write_text(json.dumps(_inference(config), indent=2) + "\n")
 
@@ -132,7 +133,7 @@ def _metadata(manifest: Manifest) -> dict[str, Any]:
         "task": "Intracranial hemorrhage segmentation on non-contrast head CT",
         "description": "3D U-Net trained on slice labels alone. Research only, not a medical device.",
         "authors": "the hemseg authors",
-        "copyright": "MIT; data see MODEL_CARD.md",
+        "copyright": f"code MIT; weights {manifest.license}; data see MODEL_CARD.md",
         "network_data_format": {
             "inputs": {"image": tensor("image", manifest.preprocessing.channels)},
             "outputs": {"pred": tensor("probabilities", ("hemorrhage",))},

@@ -169,6 +169,7 @@ class Config:
 
     name: str
     seed: int = 0
+    weights_license: str = "MIT"  # of the weights: what their data allow
     without: Without = field(default_factory=Without)
     strip: str = ""  # the learned skull strip: `weights` (that of hemseg's weights) or an ONNX file; '': the paper's
     preprocessing: Settings = field(default_factory=Settings)
@@ -185,9 +186,17 @@ class Config:
 def load_config(path: str | Path) -> Config:
     """Read a configuration from a path, or by the bare name of a file in ``training/configs``.
 
+    A file that ``extends`` another one says what differs from it.
+
     Raises:
         HemsegError: no such file, not YAML, an unknown key, or a value of the wrong type.
     """
+    path, values = _read_values(path)
+    return _build(Config, {"name": path.stem} | values, str(path))
+
+
+def _read_values(path: str | Path, above: tuple[Path, ...] = ()) -> tuple[Path, dict[str, Any]]:
+    """A file's own path and its values on top of those of the file that it extends."""
     path = Path(path)
     if not path.suffix and not path.exists():
         path = CONFIGS / f"{path}.yaml"
@@ -198,7 +207,23 @@ def load_config(path: str | Path) -> Config:
         raise HemsegError(f"{path}: there is no such configuration; there are {known}.") from None
     except (OSError, yaml.YAMLError) as error:
         raise HemsegError(f"{path}: cannot be read as YAML ({error}).") from None
-    return _build(Config, {"name": path.stem} | (values or {}), str(path))
+    values = values or {}
+    if not isinstance(values, dict):
+        raise HemsegError(f"{path}: expects a mapping, not {values!r}.")
+    if "extends" not in values:
+        return path, values
+    base = Path(str(values.pop("extends")))
+    if path in above:
+        raise HemsegError(f"{path}: extends itself.")
+    if base.suffix and not base.is_absolute():
+        base = path.parent / base
+    return path, _on_top(_read_values(base, (*above, path))[1], values)
+
+
+def _on_top(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` over ``base``; mappings are merged, all else is replaced."""
+    both = {k: _on_top(base[k], v) for k, v in values.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return base | values | both
 
 
 def _build(kind: Any, values: Any, where: str) -> Any:

@@ -85,6 +85,7 @@ def export_model(
         max_median_hu=settings.max_median_hu,
         strip_file=STRIP if strip else "",
         strip_sha256=hashlib.sha256(strip.read_bytes()).hexdigest() if strip else "",
+        license=config.weights_license,
         provenance=provenance | {"seed": config.seed, "commit": _commit()},
     ).write(folder)
     return {"megabytes": round(path.stat().st_size / 1e6, 1), "difference_to_torch": difference}

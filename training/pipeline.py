@@ -236,6 +236,7 @@ def build_stages(
                 config.segmenter.min_peak,
                 config.segmenter.max_median_hu,
                 hemseg.__version__,
+                *named((config.weights_license,) if config.weights_license != Config.weights_license else ()),
             ),
             export,
         ),
