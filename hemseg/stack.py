@@ -160,6 +160,9 @@ def _pixels(instance: Instance, dataset: Dataset) -> np.ndarray:
     shape = instance.header["Rows"], instance.header["Columns"]
     if stored.shape != shape:
         raise HemsegError(f"{instance.source}: holds pixels of shape {stored.shape} instead of {shape}.")
+    unused = int(dataset.get("HighBit") or 0) + 1 - int(dataset.get("BitsStored") or 0)
+    if unused > 0 and stored.dtype.kind in "iu" and not (stored & ((1 << unused) - 1)).any():
+        raise HemsegError(f"{instance.source}: its pixels are stored in the upper bits, {2**unused} times too large.")
     slope, intercept = instance.header.get("RescaleSlope"), instance.header.get("RescaleIntercept")
     if slope == 0:
         raise HemsegError(f"{instance.source}: its rescale slope is 0; its pixels are not HU.")
