@@ -8,10 +8,11 @@ from __future__ import annotations
 import atexit
 import os
 import socket
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,13 @@ class Watch:
 
     def _all_answer(self) -> bool:
         return all(map(_answers, self._places))
+
+
+def _leave() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(1)
 
 
 def _answers(place: str) -> bool:
@@ -191,7 +199,8 @@ def _cluster(address: str, workers: int) -> Iterator[Watch]:
             yield Watch([info[name] for name in ("gcs_address", "raylet_socket_name") if info.get(name)])
         except HeadLostError:
             lost = True
-            atexit.unregister(ray.shutdown)  # it would wait for the head
+            atexit.unregister(ray.shutdown)  # it would wait for the head,
+            atexit.register(_leave)  # and taking its parts down one by one ends in a crash
             raise
         finally:
             if not lost:

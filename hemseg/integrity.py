@@ -118,13 +118,22 @@ def voxel_files(path: Path) -> list[Path]:
         if value[:4].upper() == "LIST":
             if more:
                 raise ValueError(f"its list of files is longer than {HEADER_BYTES >> 20} MiB")
-            names += os.fsdecode(header[found.end() :]).split("\n")
+            listed = os.fsdecode(header[found.end() :]).split("\n")
+            if kind == "meta":  # ITK says of each on stderr that it is missing
+                _raise_for_missing(path.parent, listed)
+            names += listed
         elif value.lower() != "local":
             names.append(value)
     files = []
     for name in dict.fromkeys(name.strip() for name in names if name.strip()):
         files += _files_inside(path.parent, name)
     return [file for file in dict.fromkeys(files) if file != path]
+
+
+def _raise_for_missing(folder: Path, names: list[str]) -> None:
+    for name in (name.strip() for name in names):
+        if name and not os.path.lexists(folder / name):
+            raise ValueError(f"its voxels should be in {name[:80]}, which is missing")
 
 
 def _spelled(word: str) -> bytes:
@@ -156,8 +165,10 @@ def _files_inside(folder: Path, name: str) -> list[Path]:
         pattern = _NUMBERED.sub("*", re.sub(r"([\[\]*?])", r"[\1]", name))
         where += [p for words in (pattern, pattern.split()[0]) for p in folder.glob(words)]
     home = folder.resolve()
-    if any(not file.resolve().is_relative_to(home) for file in where):
+    if any(not Path(os.path.realpath(file)).is_relative_to(home) for file in where):  # takes links in a circle
         raise outside
+    if any(file.exists() and not file.is_file() for file in where):  # a pipe would be waited for
+        raise ValueError(f"its voxels should be in {name[:80]}, which is no file")
     return [file for file in where if file.is_file()]
 
 

@@ -58,6 +58,8 @@ def voxel_hash(voxels: np.ndarray) -> str:
 def read_mark(path: Path) -> Mark | None:
     """The mark of a file; None if it has none, or is an image that was changed since hemseg wrote it."""
     name = path.name.lower()
+    if not path.is_file():  # a pipe would be waited for
+        return None
     try:
         with gzip.open(path) if name.endswith(".gz") else path.open("rb") as file:
             found = _MARK.search(file.read(_DICOM_BYTES if name.endswith(".dcm") else _HEAD_BYTES))

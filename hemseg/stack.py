@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
+from hemseg.codestream import check_codestreams
 from hemseg.dicom_stacks import Instance, Series
 from hemseg.errors import HemsegError, first_line
 from hemseg.memory import check_memory
@@ -142,6 +143,10 @@ def _planes(series: Series) -> Iterator[np.ndarray]:
     for instance in series.instances:
         if dataset is None or instance.source != source:
             source, dataset = instance.source, instance.source.read()
+            try:
+                check_codestreams(dataset)
+            except Exception as error:  # of many kinds where the frames are damaged
+                raise HemsegError(f"{source}: its pixels cannot be decoded ({first_line(error)}).") from None
         yield _pixels(instance, dataset)
 
 

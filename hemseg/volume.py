@@ -171,7 +171,7 @@ def read(path: str | Path, series: str = "") -> Volume:
 def holds_dicom(path: Path) -> bool:
     """Whether a path is a folder, a zip archive, or a file without an image's suffix that begins as DICOM does."""
     if path.is_dir() or path.suffix.lower() == ".zip":
-        return path.exists()
+        return path.is_dir() or path.is_file()
     if suffix(path) or not path.is_file():
         return False
     from hemseg.dicom import is_dicom

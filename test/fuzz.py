@@ -18,6 +18,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -77,10 +78,9 @@ class Finding:
 def corpus(folder: Path) -> list[Path]:
     """Small valid files of every format, with values of a head: hemseg takes them, but for `REFUSED`."""
     rng = np.random.default_rng(0)
-    hu = rng.normal(32, 6, (6, 9, 8))  # brain in bone, air in front
+    hu = rng.normal(32, 6, (6, 9, 8))  # brain between bone, air in front
     hu[:, [1, -1]] = rng.normal(1100, 150, (6, 2, 8))
-    hu[:, :, [0, -1]] = rng.normal(1100, 150, (6, 9, 2))
-    hu[:, 0] = -1000
+    hu[:, 0] = rng.normal(-985, 5, (6, 8))
     image = sitk.GetImageFromArray(hu.round().astype(np.int16))
     image.SetSpacing((4.0, 4.5, 5.0))
     made = []
@@ -144,7 +144,7 @@ def _odd_images(folder: Path, image: sitk.Image) -> list[Path]:
 def _odd_dicom(folder: Path, volume: Volume) -> list[Path]:
     """Slices without preamble, of text in two encodings, deflated; an archive whose one series holds two kernels."""
     import pydicom
-    from series import write_series
+    from series import transcode, write_series
 
     one = write_series(folder / "one", replace(volume, hu=volume.hu[:1]))[0]
     dataset = pydicom.dcmread(one)
@@ -166,7 +166,12 @@ def _odd_dicom(folder: Path, volume: Volume) -> list[Path]:
     deflated = pydicom.dcmread(one)
     deflated.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
     deflated.save_as(folder / "o.dcm")
-    return [folder / name for name in ("j.dcm", "k.zip", "n.dcm", "o.dcm")]
+    made = [folder / name for name in ("j.dcm", "k.zip", "n.dcm", "o.dcm")]
+    for syntax in (pydicom.uid.JPEG2000Lossless, pydicom.uid.JPEGLSLossless, pydicom.uid.JPEGLosslessSV1):
+        made.append(folder / f"{syntax.split('.')[-1]}.dcm")
+        shutil.copy(one, made[-1])
+        transcode(made[-1], syntax)
+    return made
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:
