@@ -52,8 +52,13 @@ def end(which: Callable[[], Collection[int]], grace: float = 0.0) -> None:
     while which() and time.monotonic() < until:
         time.sleep(0.05)
     until = time.monotonic() + 1.0  # a process that the kernel holds dies when it lets go
+    killed: set[int] = set()
     while (left := which()) and time.monotonic() < until:
+        killed |= set(left)
         for number in left:
             with suppress(OSError):
                 os.kill(number, signal.SIGKILL)
         time.sleep(0.02)
+    for number in killed:  # no first process of a container may be there to take what it is left
+        with suppress(OSError):  # not a child of this process
+            os.waitpid(number, os.WNOHANG)

@@ -54,6 +54,9 @@ def times(target: Path) -> dict[str, int]:
 
 
 def test_summary_and_resume(folder: Path, tmp_path: Path, light: Path) -> None:
+    """A scan that was touched alone is the same scan, as its content says: copies and backups change times. That
+    content counts where size and times are the same is in test_resume.
+    """
     out = tmp_path / "out"
     hemseg("segment", folder, out, "--report", "--weights", light, check=1)
     found = rows(out)
@@ -390,11 +393,12 @@ def test_ray_loses_its_head(folder: Path, tmp_path: Path, light: Path) -> None:
     head = subprocess.run([*session, "-f", "gcs/gcs_server"], capture_output=True, text=True, check=False).stdout
     os.kill(int(head.split()[0]), signal.SIGKILL)
     _, errors = running.communicate(timeout=50)
-    left = subprocess.run([*session, "-a"], capture_output=True, text=True, check=False).stdout
+    states = ["ps", "-o", "stat=,args=", "-s", str(running.pid)]
+    left = subprocess.run(states, capture_output=True, text=True, check=False).stdout.splitlines()
     assert running.returncode == 1
     assert errors.strip().splitlines()[-1].startswith("error: the head of the Ray cluster does not answer any more")
     assert "Traceback" not in errors
-    assert left == ""
+    assert [line for line in left if not line.startswith("Z")] == []  # dead already, and not taken by anybody
     done = [case for case, row in rows(out).items() if row["status"] == "done"]
     assert 3 <= len(done) < 500
     assert all((out / case).is_file() for case in done)

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import hemseg_here, process
 from series import write_series
@@ -18,7 +19,8 @@ from test_folders import rows
 
 from hemseg.cohort import Job, find_scans, plan, refused
 from hemseg.errors import HemsegError
-from hemseg.folders import walk
+from hemseg.folders import walk, without_masks
+from hemseg.marks import read_mark, voxel_hash
 from hemseg.outputs import files_of, refuse_conflicts
 from hemseg.summary import Journal
 from hemseg.volume import read
@@ -164,6 +166,21 @@ def test_pipes_where_headers_and_outputs_lead(scan: Path, tmp_path: Path, light:
     os.mkfifo(tmp_path / "out" / "case.nii.gz")  # in place of a mask that was done
     said = hemseg_here("segment", scan.parent, tmp_path / "out", "--weights", light, check=1).stderr
     assert "hemseg did not write it" in said
+
+
+def test_marked_files_that_itk_ends_the_process_over(tmp_path: Path) -> None:
+    """A name that is not UTF-8, or a damaged number in the header, of a file that carries hemseg's mark."""
+    header = "ObjectType = Image\nNDims = 3\nComment = hemseg 0.1.0 scan 0123456789abcdef voxels 0123456789abcdef\n"
+    header += "ElementSpacing = 1 1 5\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
+    named = Path(os.fsdecode(os.fsencode(tmp_path) + b"/b_\xe9.mha"))
+    named.write_bytes(header.encode() + bytes(8))
+    broken = tmp_path / "a.mha"
+    broken.write_bytes(header.replace("NDims = 3", "NDims = 99999999999999999999").encode() + bytes(8))
+    whole = tmp_path / "c.mha"
+    content = voxel_hash(np.zeros((2, 2, 2), np.uint8))
+    whole.write_bytes(header.replace("voxels 0123456789abcdef", f"voxels {content}").encode() + bytes(8))
+    assert [path for path in (named, broken, whole) if read_mark(path)] == [whole]
+    assert without_masks([broken, named, whole]) == [broken, named]
 
 
 def test_older_outputs_in_the_input_are_passed_over(
