@@ -26,7 +26,8 @@ from hemseg.summary import Row, failed_row, row_of
 TRIES = 3
 LOOK_SECONDS = 1.0  # between two looks at the head
 GRACE_SECONDS = 1.0  # that Ray has to end its processes
-DEAD_SECONDS = 5.0  # a head that does not answer for so long is dead
+DEAD_SECONDS = 5.0  # a head on this machine that does not answer for so long is dead
+FAR_SECONDS = 30.0  # one elsewhere: networks have their moments, and some heads are started again
 
 
 class Worker:
@@ -49,24 +50,25 @@ class Watch:
 
     Args:
         places: host and port, or the path of a Unix socket, of each of its parts.
+        seconds: for which one may be silent; `DEAD_SECONDS` when 0.
     """
 
-    def __init__(self, places: Sequence[str]) -> None:
-        self._places = places
+    def __init__(self, places: Sequence[str], seconds: float = 0.0) -> None:
+        self._places, self._seconds = places, seconds or DEAD_SECONDS
         self._answered = self._looked = time.monotonic()
 
     def look(self) -> None:
         """Look, but no more often than every `LOOK_SECONDS`.
 
         Raises:
-            HeadLostError: for `DEAD_SECONDS` one did not answer.
+            HeadLostError: for too long one did not answer.
         """
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return
         if self._all_answer():
             self._answered = time.monotonic()
         self._looked = time.monotonic()
-        if self._looked - self._answered > DEAD_SECONDS:
+        if self._looked - self._answered > self._seconds:
             raise HeadLostError(
                 "the head of the Ray cluster does not answer any more; what was done is kept: "
                 "start the cluster anew, then run the same command again."
@@ -173,7 +175,7 @@ def _cluster(address: str, workers: int) -> Iterator[Watch]:
 
     ours, own = not ray.is_initialized(), address == "local"
     if not ours:
-        yield Watch([ray.get_runtime_context().gcs_address])
+        yield Watch([ray.get_runtime_context().gcs_address], FAR_SECONDS)
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no calls home
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
@@ -196,7 +198,8 @@ def _cluster(address: str, workers: int) -> Iterator[Watch]:
         info = getattr(context, "address_info", {})  # a client (ray://) has none: it notices itself
         lost = False
         try:
-            yield Watch([info[name] for name in ("gcs_address", "raylet_socket_name") if info.get(name)])
+            places = [info[name] for name in ("gcs_address", "raylet_socket_name") if info.get(name)]
+            yield Watch(places, DEAD_SECONDS if own else FAR_SECONDS)
         except HeadLostError:
             lost = True
             atexit.unregister(ray.shutdown)  # it would wait for the head,

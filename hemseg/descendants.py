@@ -25,8 +25,8 @@ def adopt_orphans() -> None:
 
 def descendants() -> set[int]:
     """The process numbers of all that are alive."""
-    children = defaultdict(list)
-    dead = set()
+    children: dict[int, list[int]] = defaultdict(list)
+    dead: set[int] = set()
     for place in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has just ended
             number, _, rest = place.read_text(errors="replace").partition(" ")
@@ -34,7 +34,8 @@ def descendants() -> set[int]:
             children[int(parent)].append(int(number))
             if state in "ZX":
                 dead.add(int(number))
-    found, new = set(), [os.getpid()]
+    found: set[int] = set()
+    new = [os.getpid()]
     while new:
         new = [child for parent in new for child in children[parent] if child not in found]
         found.update(new)
