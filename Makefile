@@ -19,6 +19,7 @@ shim: $(VENV)/.development  ## the built images under Grand Challenge's own shim
 soak: $(VENV)/.development  ## broken files, kills, a thousand scans, other samplings: about an hour (docs/reliability.md)
 	$(BIN)/python test/fuzz.py --count 100000
 	$(BIN)/python test/kills.py --times 60
+	$(BIN)/python test/overhead.py
 	$(BIN)/python test/soak.py --scans 1000
 	HEMSEG_EXAMPLES=20000 $(BIN)/python -m pytest test/test_names.py -k "outside or nrrd"
 	$(BIN)/python test/invariance.py

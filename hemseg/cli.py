@@ -171,7 +171,8 @@ def _work(
         coming = workers.rows_here(todo, model, target, journal.add if journal else None, key)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console, rows = Console(stderr=True), []
-    with closing(coming), Progress(*columns, console=console, disable=quiet or len(todo) == 1, transient=True) as bar:
+    hidden = quiet or len(todo) == 1 or not console.is_terminal  # in a file it would leave an empty line
+    with closing(coming), Progress(*columns, console=console, disable=hidden, transient=True) as bar:
         task = bar.add_task("segmenting", total=len(todo))
         for row in coming:
             rows.append(row)

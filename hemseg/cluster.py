@@ -1,19 +1,33 @@
-"""A folder of scans on Ray: actors that load the model once, lost ones replaced, a bounded number of jobs under way."""
+"""A folder of scans on Ray: actors that load the model once, lost ones replaced, a bounded number of jobs under way.
+
+Ray itself waits a minute for a head that died and then ends the process, or waits for ever; so the head is watched.
+"""
 
 from __future__ import annotations
 
+import atexit
 import os
+import socket
+import sys
+import time
 from collections import Counter, deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from hemseg.cohort import Job, attempt
+from hemseg.descendants import adopt_orphans, descendants, end
 from hemseg.errors import HemsegError, first_line
 from hemseg.model import load
+from hemseg.signals import ended_with, restored
 from hemseg.summary import Row, failed_row, row_of
 
 TRIES = 3
+LOOK_SECONDS = 1.0  # between two looks at the head
+GRACE_SECONDS = 1.0  # that Ray has to end its processes
+DEAD_SECONDS = 5.0  # a head on this machine that does not answer for so long is dead
+FAR_SECONDS = 30.0  # one elsewhere: networks have their moments, and some heads are started again
 
 
 class Worker:
@@ -25,6 +39,75 @@ class Worker:
     def do(self, job: Job, key: str, target: Path) -> Row:
         """One job."""
         return row_of(attempt(job, self._model), key, target)
+
+
+class HeadLostError(HemsegError):
+    """The head of the Ray cluster died, or this machine's part of it."""
+
+
+class Watch:
+    """Whether what the cluster cannot do without still answers.
+
+    Args:
+        places: host and port, or the path of a Unix socket, of each of its parts.
+        seconds: for which one may be silent; `DEAD_SECONDS` when 0.
+    """
+
+    def __init__(self, places: Sequence[str], seconds: float = 0.0) -> None:
+        self._places, self._seconds = places, seconds or DEAD_SECONDS
+        self._answered = self._looked = time.monotonic()
+
+    def look(self) -> None:
+        """Look, but no more often than every `LOOK_SECONDS`.
+
+        Raises:
+            HeadLostError: for too long one did not answer.
+        """
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        if self._all_answer():
+            self._answered = time.monotonic()
+        self._looked = time.monotonic()
+        if self._looked - self._answered > self._seconds:
+            raise HeadLostError(
+                "the head of the Ray cluster does not answer any more; what was done is kept: "
+                "start the cluster anew, then run the same command again."
+            )
+
+    def wait(self) -> None:
+        """Wait until all of them answer: what goes wrong before is no fault of a worker's.
+
+        Raises:
+            HeadLostError: as `look`.
+        """
+        while not self._all_answer():
+            time.sleep(LOOK_SECONDS)
+            self.look()
+
+    def _all_answer(self) -> bool:
+        return all(map(_answers, self._places))
+
+
+def _leave() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(1)
+
+
+def _answers(place: str) -> bool:
+    """Whether somebody takes a connection."""
+    host, _, port = place.rpartition(":")
+    try:
+        if place.startswith("/"):
+            with socket.socket(socket.AF_UNIX) as there:
+                there.settimeout(LOOK_SECONDS)
+                there.connect(place)
+        else:
+            socket.create_connection((host.strip("[]"), int(port)), LOOK_SECONDS).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def rows_of_ray(
@@ -39,26 +122,16 @@ def rows_of_ray(
         workers: number of actors, each on one CPU core (or one GPU with device ``cuda``).
 
     Raises:
-        HemsegError: Ray is not installed, or the cluster cannot be reached.
+        HemsegError: Ray is not installed, the cluster cannot be reached, or its head died.
     """
     try:
         import ray
         from ray.exceptions import RayActorError, RayError
     except ImportError:
         raise HemsegError("a cluster needs Ray; `pip install 'hemseg[cluster]'`.") from None
-    ours = not ray.is_initialized()
-    try:
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no calls home
-        if ours and address == "local":
-            ray.init(address="local", num_cpus=workers, include_dashboard=False, **options)
-        elif ours:
-            ray.init(address=address, **options)
-    except (RayError, ConnectionError, ValueError, RuntimeError) as error:
-        raise HemsegError(f"the Ray cluster {address} cannot be reached ({first_line(error)}).") from None
     resources: dict[str, Any] = {"num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
-    actor: Any = ray.remote(**resources)(Worker)
-    try:
+    with _cluster(address, workers) as watch:
+        actor: Any = ray.remote(**resources)(Worker)
         team: deque[Any] = deque(actor.remote(str(weights), device, 1) for _ in range(workers))
         left, tries = deque(jobs), Counter[Job]()
         busy: dict[Any, tuple[Any, Job]] = {}
@@ -67,19 +140,72 @@ def rows_of_ray(
                 job, worker = left.popleft(), team.popleft()
                 tries[job] += 1
                 busy[worker.do.remote(job, key, target)] = (worker, job)
-            (ready,), _ = ray.wait(list(busy), num_returns=1)
-            worker, job = busy.pop(ready)
+            watch.look()
             try:
-                row = ray.get(ready)
+                ready, _ = ray.wait(list(busy), num_returns=1, timeout=LOOK_SECONDS)
+            except (RayError, ConnectionError) as error:
+                raise HeadLostError(
+                    f"the Ray cluster was lost ({first_line(error)}); run the same command again."
+                ) from None
+            if not ready:
+                continue
+            worker, job = busy.pop(ready[0])
+            try:
+                row = ray.get(ready[0])
                 team.append(worker)
                 yield row
             except RayActorError:  # the worker or its machine is gone: a new one, and the job once more
+                watch.wait()
                 team.append(actor.remote(str(weights), device, 1))
                 if tries[job] < TRIES:
                     left.appendleft(job)
                 else:
                     why = f"its worker died {TRIES} times while it was under way."
                     yield failed_row(job, key, target, f"{job.scan}: {why}")
-    finally:
-        if ours:
-            ray.shutdown()
+
+
+@contextmanager
+def _cluster(address: str, workers: int) -> Iterator[Watch]:
+    """A connection to a cluster for the time of a `with` block; of one of our own no process outlives it.
+
+    Raises:
+        HemsegError: it cannot be reached.
+    """
+    import ray
+
+    ours, own = not ray.is_initialized(), address == "local"
+    if not ours:
+        yield Watch([ray.get_runtime_context().gcs_address], FAR_SECONDS)
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no calls home
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    options |= {"address": "local", "num_cpus": workers, "include_dashboard": False} if own else {"address": address}
+    others = descendants()
+
+    def end_ours(grace: float = 0.0) -> None:
+        if own:
+            end(lambda: descendants() - others, grace)
+
+    if own:
+        adopt_orphans()
+    with ended_with(end_ours):
+        try:
+            with restored():  # Ray's own handlers end with other exit codes
+                context = ray.init(**options)
+        except Exception as error:  # of many kinds, a bare Exception where it starts too slowly
+            end_ours()
+            raise HemsegError(f"the Ray cluster {address} cannot be reached ({first_line(error)}).") from None
+        info = getattr(context, "address_info", {})  # a client (ray://) has none: it notices itself
+        lost = False
+        try:
+            places = [info[name] for name in ("gcs_address", "raylet_socket_name") if info.get(name)]
+            yield Watch(places, DEAD_SECONDS if own else FAR_SECONDS)
+        except HeadLostError:
+            lost = True
+            atexit.unregister(ray.shutdown)  # it would wait for the head,
+            atexit.register(_leave)  # and taking its parts down one by one ends in a crash
+            raise
+        finally:
+            if not lost:
+                ray.shutdown()
+            end_ours(GRACE_SECONDS)

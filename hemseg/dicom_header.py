@@ -59,7 +59,8 @@ def _vector(length: int) -> Callable[[Any], tuple[float, ...]]:
 FIELDS: dict[str, Callable[[Any], Any]] = {
     "SOPClassUID": _text,
     "SOPInstanceUID": _text,
-    "PatientID": _text,  # keeps patients apart; in no message
+    "PatientID": _text,  # keeps patients apart, and where it is missing their names do; in no message
+    "PatientName": _text,
     "StudyInstanceUID": _text,
     "SeriesInstanceUID": _text,
     "SeriesNumber": _text,

@@ -121,7 +121,10 @@ def _instances(source: Source) -> list[Instance]:
 
 
 def _join_unknown_patients(instances: Iterable[Instance]) -> None:
-    """Slices without a PatientID are the patient's whose ID the others of their study have, if that is one."""
+    """Slices without a PatientID are the patient's whose ID the others of their study have, if that is one.
+
+    Where none of a study has one, their names keep patients apart.
+    """
     by_study: dict[str, list[Instance]] = defaultdict(list)
     for instance in instances:
         by_study[instance.get("StudyInstanceUID")].append(instance)
@@ -130,3 +133,6 @@ def _join_unknown_patients(instances: Iterable[Instance]) -> None:
         if uid and len(ids) == 1:
             for instance in together:
                 instance.header["PatientID"] = next(iter(ids))
+        elif not ids and len({instance.get("PatientName").casefold() for instance in together}) > 1:
+            for instance in together:
+                instance.header["PatientID"] = f"named {instance.get('PatientName').casefold()}"

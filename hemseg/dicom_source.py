@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 SUFFIXES = (".dcm", ".dicom", ".ima")  # a file of such a name is DICOM, or damaged
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"  # of one slice
 _BEGIN = 140  # bytes that are looked at
 _VRS = {
     b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"IS", b"LO", b"LT", b"OB", b"PN", b"SH", b"ST", b"TM", b"UI",
@@ -75,10 +76,21 @@ class Source:
             uid = pydicom.uid
             explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
             meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit
-        return dataset
+        return dataset if fields else _completed(dataset)
 
     def __str__(self) -> str:
         return f"{self.path}:{self.member}" if self.member else str(self.path)
+
+
+def _completed(dataset: Dataset) -> Dataset:
+    """What a classic CT slice leaves out though it may only be empty, and what is empty though it may only be absent:
+    other libraries ask for it.
+    """
+    if dataset.get("SOPClassUID") == CT_IMAGE and "SliceThickness" not in dataset:
+        dataset.SliceThickness = None
+    if "SpecificCharacterSet" in dataset and not dataset.SpecificCharacterSet:
+        del dataset.SpecificCharacterSet
+    return dataset
 
 
 def _dataset(file: Any, options: dict[str, Any]) -> Dataset:

@@ -23,11 +23,14 @@ SHEAR = 0.01  # cosine between axes, up to which they count as perpendicular
 ALONG = 0.05  # least cosine between an axis and the direction that a letter gives it
 SCALED = 0.01  # relative difference of two spacings
 SHIFTED_MM, TURNED = 1.0, 0.01  # of two positions, and of two directions, that agree but for rounding
+NIFTI_VOXELS = 352  # where they begin, at the earliest
+MOST_OFFSET = 1 << 31  # beyond it ITK's number is another one
 HEADER_BYTES = 1 << 20  # of text, at most
 CHUNK = 1 << 22
 TILTED = "are not at right angles: probably a tilted gantry; give the DICOM series, whose slices can be shifted back"
 _UNSAID = "The file does not say how the patient lies in it ({}): the side of a lesion is unknown."
 _ANATOMICAL = ("left-posterior-superior", "lps", "right-anterior-superior", "ras", "left-anterior-superior", "las")
+MILLIMETRES = ("", "?", "???", "mm", "millimeter", "millimeters", "millimetre", "millimetres")
 _CODES = ("RL", "AP", "IS")  # where the axes of LPS come from: increasing, decreasing
 _FLIP = np.diag([-1.0, -1.0, 1.0])  # NIfTI's RAS to LPS
 
@@ -82,8 +85,14 @@ def _nifti(path: Path) -> Orientation:
     if not np.isfinite(sizes).all() or (sizes == 0).any():
         raise HeaderError("does not give the spacing of its voxels (pixdim is 0 or no number); fix it")
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    if slope == 0 and intercept != 0:
+    if (slope == 0 or not np.isfinite(slope)) and np.isfinite(intercept) and intercept != 0:
         raise HeaderError("has a slope of 0 and an intercept (scl_slope, scl_inter): are voxels scaled or not? Fix it")
+    if np.isfinite(slope) and slope != 0 and not np.isfinite(intercept):
+        raise HeaderError("has a slope and an intercept that is no number (scl_slope, scl_inter); fix it")
+    if not NIFTI_VOXELS <= float(header["vox_offset"]) < MOST_OFFSET:  # not for NaN either
+        raise HeaderError(
+            f"does not say where its voxels begin (vox_offset is below {NIFTI_VOXELS} or no number); fix it"
+        )
     codes = int(header["qform_code"]), int(header["sform_code"])
     if codes[0] <= 0 and codes[1] <= 0:
         return Orientation(False, (_UNSAID.format("qform_code and sform_code are 0"),))
@@ -168,6 +177,11 @@ def meta_header(path: Path) -> tuple[dict[str, str], int]:
         return header, file.tell()
 
 
+def is_yes(value: str) -> bool:
+    """Whether ITK takes the value of a MetaImage's field for true: it looks at the first letter."""
+    return value[:1] in ("T", "t", "1")
+
+
 def _metaimage(path: Path) -> Orientation:
     header, _ = meta_header(path)
     sizes = _numbers(header.get("ElementSpacing") or header.get("ElementSize") or "")
@@ -177,12 +191,16 @@ def _metaimage(path: Path) -> Orientation:
     scaled += _numbers(header.get("ElementToIntensityFunctionOffset", "0"))
     if scaled != [1, 0]:
         raise HeaderError("has a slope or an offset (ElementToIntensityFunction) that would not be applied; store HU")
-    if header.get("BinaryData", "True").lower() != "true":
+    if header.get("DistanceUnits", "mm") not in ("mm", "?", ""):
+        raise HeaderError(
+            "gives its spacing in another unit than mm (DistanceUnits), which ITK ignores; convert it to mm"
+        )
+    if not is_yes(header.get("BinaryData", "True")):
         raise HeaderError("says that its voxels are text (BinaryData); store them as binary")
     local = header["ElementDataFile"].upper() == "LOCAL"
     if local and header.get("HeaderSize", "0") != "0":
         raise HeaderError("has a HeaderSize, but its voxels follow it; remove one of them")
-    if header.get("CompressedData", "False").lower() == "true" and local:
+    if is_yes(header.get("CompressedData", "")) and local:
         size, rest = header.get("CompressedDataSize", ""), path.stat().st_size - meta_header(path)[1]
         if not size.isdecimal():
             raise HeaderError("lacks CompressedDataSize, without which ITK misreads it; save it again")
@@ -223,7 +241,7 @@ def inflated(path: Path) -> tuple[int, int] | None:
         "[1-9]", dimensions := header.get("NDims", "")
     ):  # ITK crashes over a number beyond its integers
         raise ValueError(f"its header says NDims = {dimensions[:40]}")
-    if header.get("CompressedData", "False").lower() != "true":
+    if not is_yes(header.get("CompressedData", "")):
         return None
     data = path if header["ElementDataFile"].upper() == "LOCAL" else path.parent / header["ElementDataFile"]
     if not data.is_file():
@@ -242,8 +260,8 @@ def inflated(path: Path) -> tuple[int, int] | None:
 def crc_of(voxels: np.ndarray, path: Path) -> int:
     """CRC-32 of voxels in the byte order that a MetaImage's header declares."""
     header, _ = meta_header(path)
-    order = header.get("BinaryDataByteOrderMSB") or header.get("ElementByteOrderMSB") or "False"
-    stored = voxels.astype(voxels.dtype.newbyteorder(">" if order.lower() == "true" else "<"), copy=False)
+    order = header.get("BinaryDataByteOrderMSB") or header.get("ElementByteOrderMSB") or ""
+    stored = voxels.astype(voxels.dtype.newbyteorder(">" if is_yes(order) else "<"), copy=False)
     return zlib.crc32(np.ascontiguousarray(stored).data.cast("B"))
 
 
@@ -262,6 +280,9 @@ def _nrrd(path: Path) -> Orientation:
         raise HeaderError("does not give the spacing of its voxels (neither spacings nor space directions); add it")
     if volume and ("nan" in vectors.lower() or "none" in vectors):
         raise HeaderError("does not give the spacing of its voxels (space directions without numbers); fix it")
+    units = re.findall(r'"([^"]*)"', fields.get("space units", "") + fields.get("units", ""))
+    if any(unit.strip().lower() not in MILLIMETRES for unit in units):
+        raise HeaderError("gives its spacing in another unit than mm (units), which ITK ignores; convert it to mm")
     if fields.get("space", "").lower() not in _ANATOMICAL or not vectors:
         return Orientation(False, (_UNSAID.format("no anatomical space with directions"),))
     return Orientation()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import gzip
 import os
 import re
+import struct
 import zlib
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from hemseg.errors import first_line
+from hemseg.image_header import is_yes
 
-NIFTI_HEADER = 348  # bytes, before the voxels
+OFFSET_BYTES = 108  # of a NIfTI's header, before the number that says where its voxels begin
 CHUNK = 1 << 22
 HEADER_BYTES = 1 << 20  # of text, at most
 
@@ -30,13 +32,24 @@ def stored_bytes(path: Path, kind: str) -> int | None:
         OSError, EOFError, zlib.error, ValueError: the file is damaged.
     """
     if kind == ".nii":
-        return path.stat().st_size - NIFTI_HEADER
+        with path.open("rb") as file:
+            return path.stat().st_size - _begin(file.read(348))
     if kind == ".nii.gz":
         with gzip.open(path) as file:
-            return sum(len(chunk) for chunk in iter(lambda: file.read(CHUNK), b"")) - NIFTI_HEADER
+            head = file.read(348)
+            return len(head) + sum(len(chunk) for chunk in iter(lambda: file.read(CHUNK), b"")) - _begin(head)
     if kind in (".mha", ".mhd"):
         return _meta_bytes(path)
     return None
+
+
+def _begin(head: bytes) -> int:
+    """Where a NIfTI's voxels begin, by its header, in its byte order."""
+    if len(head) < 348:
+        raise EOFError(f"it holds {len(head)} bytes, and a header has 348")
+    order = "<" if head[:4] == struct.pack("<i", 348) else ">"
+    (begin,) = struct.unpack_from(f"{order}f", head, OFFSET_BYTES)
+    return int(begin)
 
 
 def _meta_bytes(path: Path) -> int | None:
@@ -60,7 +73,7 @@ def _meta_bytes(path: Path) -> int | None:
     if not data.is_file():
         raise ValueError(f"its voxels should be in {data.name}, which is missing")
     start = start if data == path else max(0, int(header.get("HeaderSize", 0)))
-    if header.get("CompressedData", "False").lower() != "true":
+    if not is_yes(header.get("CompressedData", "")):
         return data.stat().st_size - start
     inflate, size = zlib.decompressobj(), 0
     with data.open("rb") as file:
@@ -105,13 +118,22 @@ def voxel_files(path: Path) -> list[Path]:
         if value[:4].upper() == "LIST":
             if more:
                 raise ValueError(f"its list of files is longer than {HEADER_BYTES >> 20} MiB")
-            names += os.fsdecode(header[found.end() :]).split("\n")
+            listed = os.fsdecode(header[found.end() :]).split("\n")
+            if kind == "meta":  # ITK says of each on stderr that it is missing
+                _raise_for_missing(path.parent, listed)
+            names += listed
         elif value.lower() != "local":
             names.append(value)
     files = []
     for name in dict.fromkeys(name.strip() for name in names if name.strip()):
         files += _files_inside(path.parent, name)
     return [file for file in dict.fromkeys(files) if file != path]
+
+
+def _raise_for_missing(folder: Path, names: list[str]) -> None:
+    for name in (name.strip() for name in names):
+        if name and not os.path.lexists(folder / name):
+            raise ValueError(f"its voxels should be in {name[:80]}, which is missing")
 
 
 def _spelled(word: str) -> bytes:
@@ -143,8 +165,10 @@ def _files_inside(folder: Path, name: str) -> list[Path]:
         pattern = _NUMBERED.sub("*", re.sub(r"([\[\]*?])", r"[\1]", name))
         where += [p for words in (pattern, pattern.split()[0]) for p in folder.glob(words)]
     home = folder.resolve()
-    if any(not file.resolve().is_relative_to(home) for file in where):
+    if any(not Path(os.path.realpath(file)).is_relative_to(home) for file in where):  # takes links in a circle
         raise outside
+    if any(file.exists() and not file.is_file() for file in where):  # a pipe would be waited for
+        raise ValueError(f"its voxels should be in {name[:80]}, which is no file")
     return [file for file in where if file.is_file()]
 
 

@@ -58,6 +58,8 @@ def voxel_hash(voxels: np.ndarray) -> str:
 def read_mark(path: Path) -> Mark | None:
     """The mark of a file; None if it has none, or is an image that was changed since hemseg wrote it."""
     name = path.name.lower()
+    if not path.is_file():  # a pipe would be waited for
+        return None
     try:
         with gzip.open(path) if name.endswith(".gz") else path.open("rb") as file:
             found = _MARK.search(file.read(_DICOM_BYTES if name.endswith(".dcm") else _HEAD_BYTES))
@@ -71,15 +73,20 @@ def read_mark(path: Path) -> Mark | None:
 
 def _holds(path: Path, voxels: str) -> bool:
     """Whether an image's voxels are those of a mark."""
+    import numpy as np
     import SimpleITK as sitk
 
-    try:
-        stored = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-        if stored.dtype == "float32" and voxel_hash(stored) == voxels:  # a probability image
-            return True
-        return bool(stored.max() <= 1 and stored.min() >= 0) and voxel_hash(stored.astype("uint8")) == voxels
-    except (RuntimeError, ValueError, TypeError):
+    from hemseg.errors import HemsegError
+    from hemseg.volume import read, suffix
+
+    try:  # with all checks where it is an image: ITK alone ends the process over some names and headers
+        stored = read(path).hu if suffix(path) else sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    except (HemsegError, RuntimeError, ValueError, TypeError):
         return False
+    mask = stored.astype(np.uint8) if stored.min() >= 0 and stored.max() <= 1 else None
+    if mask is not None and np.array_equal(mask, stored):
+        return voxel_hash(mask) == voxels
+    return stored.dtype == np.float32 and voxel_hash(stored) == voxels  # a probability image
 
 
 def marked_png(png: bytes, text: str) -> bytes:

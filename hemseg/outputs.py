@@ -28,6 +28,8 @@ Listed = Callable[["Job", Path], bool]
 
 def is_output_folder(folder: Path) -> bool:
     """Whether hemseg's table of a folder of scans lies in it, of whatever version."""
+    if not (folder / JOURNAL).is_file():  # a pipe would be waited for
+        return False
     try:
         with (folder / JOURNAL).open("rb") as file:
             return is_journal(file.readline(1 << 12).decode(errors="replace"))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing import active_children
 from threading import current_thread, main_thread
@@ -19,6 +19,7 @@ KILL_SECONDS = 1.0  # that workers have to end
 _stopping = False
 _nothing_to_wait_for = False
 _last_words: Mapping[int, str] = {}
+_enders: list[Callable[[], object]] = []
 
 
 def install(last_words: Mapping[int, str] = _last_words) -> None:
@@ -47,6 +48,28 @@ def at_once() -> Iterator[None]:
         _nothing_to_wait_for = False
 
 
+@contextmanager
+def ended_with(ender: Callable[[], object]) -> Iterator[None]:
+    """For the time of a `with` block an end at once calls this too: it ends processes that others began for us."""
+    _enders.append(ender)
+    try:
+        yield
+    finally:
+        _enders.remove(ender)
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """The handlers of signals are what they were, after a `with` block in which a library sets its own."""
+    before = {number: signal.getsignal(number) for number in STOPS}
+    try:
+        yield
+    finally:
+        if current_thread() is main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 def _stop(number: int, _: FrameType | None) -> None:
     global _stopping
     if _stopping or _nothing_to_wait_for:
@@ -65,6 +88,9 @@ def end_now(code: int, last_words: str = "") -> None:
     for worker in workers:
         worker.join(KILL_SECONDS / len(workers))
         worker.kill()
+    for ender in _enders:
+        with suppress(Exception):
+            ender()
     abandon()
     if os.isatty(2):
         os.write(2, b"\x1b[?25h\n")  # the progress bar hides the cursor

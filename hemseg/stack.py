@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
+from hemseg.codestream import check_codestreams
 from hemseg.dicom_stacks import Instance, Series
 from hemseg.errors import HemsegError, first_line
 from hemseg.memory import check_memory
@@ -142,6 +143,10 @@ def _planes(series: Series) -> Iterator[np.ndarray]:
     for instance in series.instances:
         if dataset is None or instance.source != source:
             source, dataset = instance.source, instance.source.read()
+            try:
+                check_codestreams(dataset)
+            except Exception as error:  # of many kinds where the frames are damaged
+                raise HemsegError(f"{source}: its pixels cannot be decoded ({first_line(error)}).") from None
         yield _pixels(instance, dataset)
 
 
@@ -160,6 +165,9 @@ def _pixels(instance: Instance, dataset: Dataset) -> np.ndarray:
     shape = instance.header["Rows"], instance.header["Columns"]
     if stored.shape != shape:
         raise HemsegError(f"{instance.source}: holds pixels of shape {stored.shape} instead of {shape}.")
+    unused = int(dataset.get("HighBit") or 0) + 1 - int(dataset.get("BitsStored") or 0)
+    if unused > 0 and stored.dtype.kind in "iu" and not (stored & ((1 << unused) - 1)).any():
+        raise HemsegError(f"{instance.source}: its pixels are stored in the upper bits, {2**unused} times too large.")
     slope, intercept = instance.header.get("RescaleSlope"), instance.header.get("RescaleIntercept")
     if slope == 0:
         raise HemsegError(f"{instance.source}: its rescale slope is 0; its pixels are not HU.")

@@ -151,6 +151,8 @@ class Journal:
         self.rows: dict[str, Row] = {}
         self.to_check = [target / HTML]
         self._older = False  # the table of a version whose files have no marks
+        if self.path.exists() and not self.path.is_file():  # a pipe would be waited for
+            raise HemsegError(f"{self.path}: is no file; give another folder for the output.")
         self._known: dict[str, str] = {}  # the mask of every case that it names, rows that do not hold among them
         try:
             text = self.path.read_bytes().decode("utf-8-sig", errors="replace")
@@ -208,6 +210,8 @@ class Journal:
             if not (known and is_same(files_of(job), known)):
                 return False
         try:
+            if not path.is_file():
+                return False
             if path.stat().st_size == 0 or read_mark(path):
                 return True
             if self._older:

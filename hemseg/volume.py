@@ -171,7 +171,7 @@ def read(path: str | Path, series: str = "") -> Volume:
 def holds_dicom(path: Path) -> bool:
     """Whether a path is a folder, a zip archive, or a file without an image's suffix that begins as DICOM does."""
     if path.is_dir() or path.suffix.lower() == ".zip":
-        return path.exists()
+        return path.is_dir() or path.is_file()
     if suffix(path) or not path.is_file():
         return False
     from hemseg.dicom import is_dicom
@@ -279,7 +279,8 @@ def _check_header(path: Path, reader: sitk.ImageFileReader) -> None:
         raise HemsegError(f"{path}: its header declares {'x'.join(map(str, size))} voxels, too many for a head CT.")
     spacing = np.array(reader.GetSpacing())
     if not np.isfinite(spacing).all() or (spacing <= 0).any():
-        raise HemsegError(f"{path}: its voxel spacing {tuple(spacing)} mm is not positive; fix the header.")
+        sizes = " x ".join(f"{mm:g}" for mm in spacing)
+        raise HemsegError(f"{path}: its voxel spacing of {sizes} mm is not positive; fix the header.")
     cosines = np.array(reader.GetDirection()).reshape(3, 3)
     if np.abs(cosines.T @ cosines - np.eye(3)).max() > image_header.SHEAR and suffix(path) not in (".nii", ".nii.gz"):
         raise HemsegError(f"{path}: its axes {image_header.TILTED}.")

@@ -18,6 +18,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -37,6 +38,8 @@ from hemseg.errors import HemsegError
 from hemseg.volume import Volume, read
 
 MEMORY, SECONDS = 2 * 2**30, 10
+GOOD = ("read", "read, no CT", "refused")  # what may become of a file
+REFUSED = ("g.nii",)  # of the corpus: NIfTI-2
 NUMBERS = (
     b"0",
     b"-1",
@@ -73,10 +76,13 @@ class Finding:
 
 
 def corpus(folder: Path) -> list[Path]:
-    """Small valid files of every format."""
+    """Small valid files of every format, with values of a head: hemseg takes them, but for `REFUSED`."""
     rng = np.random.default_rng(0)
-    image = sitk.GetImageFromArray(rng.integers(-1000, 1500, (6, 9, 8)).astype(np.int16))
-    image.SetSpacing((0.5, 0.6, 5.0))
+    hu = rng.normal(32, 6, (6, 9, 8))  # brain between bone, air in front
+    hu[:, [1, -1]] = rng.normal(1100, 150, (6, 2, 8))
+    hu[:, 0] = rng.normal(-985, 5, (6, 8))
+    image = sitk.GetImageFromArray(hu.round().astype(np.int16))
+    image.SetSpacing((4.0, 4.5, 5.0))
     made = []
     for name, packed in (
         ("a.nii", False),
@@ -110,7 +116,7 @@ def _odd_images(folder: Path, image: sitk.Image) -> list[Path]:
     import nibabel
 
     voxels = sitk.GetArrayFromImage(image)
-    affine = np.diag([-0.5, -0.6, 5.0, 1.0])
+    affine = np.diag([-4.0, -4.5, 5.0, 1.0])
     both = nibabel.Nifti1Image(voxels.T, affine)
     both.set_qform(affine, 1)
     turned = affine.copy()
@@ -118,21 +124,27 @@ def _odd_images(folder: Path, image: sitk.Image) -> list[Path]:
     both.set_sform(turned, 2)
     nibabel.save(both, folder / "f.nii")
     nibabel.save(nibabel.Nifti2Image(voxels.T, affine), folder / "g.nii")
+    scaled = nibabel.Nifti1Image((voxels.T + 1024).astype(np.uint16), affine)
+    scaled.header.set_slope_inter(0.5, -1024)
+    unsaid = nibabel.Nifti1Image(voxels.T.astype(np.float32), None)
+    unsaid.header.set_zooms((4.0, 4.5, 5.0))
+    nibabel.save(scaled, folder / "l.nii")
+    nibabel.save(unsaid, folder / "m.nii.gz")
     packed = zlib.compress(voxels.astype(">i2").tobytes())
     head = "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = True\nCompressedData = True\n"
     head += f"CompressedDataSize = {len(packed)}\nTransformMatrix = 1 0 0 0 1 0 0 0 1\nAnatomicalOrientation = LAI\n"
-    head += "ElementSpacing = 0.5 0.6 5\nDimSize = 8 9 6\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    head += "ElementSpacing = 4 4.5 5\nDimSize = 8 9 6\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
     (folder / "h.mha").write_bytes(head.encode() + packed)
     head = "NRRD0004\ntype: short\ndimension: 3\nspace: RAS\nsizes: 8 9 6\n"
-    head += "space directions: (-0.5,0,0) (0,-0.6,0) (0,0,5)\n"
+    head += "space directions: (-4,0,0) (0,-4.5,0) (0,0,5)\n"
     (folder / "i.nrrd").write_bytes(f"{head}endian: little\nencoding: raw\n\n".encode() + voxels.tobytes())
-    return [folder / name for name in ("f.nii", "g.nii", "h.mha", "i.nrrd")]
+    return [folder / name for name in ("f.nii", "g.nii", "h.mha", "i.nrrd", "l.nii", "m.nii.gz")]
 
 
 def _odd_dicom(folder: Path, volume: Volume) -> list[Path]:
-    """A slice without preamble, and an archive whose one series holds two kernels."""
+    """Slices without preamble, of text in two encodings, deflated; an archive whose one series holds two kernels."""
     import pydicom
-    from series import write_series
+    from series import transcode, write_series
 
     one = write_series(folder / "one", replace(volume, hu=volume.hu[:1]))[0]
     dataset = pydicom.dcmread(one)
@@ -148,7 +160,18 @@ def _odd_dicom(folder: Path, volume: Volume) -> list[Path]:
     with zipfile.ZipFile(folder / "k.zip", "w", zipfile.ZIP_STORED) as archive:
         for path in two:
             archive.write(path, str(path.relative_to(folder)))
-    return [folder / "j.dcm", folder / "k.zip"]
+    dataset.SpecificCharacterSet = ["", "ISO 2022 IR 87"]
+    dataset.SeriesDescription, dataset.PatientBirthDate, dataset.ContrastBolusAgent = "頭部", None, None
+    dataset.save_as(folder / "n.dcm")
+    deflated = pydicom.dcmread(one)
+    deflated.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    deflated.save_as(folder / "o.dcm")
+    made = [folder / name for name in ("j.dcm", "k.zip", "n.dcm", "o.dcm")]
+    for syntax in (pydicom.uid.JPEG2000Lossless, pydicom.uid.JPEGLSLossless, pydicom.uid.JPEGLosslessSV1):
+        made.append(folder / f"{syntax.split('.')[-1]}.dcm")
+        shutil.copy(one, made[-1])
+        transcode(made[-1], syntax)
+    return made
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:
@@ -202,8 +225,9 @@ def _worker(seeds: range, originals: list[tuple[str, bytes]], folder: str, pipe:
         said = "refused"
         try:
             volume = read(path)
+            said = "read, no CT"
+            refuse_what_is_no_ct(volume)
             said = "read"
-            refuse_what_is_no_ct(volume)  # the corpus is noise, which is no head
         except HemsegError as error:
             if "\n" in str(error) or path.name not in str(error):
                 said = f"unclear: {error!r}"
@@ -255,9 +279,8 @@ def fuzz(count: int, seed: int, workers: int = 2, keep: Path | None = None) -> t
                         elif kind == "done":
                             del running[w]
                         else:
-                            short = said.split(":")[0] if said not in ("read", "refused") else said
-                            outcomes[short] += 1
-                            if said not in ("read", "refused"):
+                            outcomes[said.split(":")[0]] += 1
+                            if said not in GOOD:
                                 findings.append(Finding(number, current[w][1], said))
                 elif w in current and time.monotonic() - current[w][2] > 3 * SECONDS:
                     process.kill()

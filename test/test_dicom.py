@@ -383,6 +383,7 @@ def test_the_real_series(tmp_path: Path) -> None:
 
 
 def test_the_container_reads_studies_beside_images(tmp_path: Path, phantom: Volume, model: Model) -> None:
+    """The log counts what gets a mask as a scan: the image and both studies."""
     source = tmp_path / "in"
     write_series(source / "study one" / "series", phantom)
     write_series(source / "study two", phantom)

@@ -54,6 +54,9 @@ def times(target: Path) -> dict[str, int]:
 
 
 def test_summary_and_resume(folder: Path, tmp_path: Path, light: Path) -> None:
+    """A scan that was touched alone is the same scan, as its content says: copies and backups change times. That
+    content counts where size and times are the same is in test_resume.
+    """
     out = tmp_path / "out"
     hemseg("segment", folder, out, "--report", "--weights", light, check=1)
     found = rows(out)
@@ -366,3 +369,36 @@ def test_ray_loses_a_worker_and_nothing_else(folder: Path, tmp_path: Path) -> No
     hemseg("segment", folder, out, "--quiet")  # and what Ray has done counts as done
     assert times(out) == before
     assert not [name for name in files(out) if ".part" in name]
+
+
+def test_ray_loses_its_head(folder: Path, tmp_path: Path, light: Path) -> None:
+    """Ray would say nothing for a minute, then end the process with a line of its own, and leave two behind."""
+    pytest.importorskip("ray")
+    for number in range(500):
+        os.link(folder / "case.nii.gz", folder / f"d{number}.nii.gz")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "hemseg.cli", "segment", str(folder), str(out), "--ray", "local", "--jobs", "2"]
+    environment = os.environ | {"RAY_worker_niceness": "0"}
+    running = subprocess.Popen(
+        [*command, "--quiet", "--weights", str(light)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    while running.poll() is None and (not (out / "summary.csv").exists() or len(rows(out)) < 3):
+        time.sleep(0.1)
+    session = ["pgrep", "-s", str(running.pid)]
+    head = subprocess.run([*session, "-f", "gcs/gcs_server"], capture_output=True, text=True, check=False).stdout
+    os.kill(int(head.split()[0]), signal.SIGKILL)
+    _, errors = running.communicate(timeout=50)
+    states = ["ps", "-o", "stat=,args=", "-s", str(running.pid)]
+    left = subprocess.run(states, capture_output=True, text=True, check=False).stdout.splitlines()
+    assert running.returncode == 1
+    assert errors.strip().splitlines()[-1].startswith("error: the head of the Ray cluster does not answer any more")
+    assert "Traceback" not in errors
+    assert [line for line in left if not line.startswith("Z")] == []  # dead already, and not taken by anybody
+    done = [case for case, row in rows(out).items() if row["status"] == "done"]
+    assert 3 <= len(done) < 500
+    assert all((out / case).is_file() for case in done)

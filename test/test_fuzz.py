@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from fuzz import fuzz
+from fuzz import REFUSED, corpus, fuzz
 
+from hemseg.checks import refuse_what_is_no_ct
 from hemseg.errors import HemsegError
 from hemseg.integrity import CHUNK, stored_bytes
 from hemseg.volume import read
@@ -20,6 +21,16 @@ def test_broken_files_are_read_or_refused() -> None:
     assert not findings
     assert outcomes["read"] > 100
     assert outcomes["refused"] > 500
+
+
+def test_what_is_broken_was_whole(tmp_path: Path) -> None:
+    """Were the files refused as they are, breaking them would show nothing."""
+    for path in corpus(tmp_path):
+        if path.name in REFUSED:
+            with pytest.raises(HemsegError):
+                read(path)
+        else:
+            refuse_what_is_no_ct(read(path))
 
 
 @pytest.mark.parametrize("number", ["-1", "0", "1e38", "4294967296", "99999999999999999999", ""])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import zipfile
 import zlib
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, hemseg_here, process
 from pydicom import dcmread
+from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless
 from series import write_series
 
 from hemseg import dicom_source, inflation, memory, workers
@@ -63,6 +66,34 @@ def test_deflated_dicom_is_bounded_before_it_is_read(deflated: Path, monkeypatch
             source.read()
         with pytest.raises(HemsegError, match="no CT does"):
             source.read(pixels=False)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "size", "form", "offsets"),
+    [
+        (JPEG2000Lossless, b"\xff\x51", ">II", (6, 22)),
+        (JPEGLSLossless, b"\xff\xf7", ">HH", (5,)),
+        (JPEGLosslessSV1, b"\xff\xc3", ">HH", (5,)),
+    ],
+)
+def test_codestreams_that_ask_for_gigabytes(
+    tmp_path: Path, bleed: Phantom, syntax: str, size: bytes, form: str, offsets: tuple[int, ...]
+) -> None:
+    """The decoders of JPEG 2000 would reserve them, that of JPEG-LS would end the process."""
+    scan = replace(bleed.volume, hu=bleed.volume.hu[:5])
+    paths = write_series(tmp_path, scan, syntax=syntax)
+    assert np.abs(read(tmp_path).hu - scan.hu).max() <= 0.5
+    content = bytearray(paths[2].read_bytes())
+    at = content.index(size)
+    for offset in offsets:
+        struct.pack_into(form, content, at + offset, 40000, 40000)
+    paths[2].write_bytes(content)
+    begun = memory.resident_bytes()
+    with pytest.raises(
+        HemsegError, match=r"003\.dcm: its pixels cannot be decoded \(the compressed pixels are 40000 x"
+    ):
+        read(tmp_path)
+    assert memory.resident_bytes() - begun < 1 << 28
 
 
 def test_members_of_archives_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,65 @@ def test_a_field_that_is_empty_or_absent(tmp_path: Path, name: str) -> None:
             assert np.array_equal(read(tmp_path / case).hu, whole.hu)
 
 
+# what a CT file holds beside what hemseg looks at, by the standard's table of the CT image
+OTHERS = {
+    "SpecificCharacterSet": "ISO_IR 100", "InstanceCreationDate": "20200101", "StudyDate": "20200101",
+    "SeriesDate": "20200101", "AcquisitionDate": "20200101", "ContentDate": "20200101", "StudyTime": "120000",
+    "SeriesTime": "120000", "AcquisitionTime": "120000", "ContentTime": "120000", "AccessionNumber": "A1",
+    "Manufacturer": "Maker", "InstitutionName": "Hospital", "ReferringPhysicianName": "Doe^A", "StationName": "CT1",
+    "ManufacturerModelName": "Model", "PatientName": "Doe^B", "PatientBirthDate": "19700101", "PatientSex": "O",
+    "PatientAge": "050Y", "ScanOptions": "HELIX", "KVP": 120, "DataCollectionDiameter": 500, "DeviceSerialNumber": "1",
+    "SoftwareVersions": "1", "ReconstructionDiameter": 250, "GantryDetectorTilt": 0, "TableHeight": 150,
+    "RotationDirection": "CW", "ExposureTime": 1000, "XRayTubeCurrent": 300, "Exposure": 300, "FilterType": "BODY",
+    "FocalSpots": 1.2, "PatientPosition": "HFS", "StudyID": "1", "Laterality": "", "FrameOfReferenceUID": "1.2.3",
+    "PositionReferenceIndicator": "OM", "SliceLocation": 1, "ImageComments": "a comment", "SamplesPerPixel": 1,
+    "PhotometricInterpretation": "MONOCHROME2", "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15,
+    "WindowCenter": 40, "WindowWidth": 80, "PixelAspectRatio": [1, 1], "SmallestImagePixelValue": 0,
+    "PerformedProcedureStepID": "1", "PixelData": b"",
+}  # fmt: skip
+# pixels are decoded by these, and DICOM SEG refers to these
+PIXELS = {"SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelData"}
+REFERRED = {"SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"}
+
+
+@pytest.mark.parametrize("case", ["empty", "absent"])
+def test_every_attribute_of_a_ct_header_empty_or_absent(tmp_path: Path, case: str) -> None:
+    """One by one: the scan and a DICOM SEG of it, or a sentence where nothing could be right without it."""
+    few = stack(4, 5)
+    files = write_series(tmp_path, few)
+    whole = [pydicom.dcmread(path) for path in files]
+    for dataset in whole:
+        for name, value in OTHERS.items():
+            if name not in dataset:
+                setattr(dataset, name, value)
+    names = sorted({element.keyword for dataset in whole for element in dataset})
+    assert len(names) > 70
+    assert set(OTHERS) | REFERRED <= set(names)
+    unread, unreferred = dict[str, str](), dict[str, str]()
+    for name in names:
+        for dataset, path in zip(whole, files, strict=True):
+            changed = pydicom.Dataset({element.tag: element for element in dataset if element.keyword != name})
+            if case == "empty":
+                changed.add(pydicom.DataElement(dataset[name].tag, dataset[name].VR, None))
+            changed.file_meta = dataset.file_meta
+            changed.save_as(path, implicit_vr=False, little_endian=True)
+        try:
+            volume = read(tmp_path)
+        except HemsegError as error:
+            unread[name] = str(error)
+            continue
+        assert np.array_equal(volume.hu, few.hu), name
+        result = SimpleNamespace(volume=volume, mask=(volume.hu > 500).astype(np.uint8))
+        try:
+            write_segmentation(result, tmp_path.with_suffix(".dcm"))  # type: ignore[arg-type]
+        except HemsegError as error:
+            unreferred[name] = str(error)
+    assert {n: said for n, said in unread.items() if n not in PIXELS | set(NEEDED)} == {}
+    assert {n: said for n, said in unreferred.items() if n not in REFERRED} == {}
+    assert all("do not allow a DICOM segmentation" in said for said in unreferred.values())
+    assert not any("\n" in said for said in (*unread.values(), *unreferred.values()))
+
+
 @pytest.mark.parametrize(
     ("name", "vr", "value"),
     [
@@ -217,6 +276,35 @@ def test_patients_are_never_mixed(tmp_path: Path) -> None:
             archive.write(path, str(path.relative_to(tmp_path / "one study")))
     with pytest.raises(HemsegError, match="holds CT of 2 patients: p1"):
         read(tmp_path / "two.zip")
+
+
+def test_names_keep_patients_apart_where_ids_are_missing(tmp_path: Path) -> None:
+    uids = {"SeriesInstanceUID": generate_uid(), "study": generate_uid()}
+    for folder, name, volume in (("p1", "Secret^A", SCAN), ("p2", "Secret^B", OTHER)):
+        series(tmp_path / folder, volume, renumbered(1, PatientID="", PatientName=name), **uids)
+    assert [case.name for case, _, _ in find_scans(tmp_path)] == ["p1", "p2"]
+    with pytest.raises(HemsegError, match="holds CT of 2 patients: p1") as error:
+        read(tmp_path)
+    assert "secret" not in str(error.value).lower()
+    series(tmp_path / "spelled", SCAN, lambda ds, n: setattr(ds, "PatientName", "DOE^A" if n % 2 else "Doe^A"))
+    assert np.array_equal(read(tmp_path / "spelled").hu, SCAN.hu)
+
+
+def test_pixels_in_the_upper_bits(tmp_path: Path) -> None:
+    """HighBit 15 of 12 bits: the values would be 16 times as large. A wrong HighBit alone does no harm."""
+
+    def shifted(dataset: pydicom.Dataset, number: int) -> None:
+        stored = np.frombuffer(dataset.PixelData, np.uint16)
+        dataset.PixelData, dataset.BitsStored, dataset.HighBit = (stored << 4).tobytes(), 12, 15
+
+    def labelled(dataset: pydicom.Dataset, number: int) -> None:
+        dataset.BitsStored, dataset.HighBit = 12, 15
+
+    series(tmp_path / "shifted", SCAN, shifted)
+    with pytest.raises(HemsegError, match="stored in the upper bits, 16 times too large"):
+        read(tmp_path / "shifted")
+    series(tmp_path / "labelled", SCAN, labelled)
+    assert np.array_equal(read(tmp_path / "labelled").hu, SCAN.hu)
 
 
 def test_two_scans_with_the_uids_of_one(tmp_path: Path) -> None:

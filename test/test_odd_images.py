@@ -30,7 +30,7 @@ def nifti(path: Path, sform: np.ndarray | None = AFFINE, qform: np.ndarray | Non
     nibabel.save(image, path)
     if fields:
         content = bytearray(path.read_bytes())
-        places = {"pixdim3": 88, "scl_slope": 112, "scl_inter": 116}
+        places = {"pixdim3": 88, "vox_offset": 108, "scl_slope": 112, "scl_inter": 116}
         for name, value in fields.items():
             struct.pack_into("<f", content, places[name], value)
         path.write_bytes(content)
@@ -216,6 +216,17 @@ def test_compressed_metaimages_are_what_was_inflated_or_refused(
     assert capfd.readouterr().err == ""  # ITK would write "Uncompress failed"
 
 
+@pytest.mark.parametrize("yes", ["T", "1", "true", "Tru"])
+def test_every_word_that_itk_takes_for_true(tmp_path: Path, yes: str) -> None:
+    """Were `T` no compression, voxels of whatever lies in the memory would be read."""
+    packed = zlib.compress(HU.byteswap().tobytes())
+    lines = (f"BinaryData = {yes}", f"CompressedData = {yes}", f"BinaryDataByteOrderMSB = {yes}")
+    good = metaimage(tmp_path / "a.mha", *lines, f"CompressedDataSize = {len(packed)}", voxels=packed)
+    assert np.array_equal(read(good).hu, HU)
+    with pytest.raises(HemsegError, match="lacks CompressedDataSize"):
+        read(metaimage(tmp_path / "b.mha", *lines, voxels=packed))
+
+
 @pytest.mark.parametrize("number", ["-1", "0", "1e38", "4294967296", ""])
 def test_dimensions_of_a_compressed_metaimage_over_which_itk_crashes(tmp_path: Path, number: str) -> None:
     packed = zlib.compress(HU.tobytes())
@@ -238,6 +249,63 @@ def test_slope_zero(tmp_path: Path) -> None:
     assert np.array_equal(read(nifti(tmp_path / "a.nii", scl_slope=0.0, scl_inter=0.0)).hu, HU)
     with pytest.raises(HemsegError, match="slope of 0 and an intercept"):
         read(nifti(tmp_path / "b.nii", scl_slope=0.0, scl_inter=-1024.0))
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept", "taken"),
+    [
+        (float("nan"), float("nan"), True),  # as nibabel writes voxels that are not scaled
+        (float("nan"), 0.0, True),
+        (float("nan"), -1024.0, False),
+        (float("inf"), -1024.0, False),
+        (1.0, float("nan"), False),
+    ],
+)
+def test_slopes_that_are_no_number(tmp_path: Path, slope: float, intercept: float, taken: bool) -> None:
+    path = nifti(tmp_path / "a.nii", scl_slope=slope, scl_inter=intercept)
+    if taken:
+        assert np.array_equal(read(path).hu, HU)
+    else:
+        with pytest.raises(HemsegError, match=r"\(scl_slope, scl_inter\)"):
+            read(path)
+
+
+@pytest.mark.parametrize("begin", [0.0, 348.0, 351.0, -352.0, float("nan"), float("inf"), 416.0, 1e9, 1e30])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_where_the_voxels_of_a_nifti_begin(tmp_path: Path, begin: float, suffix: str) -> None:
+    """ITK reads others in their place, without a word; those that lack at the end become zeros."""
+    path = nifti(tmp_path / "a.nii", vox_offset=begin)
+    if suffix == ".nii.gz":
+        path = tmp_path / "a.nii.gz"
+        path.write_bytes(gzip.compress((tmp_path / "a.nii").read_bytes()))
+    with pytest.raises(HemsegError, match=r"vox_offset|it holds \d+ of 672 bytes"):
+        read(path)
+    good = nifti(tmp_path / "b.nii", vox_offset=416.0)
+    content = good.read_bytes()
+    good.write_bytes(content[:352] + bytes(64) + content[352:])
+    assert np.array_equal(read(good).hu, HU)
+
+
+def test_units_that_are_not_mm(tmp_path: Path) -> None:
+    """ITK takes them for mm: a head of 2 cm."""
+    axes = ("space: left-posterior-superior", "space directions: (1,0,0) (0,1,0) (0,0,5)")
+    for path in (
+        metaimage(tmp_path / "a.mha", "DistanceUnits = cm"),
+        nrrd(tmp_path / "b.nrrd", "spacings: 1 1 5", 'units: "cm" "cm" "cm"'),
+        nrrd(tmp_path / "c.nrrd", *axes, 'space units: "m" "m" "m"'),
+    ):
+        with pytest.raises(HemsegError, match="another unit than mm"):
+            read(path)
+    for path in (
+        metaimage(tmp_path / "d.mha", "DistanceUnits = mm"),
+        nrrd(tmp_path / "e.nrrd", *axes, 'space units: "mm" "mm" "mm"'),
+    ):
+        assert np.array_equal(read(path).hu, HU)
+
+
+def test_a_spacing_in_a_sentence_is_plain_numbers(tmp_path: Path) -> None:
+    with pytest.raises(HemsegError, match=r"spacing of 1 x 1 x -5 mm is not positive"):
+        read(metaimage(tmp_path / "a.mha", "ElementSpacing = 1 1 -5"))
 
 
 def test_nifti_2_is_named(tmp_path: Path) -> None:

@@ -5,18 +5,24 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import hemseg_here, process
 from series import write_series
 from test_cli import files
 from test_folders import rows
 
-from hemseg.cohort import find_scans, plan, refused
+from hemseg.cohort import Job, find_scans, plan, refused
 from hemseg.errors import HemsegError
-from hemseg.folders import walk
+from hemseg.folders import walk, without_masks
+from hemseg.marks import read_mark, voxel_hash
+from hemseg.outputs import files_of, refuse_conflicts
+from hemseg.summary import Journal
 from hemseg.volume import read
 from training.phantom import Phantom
 
@@ -111,6 +117,70 @@ def test_pipes_sockets_and_devices(
         assert files(tmp_path / "out") == {"case.nii.gz"}
         said = hemseg_here("segment", "a.nii.gz", tmp_path / "out", "--weights", light, check=1).stderr
         assert "is not a folder" in said
+
+
+@pytest.fixture
+def within_seconds() -> Iterator[None]:
+    """A test that waits for ever fails instead."""
+
+    def too_long(number: int, frame: object) -> None:
+        raise TimeoutError("it waits for ever")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(100)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_pipes_where_headers_and_outputs_lead(scan: Path, tmp_path: Path, light: Path, within_seconds: None) -> None:
+    """As a raw file, in a list of slices, as an archive, as a table, as an output that exists."""
+    for name in ("pipe.raw", "study.zip", "out.nii.gz", "summary.csv"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "loop.raw").symlink_to("loop.raw")
+    (tmp_path / "a.nrrd").write_text("NRRD0004\ntype: short\ndimension: 3\nsizes: 2 2 2\nspacings: 1 1 5\n")
+    with (tmp_path / "a.nrrd").open("a") as header:
+        header.write("endian: little\nencoding: raw\ndata file: pipe.raw\n\n")
+    meta = "ObjectType = Image\nNDims = 3\nElementSpacing = 1 1 5\nDimSize = 2 2 2\nElementType = MET_SHORT\n"
+    for name, where in (("b", "pipe.raw"), ("c", "LIST\npipe.raw\npipe.raw"), ("d", "loop.raw"), ("e", "LIST\nno.raw")):
+        (tmp_path / f"{name}.mhd").write_text(f"{meta}ElementDataFile = {where}\n")
+    for name, said in (
+        ("a.nrrd", "which is no file"),
+        ("b.mhd", "which is no file"),
+        ("c.mhd", "which is no file"),
+        ("d.mhd", "which is missing"),
+        ("e.mhd", "which is missing"),
+        ("study.zip", "is not a file"),
+    ):
+        with pytest.raises(HemsegError, match=said):
+            read(tmp_path / name)
+        assert files_of(Job(Path(name), tmp_path / name, tmp_path / "mask.mha")) == [tmp_path / name]
+    with pytest.raises(HemsegError, match="hemseg did not write it"):
+        refuse_conflicts([Job(Path("case.nii.gz"), scan, tmp_path / "out.nii.gz")])
+    with pytest.raises(HemsegError, match="is no file; give another folder"):
+        Journal(tmp_path)
+    (scan.parent / "sub").mkdir()
+    os.mkfifo(scan.parent / "sub" / "summary.csv")
+    hemseg_here("segment", scan.parent, tmp_path / "out", "--weights", light)
+    (tmp_path / "out" / "case.nii.gz").unlink()
+    os.mkfifo(tmp_path / "out" / "case.nii.gz")  # in place of a mask that was done
+    said = hemseg_here("segment", scan.parent, tmp_path / "out", "--weights", light, check=1).stderr
+    assert "hemseg did not write it" in said
+
+
+def test_marked_files_that_itk_ends_the_process_over(tmp_path: Path) -> None:
+    """A name that is not UTF-8, or a damaged number in the header, of a file that carries hemseg's mark."""
+    header = "ObjectType = Image\nNDims = 3\nComment = hemseg 0.1.0 scan 0123456789abcdef voxels 0123456789abcdef\n"
+    header += "ElementSpacing = 1 1 5\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
+    named = Path(os.fsdecode(os.fsencode(tmp_path) + b"/b_\xe9.mha"))
+    named.write_bytes(header.encode() + bytes(8))
+    broken = tmp_path / "a.mha"
+    broken.write_bytes(header.replace("NDims = 3", "NDims = 99999999999999999999").encode() + bytes(8))
+    whole = tmp_path / "c.mha"
+    content = voxel_hash(np.zeros((2, 2, 2), np.uint8))
+    whole.write_bytes(header.replace("voxels 0123456789abcdef", f"voxels {content}").encode() + bytes(8))
+    assert [path for path in (named, broken, whole) if read_mark(path)] == [whole]
+    assert without_masks([broken, named, whole]) == [broken, named]
 
 
 def test_older_outputs_in_the_input_are_passed_over(

@@ -1,0 +1,120 @@
+"""A Ray cluster whose head dies, and processes whose parents do, without Ray; with it: test_folders.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import python
+
+from hemseg import cluster, signals
+from hemseg.cluster import HeadLostError, Watch
+from hemseg.descendants import descendants, end
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(cluster, "DEAD_SECONDS", 0.3)
+
+
+@pytest.fixture
+def listening(tmp_path: Path) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A port and a Unix socket that take connections."""
+    with socket.create_server(("127.0.0.1", 0)) as port, socket.socket(socket.AF_UNIX) as local:
+        local.bind(str(tmp_path / "s"))
+        local.listen()
+        yield port, local
+
+
+def places(listening: tuple[socket.socket, socket.socket]) -> list[str]:
+    port, local = listening
+    return [f"127.0.0.1:{port.getsockname()[1]}", local.getsockname()]
+
+
+def looked_at(watch: Watch, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        watch.look()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_head_that_dies(listening: tuple[socket.socket, socket.socket], dies: int) -> None:
+    watch = Watch(places(listening))
+    looked_at(watch, 0.5)
+    watch.wait()
+    listening[dies].close()
+    begun = time.monotonic()
+    with pytest.raises(HeadLostError, match="run the same command again"):
+        looked_at(watch, 20)
+    assert time.monotonic() - begun >= 0.25
+    with pytest.raises(HeadLostError):
+        watch.wait()
+
+
+def test_a_head_that_comes_back_is_not_dead(listening: tuple[socket.socket, socket.socket]) -> None:
+    watch = Watch(places(listening))
+    port = listening[0].getsockname()
+    listening[0].close()
+    looked_at(watch, 0.05)
+    with socket.create_server(port):
+        watch.wait()
+        looked_at(watch, 0.6)
+
+
+def test_an_address_that_makes_no_sense_does_not_answer() -> None:
+    for place in ("nowhere.invalid:1", "127.0.0.1:x", "", "/no/such/socket"):
+        assert not cluster._answers(place)
+
+
+def test_a_second_signal_ends_what_ray_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(os, "_exit", lambda code: said.append(f"exit {code}"))
+    monkeypatch.setattr(signals, "abandon", lambda: said.append("abandon"))
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    with signals.ended_with(lambda: said.append("ended")):
+        signals.end_now(130)
+    signals.end_now(143)
+    assert said == ["ended", "abandon", "exit 130", "abandon", "exit 143"]
+
+
+def test_handlers_of_signals_come_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with signals.restored():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_descendants_end() -> None:
+    before = descendants()
+    shell = subprocess.Popen(["sh", "-c", "sleep 100 & sleep 100; true"])
+    while len(new := descendants() - before) < 3:
+        time.sleep(0.02)
+    assert shell.pid in new
+    end(lambda: descendants() & new)
+    shell.wait()
+    assert not descendants() & new
+    assert all(not Path("/proc", str(pid)).exists() or pid not in descendants() for pid in new)
+
+
+ORPHANS = """
+import subprocess, time
+from hemseg.descendants import adopt_orphans, descendants, end
+
+adopt_orphans()
+subprocess.run(["sh", "-c", "setsid sleep 100 >/dev/null 2>&1 & true"])  # its parent ends at once
+assert len(descendants()) == 1, descendants()
+end(descendants, 0.1)
+assert not descendants()
+"""
+
+
+def test_orphans_are_not_lost() -> None:
+    python("-c", ORPHANS)
