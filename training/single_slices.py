@@ -113,7 +113,8 @@ def _auc(name: str, labels: list[int], scores: list[float], seed: int = 0) -> di
     truth, score = np.array(labels), np.array(scores)
     if len(set(labels)) < 2:
         return {name: float("nan"), f"{name}_low": float("nan"), f"{name}_high": float("nan")}
-    rng, drawn = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    drawn: list[float] = []
     while len(drawn) < RESAMPLED:
         chosen = rng.integers(len(truth), size=len(truth))
         if 0 < truth[chosen].sum() < len(truth):
