@@ -140,7 +140,9 @@ def brain_of(plane: np.ndarray, top: float, mm: float) -> np.ndarray:
     margin = round(CLOSING_MM / mm) + 1
     padded = np.pad(bone, margin)
     closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, disc(CLOSING_MM, mm))
-    filled = ndimage.binary_fill_holes(closed)[margin:-margin, margin:-margin]
+    outside = 2
+    cv2.floodFill(closed, None, (0, 0), outside)  # the margin is all round; what it does not reach is enclosed
+    filled = closed[margin:-margin, margin:-margin] != outside
     inside = (filled & (bone == 0) & (plane > AIR_HU)).astype(np.uint8)
     opened = cv2.morphologyEx(inside, cv2.MORPH_OPEN, disc(OPENING_MM, mm))
     labels, n = ndimage.label(opened)
