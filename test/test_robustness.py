@@ -8,7 +8,7 @@ import pytest
 from hemseg.model import Model
 from hemseg.volume import Volume
 from training.datasets import load_dataset
-from training.operating_point import operating_points, points
+from training.operating_point import operating_points, points, write_froc
 from training.phantom import Grid, make_phantom, write_dataset
 from training.robustness import (
     CHANGES,
@@ -98,4 +98,6 @@ def test_operating_points_on_val(model: Model, tmp_path: Path, monkeypatch: pyte
     assert rows[0]["ill"] + rows[0]["healthy"] == 2
     assert rows[0]["found"] >= 1
     assert rows[1]["found"] == 0  # no peak is that high
+    write_froc(rows, model.manifest, tmp_path / "froc.png")
+    assert (tmp_path / "froc.png").stat().st_size > 5000
     assert all(point["min_peak"] > point["threshold"] for point in points())

@@ -337,12 +337,13 @@ def _operating_point(
     from hemseg.model import load
     from training.datasets import load_dataset
     from training.evaluation import write_table
-    from training.operating_point import operating_points
+    from training.operating_point import operating_points, write_froc
     from training.stages import in_words
 
     model = load(weights)
     rows = [row for folder in data for row in operating_points(load_dataset(folder), model)]
     write_table(rows, out / "operating_points.csv")
+    write_froc(rows, model.manifest, out / "froc.png")
     for row in rows:
         print(in_words(row))
 

@@ -4,12 +4,15 @@
 
 Every scan of val is segmented once; the network's answer is then cut at several thresholds, least peaks and least
 volumes. Nothing is trained, and test is left alone; reference masks of val rank the points where there are some.
+``froc.png`` shows what is found against what is false as the least peak falls, and the point of the weights.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +27,10 @@ from training.metrics import lesion_counts, overlap
 from training.robustness import run
 from training.stages import console
 
+Figure = Callable[[dict[str, Any]], float]
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6)
-PEAKS = (0.6, 0.8, 0.9, 0.95)
-LEAST_ML = (0.05, 0.1, 0.2)
+PEAKS = (0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+LEAST_ML = (0.1,)
 MUCH_ML, MUCH_MM2 = 0.5, 10.0  # blood in a patient, or in a single slice, without hemorrhage
 
 
@@ -76,9 +80,64 @@ def _summary(rows: list[dict[str, Any]], point: dict[str, float], name: str) -> 
         **point,
         "dice": float(np.mean([r["dice"] for r in outline])) if outline else float("nan"),
         "false_lesions_per_scan": float(np.mean([r["lesions_false"] for r in outline])) if outline else float("nan"),
+        "lesions": sum(r["lesions"] for r in outline),
+        "lesions_found": sum(r["lesions_found"] for r in outline),
         "ill": len(ill),
         "found": sum(r["slices_found"] > 0 for r in ill),
         "slices_found": sum(r["slices_found"] for r in ill) / max(1, sum(r["positive_slices"] for r in ill)),
         "healthy": len(healthy),
         "healthy_with_blood": sum(much),
     }
+
+
+def write_froc(rows: list[dict[str, Any]], chosen: Manifest, path: Path) -> None:
+    """Two plots: lesions found against false lesions a scan, where there are masks; patients or slices with hemorrhage
+    found against those without that get blood. A curve per data set, along the least peak at the weights' threshold.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (lesions, patients) = plt.subplots(1, 2, figsize=(9, 4))
+    nearest = min(THRESHOLDS, key=lambda t: abs(t - chosen.threshold))
+    for name in dict.fromkeys(row["dataset"] for row in rows):
+        own = sorted(
+            (r for r in rows if r["dataset"] == name and r["threshold"] == nearest), key=lambda r: r["min_peak"]
+        )
+        here = [r for r in own if r["min_peak"] == min(PEAKS, key=lambda p: abs(p - chosen.min_peak))]
+        if own[0]["lesions"]:
+            _curve(
+                lesions,
+                own,
+                here,
+                name,
+                lambda r: r["false_lesions_per_scan"],
+                lambda r: r["lesions_found"] / r["lesions"],
+            )
+        if own[0]["ill"] and own[0]["healthy"]:
+            _curve(
+                patients,
+                own,
+                here,
+                name,
+                lambda r: r["healthy_with_blood"] / r["healthy"],
+                lambda r: r["found"] / r["ill"],
+            )
+    lesions.set(xlabel="false lesions a scan (val)", ylabel="lesions found", ylim=(0, 1.02))
+    patients.set(xlabel="without hemorrhage, blood called (val)", ylabel="with hemorrhage, found", ylim=(0, 1.02))
+    for axes in (lesions, patients):
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    figure.suptitle(
+        f"least peak {PEAKS[0]:g} to {PEAKS[-1]:g} at threshold {nearest:g}; square: the weights' point", fontsize=9
+    )
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _curve(axes: Any, rows: list[dict[str, Any]], here: list[dict[str, Any]], name: str, x: Figure, y: Figure) -> None:
+    (line,) = axes.plot([x(r) for r in rows], [y(r) for r in rows], ".-", label=name)
+    axes.plot([x(r) for r in here], [y(r) for r in here], "s", color=line.get_color())
