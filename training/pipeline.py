@@ -147,7 +147,7 @@ def build_stages(
     def export(folder: Path) -> dict[str, Any]:
         network = unet(last)
         provenance = {
-            "data": f"{dataset.name}: {len(dataset.part('train'))} train and {len(dataset.part('val'))} val patients",
+            "data": f"{dataset.name}: {len(dataset.part('train'))} train and {len(dataset.part('val'))} val cases",
             "supervision": "reference masks" if variant.reference else "slice labels",
             "config": config.name,
             "config_hash": fingerprint(config),
