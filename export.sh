@@ -29,7 +29,7 @@ images=$(tar -xzOf "$target/hemseg.tar.gz.part" manifest.json | grep -o '"RepoTa
 bytes=$(stat -c %s "$target/hemseg.tar.gz.part")
 ((bytes < 10 << 30)) || fail "the archive has $((bytes >> 20)) MiB; the platform takes 10 GiB"
 
-tar -czf "$target/model.tar.gz.part" -C weights .
+tar -czf "$target/model.tar.gz.part" -C weights --exclude ./torch .
 tar -tzf "$target/model.tar.gz.part" | grep -qx './manifest.json' || fail "weights/ holds no manifest.json"
 # config ARCHIVE: the digest by which the platform knows an image
 config() { tar -xzOf "$1" manifest.json 2>/dev/null | grep -o '"Config":"[^"]*"' || true; }

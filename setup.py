@@ -15,7 +15,10 @@ class BuildWithWeights(build_py):
         super().run()
         if not self.editable_mode:
             shutil.copytree(
-                Path(__file__).parent / "weights", Path(self.build_lib) / "hemseg" / "weights", dirs_exist_ok=True
+                Path(__file__).parent / "weights",
+                Path(self.build_lib) / "hemseg" / "weights",
+                ignore=shutil.ignore_patterns("torch"),  # for training, which happens in a clone
+                dirs_exist_ok=True,
             )
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, dice, training
 from monai.bundle import verify_net_in_out
+from safetensors.torch import load_file
 
 from hemseg.model import load
 from hemseg.segmentation import segment
@@ -87,6 +89,11 @@ def test_smoke_leaves_weights_that_inference_loads(smoke: Path) -> None:
     done = json.loads((smoke / "export" / "done.json").read_text())
     assert done["figures"]["difference_to_torch"] < 1e-4
     assert list((smoke / "panels").glob("*.png"))
+    for name, stage in (("unet", "segment"), ("classifier", "sequence")):
+        state = load_file(smoke / "export" / "torch" / f"{name}.safetensors")
+        trained = torch.load(smoke / stage / "network.pt", weights_only=True)
+        assert state.keys() == trained.keys()
+        assert all(torch.equal(state[key], trained[key]) for key in state)
 
 
 def test_status_tells_the_stages(smoke: Path, tmp_path: Path) -> None:

@@ -10,8 +10,11 @@ import pytest
 import SimpleITK as sitk
 import torch
 from conftest import COARSE, training
+from safetensors.torch import load_file
 
 from hemseg.errors import HemsegError
+from hemseg.model import default_weights
+from hemseg.model import load as load_model
 from hemseg.preprocessing import Settings, working_image
 from hemseg.segmentation import network_probability
 from hemseg.volume import read
@@ -90,6 +93,19 @@ def test_a_configuration_that_extends_another_says_what_differs(tmp_path: Path) 
     )
     assert "non-commercial" in best.weights_license
     assert without_rsna.weights_license == "MIT"
+
+
+def test_the_torch_weights_are_those_of_the_onnx_file() -> None:
+    """What training goes on from is what is shipped, and the classifier fits its configuration."""
+    config, folder = load_config("best"), default_weights()
+    unet = build_unet(config.segmenter, len(config.preprocessing.channels))
+    unet.load_state_dict(load_file(folder / "torch" / "unet.safetensors"))
+    image = np.random.default_rng(0).random((1, 2, *config.segmenter.patch), np.float32)
+    with torch.no_grad():
+        probability = unet.eval()(torch.from_numpy(image)).sigmoid().numpy()
+    assert np.abs(load_model(folder, "cpu")(image) - probability).max() < 1e-4
+    classifier = SliceNetwork(config.classifier)
+    classifier.load_state_dict(load_file(folder / "torch" / "classifier.safetensors"))
 
 
 # --- data sets --------------------------------------------------------------------------------------------------------

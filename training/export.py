@@ -16,6 +16,7 @@ import onnxruntime as ort
 import torch
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import hemseg
@@ -26,6 +27,7 @@ from training.graph import subpixel
 
 OPSET = 18
 STRIP = "strip.onnx"
+STATES = "torch"  # folder beside the manifest: the weights as training has them
 TOLERANCE = 1e-4
 TOLERANCE_HALF = 2e-2  # of a probability; float16 has 11 bits
 
@@ -89,6 +91,14 @@ def export_model(
         provenance=provenance | {"seed": config.seed, "commit": _commit()},
     ).write(folder)
     return {"megabytes": round(path.stat().st_size / 1e6, 1), "difference_to_torch": difference}
+
+
+def write_states(networks: dict[str, nn.Module], folder: Path) -> None:
+    """The weights that training goes on from, ``<name>.safetensors`` each: plain arrays, which run no code when read."""
+    folder.mkdir(exist_ok=True)
+    for name, network in networks.items():
+        state = {key: value.contiguous() for key, value in network.state_dict().items()}
+        save_file(state, folder / f"{name}.safetensors")
 
 
 def write_onnx(model: nn.Module, image: Tensor, path: Path, shapes: Any = None) -> None:

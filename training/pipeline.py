@@ -48,7 +48,7 @@ from training.classifier import (
 from training.config import Config, Segmenter
 from training.datasets import Case, DataSet, Prepared, prepare, prepared
 from training.evaluation import METRICS_VERSION, evaluate, network_predictor, write_table
-from training.export import export_model
+from training.export import STATES, export_model, write_states
 from training.fitting import load_network
 from training.hardware import Hardware
 from training.panels import Shown, write_panel
@@ -155,6 +155,7 @@ def build_stages(
             "hemseg": hemseg.__version__,
             "torch": torch.__version__,
         }
+        write_states({"unet": network} | ({} if variant.reference else {"classifier": classifier()}), folder / STATES)
         return export_model(network, config, folder, provenance, strip_file)
 
     def self_training(number: int, teacher: str, before: str, suffix: str) -> list[Stage]:
