@@ -94,7 +94,7 @@ def export_model(
 
 
 def write_states(networks: dict[str, nn.Module], folder: Path) -> None:
-    """The weights that training goes on from, ``<name>.safetensors`` each: plain arrays, which run no code when read."""
+    """The weights that training goes on from, ``<name>.safetensors`` each: arrays, which run no code when read."""
     folder.mkdir(exist_ok=True)
     for name, network in networks.items():
         state = {key: value.contiguous() for key, value in network.state_dict().items()}
