@@ -7,14 +7,14 @@ from training.single_slices import kinds_summary, single_summary
 
 def rows() -> list[dict[str, object]]:
     values = (
-        ("val", 0, 1, 0.0, 0.1, ""),
-        ("val", 0, 1, 30.0, 0.9, ""),
-        ("val", 1, 1, 50.0, 0.95, "subdural"),
-        ("val", 0, 0, 40.0, 0.8, ""),
-        ("test", 1, 1, 5.0, 0.3, "subdural epidural"),
-        ("test", 0, 1, 0.0, 0.2, ""),
+        ("val", 0, 1, 0.0, 0.1, "", 0),
+        ("val", 0, 1, 30.0, 0.9, "", 0),
+        ("val", 1, 1, 50.0, 0.95, "subdural", 0),
+        ("val", 0, 0, 40.0, 0.8, "", 0),
+        ("test", 1, 1, 5.0, 0.3, "subdural epidural", 0),
+        ("test", 0, 1, 0.0, 0.0, "", 1),
     )
-    keys = ("split", "label", "brain_level", "mm2", "score", "kinds")
+    keys = ("split", "label", "brain_level", "mm2", "score", "kinds", "refused")
     return [dict(zip(keys, v, strict=True)) for v in values]
 
 
@@ -24,6 +24,7 @@ def test_single_slices_are_counted_by_level_and_split() -> None:
     assert every["without_blood"] == 3
     assert [row["split"] for row in summary] == ["val"] * 2 + ["test"] * 2 + ["val + test"] * 2
     both = summary[4]
+    assert both["refused"] == 1
     assert (both["with_blood"], both["found"]) == (2, 0.5)  # 5 mm² is no blood
     assert both["found_low"] < 0.1
     assert both["found_high"] > 0.9

@@ -17,6 +17,7 @@ from rich.progress import track
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
+from hemseg.errors import HemsegError
 from hemseg.model import Model
 from hemseg.volume import read
 from training.datasets import SUBTYPES, DataSet
@@ -33,6 +34,8 @@ def single_slices(
 ) -> list[dict[str, Any]]:
     """One row per case of a data set of single slices: label, kinds, mm² of the mask, highest probability.
 
+    A slice that is refused counts as one in which nothing is marked.
+
     Args:
         areas_px: by case, the clearly intracranial area in pixels of the original; above 6000: brain level.
         classifier: by case, what a slice classifier says of it, if one was asked.
@@ -40,15 +43,21 @@ def single_slices(
     rows = []
     for case in track(dataset.part(split), f"single slices, {dataset.name} {split}", console=console):
         volume = read(case.image)
-        result = run(volume, model)
+        try:
+            result = run(volume, model)
+            mm2 = float(result.mask.sum() * volume.spacing[0] * volume.spacing[1])
+            score, refused = float(result.slice_probability.max()), 0
+        except HemsegError:  # users get no mask of it either: nothing is found, nothing marked
+            mm2, score, refused = 0.0, 0.0, 1
         row = {
             "case": case.name,
             "split": split,
             "label": int(max(case.labels)),
             "kinds": " ".join(case.subtypes),
             "brain_level": int(areas_px.get(case.name, 0) > BRAIN_LEVEL_PX),
-            "mm2": float(result.mask.sum() * volume.spacing[0] * volume.spacing[1]),
-            "score": float(result.slice_probability.max()),
+            "mm2": mm2,
+            "score": score,
+            "refused": refused,
         }
         rows.append(row | ({"classifier": classifier[case.name]} if classifier else {}))
     return rows
@@ -68,6 +77,7 @@ def single_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 **_share("marked", [r["mm2"] >= LEAST_MM2 for r in healthy]),
                 "with_blood": len(ill),
                 **_share("found", [r["mm2"] >= LEAST_MM2 for r in ill]),
+                "refused": sum(r["refused"] for r in own),
             }
             for key in ("score", "classifier"):
                 if own and key in own[0]:
