@@ -13,8 +13,8 @@ demo: $(VENV)/.inference  ## segment the sample scans; masks and pictures go to 
 test: $(VENV)/.development  ## the test suite, a worker a core (seven to ten minutes on two)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
 
-shim: $(VENV)/.development  ## the built images under Grand Challenge's own shim, where Python 3.12 is available
-	$(BIN)/python test/container/shim/run.py
+shim: $(VENV)/.development  ## the built images under Grand Challenge's own shim, where Python 3.12 is available (SHIM=--short: three runs)
+	$(BIN)/python test/container/shim/run.py $(SHIM)
 
 soak: $(VENV)/.development  ## broken files, kills, a thousand scans, other samplings: about an hour (docs/reliability.md)
 	$(BIN)/python test/fuzz.py --count 100000

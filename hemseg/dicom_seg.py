@@ -62,15 +62,17 @@ def remove_free_text(dataset: Dataset) -> None:
         del dataset.ContributingEquipmentSequence
 
 
-def _complete(dataset: Dataset) -> Dataset:
-    for name in ill_formed(dataset):
+def _complete(dataset: Dataset) -> list[str]:
+    """Make a header of a scan one that highdicom takes; returns which of its values were ill-formed and emptied."""
+    emptied = ill_formed(dataset)
+    for name in emptied:
         dataset[name].value = None
     for name in MAY_BE_EMPTY:
         if name not in dataset:
             setattr(dataset, name, None)
     if dataset.get("PatientIdentityRemoved") == "YES" and not dataset.get("DeidentificationMethod"):
         dataset.DeidentificationMethod = "not stated by the source"  # the standard wants one
-    return dataset
+    return emptied
 
 
 def ill_formed(dataset: Dataset) -> list[str]:
@@ -90,22 +92,64 @@ def ill_formed(dataset: Dataset) -> list[str]:
     return found
 
 
-def referenced_images(stack: Stack, voxels: np.ndarray) -> tuple[list[Dataset], np.ndarray]:
+def referenced_images(stack: Stack, voxels: np.ndarray) -> tuple[list[Dataset], np.ndarray, list[str]]:
     """The files that a segmentation or a parametric map refers to, and its frames in their order.
 
     Args:
         voxels: (z, y, x) of the even volume.
 
     Returns:
-        The headers of the files, and the frames (frame, row, column).
+        The headers of the files, the frames (frame, row, column), and the attributes that were ill-formed in any of
+        the headers and are empty now.
     """
     instances, slices = stack.series.instances, stack.to_slices(voxels)
-    if instances[0].frame is None:
-        return [_complete(instance.source.read(pixels=False)) for instance in instances], slices
-    whole_file = _complete(instances[0].source.read(pixels=False))
-    frames = np.zeros((int(whole_file.NumberOfFrames), *slices.shape[1:]), slices.dtype)
+    multiframe = instances[0].frame is not None
+    headers = [instance.source.read(pixels=False) for instance in (instances[:1] if multiframe else instances)]
+    emptied = list(dict.fromkeys(name for header in headers for name in _complete(header)))
+    if not multiframe:
+        return headers, slices, emptied
+    frames = np.zeros((int(headers[0].NumberOfFrames), *slices.shape[1:]), slices.dtype)
     frames[np.array([instance.frame for instance in instances])] = slices
-    return [whole_file], frames
+    return headers, frames, emptied
+
+
+def require_highdicom(path: Path, result: Segmentation, kind: str) -> tuple[Any, Any, Stack]:
+    """What an object that refers to DICOM slices is made with.
+
+    Args:
+        kind: of object, with its article, for the sentence.
+
+    Returns:
+        highdicom, its codes, and the slices of the scan.
+
+    Raises:
+        HemsegError: the scan is no DICOM series, or highdicom is not installed.
+    """
+    stack = result.volume.stack
+    if stack is None:
+        raise HemsegError(f"{path}: {kind} refers to DICOM slices, but {result.volume.path} has none.")
+    try:
+        import highdicom
+        from pydicom.sr.codedict import codes
+    except ImportError:
+        raise HemsegError(f"{kind} needs highdicom; `pip install 'hemseg[dicom]'`.") from None
+    return highdicom, codes, stack
+
+
+def equipment(series_number: int) -> dict[str, Any]:
+    """The arguments of highdicom that say what made an object: new UIDs, and this program in place of a device."""
+    from pydicom.uid import generate_uid
+
+    return {
+        "series_instance_uid": generate_uid(prefix=None),
+        "series_number": series_number,
+        "sop_instance_uid": generate_uid(prefix=None),
+        "instance_number": 1,
+        "manufacturer": "hemseg",
+        "manufacturer_model_name": "hemseg",
+        "software_versions": __version__,
+        "device_serial_number": "0",
+    }
 
 
 def write_segmentation(result: Segmentation, path: Path) -> Path:
@@ -114,17 +158,10 @@ def write_segmentation(result: Segmentation, path: Path) -> Path:
     Raises:
         HemsegError: the scan is no DICOM series, highdicom is not installed, or the file cannot be written.
     """
-    stack = result.volume.stack
-    if stack is None:
-        raise HemsegError(f"{path}: a DICOM segmentation refers to DICOM slices, but {result.volume.path} has none.")
-    try:
-        import highdicom as hd
-        from pydicom.sr.codedict import codes
-    except ImportError:
-        raise HemsegError("a DICOM segmentation needs highdicom; `pip install 'hemseg[dicom]'`.") from None
-    if emptied := ill_formed(stack.series.instances[0].source.read(pixels=False)):
+    hd, codes, stack = require_highdicom(path, result, "a DICOM segmentation")
+    sources, frames, emptied = referenced_images(stack, result.mask)
+    if emptied:
         logger.warning("%s: %s: ill-formed in the scan, left empty here", path, ", ".join(emptied))
-    sources, frames = referenced_images(stack, result.mask)
     description = hd.seg.SegmentDescription(
         segment_number=1,
         segment_label="Intracranial hemorrhage",
@@ -141,14 +178,7 @@ def write_segmentation(result: Segmentation, path: Path) -> Path:
             pixel_array=frames,
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[description],
-            series_instance_uid=hd.UID(),
-            series_number=9000,
-            sop_instance_uid=hd.UID(),
-            instance_number=1,
-            manufacturer="hemseg",
-            manufacturer_model_name="hemseg",
-            software_versions=__version__,
-            device_serial_number="0",
+            **equipment(series_number=9000),
             series_description="Intracranial hemorrhage (research only)",
             content_label="HEMORRHAGE",
             content_description=mark(result.volume.content),

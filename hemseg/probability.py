@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hemseg import __version__
-from hemseg.dicom_seg import referenced_images, remove_free_text
+from hemseg.dicom_seg import equipment, referenced_images, remove_free_text, require_highdicom
 from hemseg.errors import HemsegError, OutputError, first_line
 from hemseg.files import whole
 from hemseg.marks import mark, voxel_hash
@@ -56,15 +55,8 @@ def write_probability(result: Segmentation, path: Path) -> Path:
 
 
 def _write_parametric_map(result: Segmentation, path: Path) -> Path:
-    stack = result.volume.stack
-    if stack is None:
-        raise HemsegError(f"{path}: a parametric map refers to DICOM slices, but {result.volume.path} has none.")
-    try:
-        import highdicom as hd
-        from pydicom.sr.codedict import codes
-    except ImportError:
-        raise HemsegError("a DICOM parametric map needs highdicom; `pip install 'hemseg[dicom]'`.") from None
-    sources, frames = referenced_images(stack, result.probability)
+    hd, codes, stack = require_highdicom(path, result, "a DICOM parametric map")
+    sources, frames, _ = referenced_images(stack, result.probability)  # what is ill-formed, the mask's writer says
     mapping = hd.pm.RealWorldValueMapping(
         lut_label="PROBABILITY",
         lut_explanation="Probability of intracranial hemorrhage",
@@ -80,14 +72,7 @@ def _write_parametric_map(result: Segmentation, path: Path) -> Path:
             written = hd.pm.ParametricMap(
                 source_images=sources,
                 pixel_array=np.ascontiguousarray(frames, dtype=np.float32),
-                series_instance_uid=hd.UID(),
-                series_number=9001,
-                sop_instance_uid=hd.UID(),
-                instance_number=1,
-                manufacturer="hemseg",
-                manufacturer_model_name="hemseg",
-                software_versions=__version__,
-                device_serial_number="0",
+                **equipment(series_number=9001),
                 contains_recognizable_visual_features=False,
                 real_world_value_mappings=[mapping],
                 voi_lut_transformations=[hd.VOILUTTransformation(window_center=0.5, window_width=1.0)],

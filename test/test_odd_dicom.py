@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +19,7 @@ from hemseg.cohort import find_scans
 from hemseg.dicom_choice import is_sharp
 from hemseg.dicom_header import FIELDS
 from hemseg.dicom_seg import write_segmentation
+from hemseg.dicom_source import Source
 from hemseg.errors import HemsegError
 from hemseg.stack import _step
 from hemseg.volume import Volume, read
@@ -174,6 +175,39 @@ def test_ill_formed_values_that_are_not_needed(tmp_path: Path, name: str, vr: st
     assert all(value not in said for said in volume.warnings)
     if name in FIELDS and name != "SeriesDescription":
         assert f"{name} is ill-formed in 8 slices and counts as missing." in volume.warnings
+
+
+def test_what_is_emptied_in_a_segmentation_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In whichever slice it is; each header is read once."""
+
+    def edit(dataset: pydicom.Dataset, number: int) -> None:
+        if number == 3:
+            dataset.PatientBirthDate = "1981/03/02"
+        if number == 5:
+            dataset.StudyTime = "12:00:00"
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        series(tmp_path / "in", edit=edit)
+    volume = read(tmp_path / "in")
+    reads: list[str] = []
+    real = Source.read
+
+    def counted(source: Source, pixels: bool = True, fields: Sequence[str] = ()) -> pydicom.Dataset:
+        reads.append(source.path.name)
+        return real(source, pixels, fields)
+
+    monkeypatch.setattr(Source, "read", counted)
+    mask = np.zeros(volume.hu.shape, np.uint8)
+    mask[2, 4:8, 3:7] = 1
+    with caplog.at_level("WARNING", logger="hemseg"):
+        write_segmentation(SimpleNamespace(volume=volume, mask=mask), tmp_path / "seg.dcm")  # type: ignore[arg-type]
+    said = "PatientBirthDate, StudyTime: ill-formed in the scan, left empty here"
+    assert [record.getMessage() for record in caplog.records] == [f"{tmp_path}/seg.dcm: {said}"]
+    assert sorted(reads) == [f"{number:03}" for number in range(8)]
+    assert not pydicom.dcmread(tmp_path / "seg.dcm").PatientBirthDate
 
 
 def test_an_error_never_quotes_a_header(tmp_path: Path) -> None:

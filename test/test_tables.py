@@ -51,6 +51,7 @@ def dataset(folder: Path, labels: str, split: str = "", encoding: str = "utf-8",
         (table() + "\n,,\n", "utf-8"),
         (table() + "a,0,0\n", "utf-8"),  # twice the same
         (table().replace("a,", "a.nii.gz,"), "utf-8"),
+        (table().replace("a,", '"a",').rstrip(), "utf-8"),
         (table().replace(",0\n", ",False\n").replace(",1\n", ",True\n"), "utf-8"),
     ],
 )
@@ -75,6 +76,10 @@ def test_splits(tmp_path: Path, split: str) -> None:
         (table().replace("a,2,1", "a,2,2"), "", "row 4: hemorrhage is '2', neither 0 nor 1"),
         (table().replace("b,1,0", "b,1,"), "", "row 6: hemorrhage is empty"),
         (table().replace("b,1,0", "b,x,0"), "", "row 6: the slice is no number"),
+        (table().replace("b,1,0", "b,0_1,0"), "", "row 6: the slice is no number"),
+        (table().replace("b,1,0", "b,1,0_0"), "", "row 6: hemorrhage is '0_0', neither 0 nor 1"),
+        (table().replace("b,1,0", 'b,1,"0'), "", "slice_labels.csv, row 6: a quotation mark is not closed"),
+        (table() + 'c,2,"0' + "x" * 140_000, "", "slice_labels.csv, row 11: a quotation mark is not closed"),
         (table().replace("slice", "z"), "", "slice_labels.csv lacks the columns slice"),
         ("", "", "slice_labels.csv is empty"),
         (table(), "case,set\na,train\n", "split.csv lacks the columns split"),

@@ -73,8 +73,9 @@ def settled(browser: Any) -> None:
 
 def requests(browser: Any) -> list[str]:
     messages = [json.loads(line["message"])["message"] for line in browser.get_log("performance")]
-    sent = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    return [url for url in sent if not url.startswith(("file:", "data:", "chrome:"))]  # chrome: is its own start page
+    sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    ours = [s for s in sent if not s["documentURL"].startswith("chrome:")]  # the start page may still be loading
+    return [url for s in ours if not (url := s["request"]["url"]).startswith(("file:", "data:"))]
 
 
 def pixels(browser: Any) -> str:

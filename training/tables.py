@@ -14,6 +14,7 @@ from pathlib import Path
 DELIMITERS = (",", ";", "\t")
 YES, NO = ("1", "true", "yes"), ("0", "false", "no")
 MOST_ROWS = 5  # named in a sentence
+_END = "\0"  # a line behind the last one, which no text has: a quotation mark that is not closed swallows it
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,19 @@ def read_table(path: Path, columns: Iterable[str], faults: list[str]) -> list[Ro
     delimiter = max(DELIMITERS, key=lambda d: (len(needed & _names(first.split(d))), first.count(d)))
     rows: list[Row] = []
     names: list[str] = []
-    reader = csv.reader(text.splitlines(), delimiter=delimiter, skipinitialspace=True)
-    for cells in reader:
+    reader = csv.reader([*text.splitlines(), _END], delimiter=delimiter, skipinitialspace=True)
+    number = 0  # of the last line that was read in full
+    while True:
+        try:
+            cells = next(reader)
+        except csv.Error:  # a cell may be long, but not endless
+            cells = [_END, ""]
+        if any(_END in cell for cell in cells):
+            if cells != [_END]:
+                faults.append(f"{path.name}, row {number + 1}: a quotation mark is not closed")
+                return []
+            break
+        number = reader.line_num
         cells = [cell.strip() for cell in cells]
         if not any(cells):
             continue
@@ -58,7 +70,7 @@ def read_table(path: Path, columns: Iterable[str], faults: list[str]) -> list[Ro
                 faults.append(f"{path.name} has the columns {', '.join(twice)} twice")
                 return []
             continue
-        rows.append(Row(reader.line_num, dict(zip(names, cells, strict=False))))
+        rows.append(Row(number, dict(zip(names, cells, strict=False))))
     if not names:
         faults.append(f"{path.name} is empty")
     return rows
@@ -86,6 +98,8 @@ def whole_number(text: str) -> int | None:
     try:
         number = float(text)
     except ValueError:
+        return None
+    if "_" in text:  # which Python alone takes for a part of a number
         return None
     return int(number) if number.is_integer() else None  # not for inf and nan
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -30,7 +31,8 @@ INPUTS, OUTPUTS, PREFIX = "inputs", "outputs", "case/"
 def main() -> None:
     """Run it; fails only if the shim itself does."""
     method, folder, results = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    server = ThreadedMotoServer("127.0.0.1", 0)
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it says each request
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     os.environ |= {
