@@ -340,65 +340,78 @@ def deadly(job, key, target):  # type: ignore[no-untyped-def]
     return _real_do(job, key, target)
 
 
-def test_ray_loses_a_worker_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+def on_ray(folder: Path, out: Path, weights: Path, jobs: int, cases: int) -> subprocess.Popen[str]:
+    """A folder of so many scans on a Ray cluster of its own, in a session of its own; three of them are done."""
     pytest.importorskip("ray")
-    for number in range(6):
-        shutil.copy(folder / "case.nii.gz", folder / f"d{number}.nii.gz")
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "hemseg.cli", "segment", str(folder), str(out), "--ray", "local", "--jobs", "2"]
-    environment = os.environ | {
-        "RAY_worker_niceness": "0"
-    }  # Ray's workers give way to everything else: here, to other tests
+    for number in range(cases - 6):
+        os.link(folder / "case.nii.gz", folder / f"d{number}.nii.gz")
+    words = ["segment", str(folder), str(out), "--ray", "local", "--jobs", str(jobs), "--quiet", "--weights"]
     running = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", SOON, *words, str(weights)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Ray's workers give way to everything else: here, to other tests
+        env=os.environ | {"RAY_worker_niceness": "0"},
     )
     while running.poll() is None and (not (out / "summary.csv").exists() or len(rows(out)) < 3):
         time.sleep(0.1)
-    listed = subprocess.run(["pgrep", "-f", "^ray::Worker"], capture_output=True, text=True, check=False).stdout
-    os.kill(int(listed.split()[0]), signal.SIGKILL)  # in the middle, one of the two
+    if running.poll() is not None:
+        said = running.communicate()[1]
+        if "timed out during startup" in said:
+            pytest.skip("Ray gives itself 30 s to start, and on this machine they were not enough")
+        pytest.fail(said)
+    return running
+
+
+# the command line; a head that does not answer is dead after two seconds in place of five
+SOON = "from hemseg import cli, cluster; cluster.DEAD_SECONDS = 2.0; cli.main()"
+
+
+def kill_one(running: subprocess.Popen[str], pattern: str) -> None:
+    """Kill the first process of its session that has such a command line."""
+    find = ["pgrep", "-s", str(running.pid), "-f", pattern]
+    os.kill(int(subprocess.run(find, capture_output=True, text=True, check=True).stdout.split()[0]), signal.SIGKILL)
+
+
+def alive(running: subprocess.Popen[str]) -> list[str]:
+    """The processes of its session that have not ended; one that nobody has taken yet has."""
+    states = ["ps", "-o", "stat=,args=", "-s", str(running.pid)]
+    lines = subprocess.run(states, capture_output=True, text=True, check=False).stdout.splitlines()
+    return [line for line in lines if not line.startswith("Z")]
+
+
+def test_ray_loses_a_worker_and_nothing_else(folder: Path, tmp_path: Path, light: Path) -> None:
+    out = tmp_path / "out"
+    running = on_ray(folder, out, light, jobs=2, cases=40)
+    kill_one(running, "^ray::Worker")  # in the middle, one of the two
     _, errors = running.communicate(timeout=300)
     assert running.returncode == 1, errors  # for the broken scan
+    assert alive(running) == []
     found = rows(out)
-    assert len(found) == 13
+    assert len(found) == 41
     assert {case for case, row in found.items() if row["status"] != "done"} == {"broken.mha"}
     masks = list(out.rglob("*.nii.gz"))
-    assert len(masks) == 12
+    assert len(masks) == 40
     assert all(same_geometry(folder / "case.nii.gz", mask) for mask in masks)
     before = times(out)
     (folder / "broken.mha").unlink()
-    hemseg("segment", folder, out, "--quiet")  # and what Ray has done counts as done
+    hemseg("segment", folder, out, "--quiet", "--weights", light)  # and what Ray has done counts as done
     assert times(out) == before
     assert not [name for name in files(out) if ".part" in name]
 
 
 def test_ray_loses_its_head(folder: Path, tmp_path: Path, light: Path) -> None:
     """Ray would say nothing for a minute, then end the process with a line of its own, and leave two behind."""
-    pytest.importorskip("ray")
-    for number in range(500):
-        os.link(folder / "case.nii.gz", folder / f"d{number}.nii.gz")
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "hemseg.cli", "segment", str(folder), str(out), "--ray", "local", "--jobs", "2"]
-    environment = os.environ | {"RAY_worker_niceness": "0"}
-    running = subprocess.Popen(
-        [*command, "--quiet", "--weights", str(light)],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
-    while running.poll() is None and (not (out / "summary.csv").exists() or len(rows(out)) < 3):
-        time.sleep(0.1)
-    session = ["pgrep", "-s", str(running.pid)]
-    head = subprocess.run([*session, "-f", "gcs/gcs_server"], capture_output=True, text=True, check=False).stdout
-    os.kill(int(head.split()[0]), signal.SIGKILL)
-    _, errors = running.communicate(timeout=50)
-    states = ["ps", "-o", "stat=,args=", "-s", str(running.pid)]
-    left = subprocess.run(states, capture_output=True, text=True, check=False).stdout.splitlines()
+    running = on_ray(folder, out, light, jobs=1, cases=300)
+    kill_one(running, "gcs/gcs_server")
+    _, errors = running.communicate(timeout=100)
     assert running.returncode == 1
+    assert alive(running) == []
     assert errors.strip().splitlines()[-1].startswith("error: the head of the Ray cluster does not answer any more")
     assert "Traceback" not in errors
-    assert [line for line in left if not line.startswith("Z")] == []  # dead already, and not taken by anybody
     done = [case for case, row in rows(out).items() if row["status"] == "done"]
-    assert 3 <= len(done) < 500
+    assert 2 <= len(done) < 300
     assert all((out / case).is_file() for case in done)
