@@ -1,6 +1,7 @@
 """The exceptions that people see: a sentence that names the file and says what to do."""
 
 import re
+from collections.abc import Iterable
 
 from hemseg.names import printable
 
@@ -12,10 +13,18 @@ class HemsegError(Exception):
 
     It can be printed and written anywhere: what a terminal would obey in it, and bytes that are no UTF-8 (names of
     files may hold both), appear escaped.
+
+    Args:
+        message: the sentence.
+        details: further lines, where all that is wrong is listed at once.
     """
 
+    def __init__(self, message: object = "", details: Iterable[str] = ()) -> None:
+        self.details = tuple(details)
+        super().__init__(message, *((self.details,) if self.details else ()))
+
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return "\n  ".join(printable(str(line)) for line in (self.args[0], *self.details))
 
 
 class OutputError(HemsegError):

@@ -113,20 +113,21 @@ def voxel_files(path: Path) -> list[Path]:
     if more and (path.suffix.lower() == ".mhd" or not _HEADER_END[kind].search(header)):
         raise ValueError(f"its header is longer than {HEADER_BYTES >> 20} MiB")
     names: list[str] = []
+    expected: list[str] = []
     for found in _DATA_FILE[kind].finditer(header.lower()):
         value = os.fsdecode(header[found.start(1) : found.end(1)]).strip()
         if value[:4].upper() == "LIST":
             if more:
                 raise ValueError(f"its list of files is longer than {HEADER_BYTES >> 20} MiB")
             listed = os.fsdecode(header[found.end() :]).split("\n")
-            if kind == "meta":  # ITK says of each on stderr that it is missing
-                _raise_for_missing(path.parent, listed)
             names += listed
+            expected += listed if kind == "meta" else []  # ITK says of each on stderr that it is missing
         elif value.lower() != "local":
             names.append(value)
     files = []
     for name in dict.fromkeys(name.strip() for name in names if name.strip()):
         files += _files_inside(path.parent, name)
+    _raise_for_missing(path.parent, expected)
     return [file for file in dict.fromkeys(files) if file != path]
 
 

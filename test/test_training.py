@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +79,21 @@ def test_wrong_configurations_get_a_clear_sentence(tmp_path: Path, text: str, sa
         load_config(tmp_path / "mine.yaml")
     with pytest.raises(HemsegError, match="no such configuration"):
         load_config("smokes")
+
+
+def test_faults_of_a_data_set_are_listed_a_line_each(phantoms: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantoms, tmp_path / "set")
+    table = tmp_path / "set" / "slice_labels.csv"
+    table.write_text(table.read_text().replace(",1\n", ",2\n", 1).replace(",0\n", ",7\n", 1) + "nobody,0,1\n")
+    with pytest.raises(HemsegError) as caught:
+        load_dataset(tmp_path / "set")
+    first, *rest = str(caught.value).splitlines()
+    assert first.endswith("the data set has faults:")
+    assert len(rest) >= 1
+    assert all(line.startswith("  ") for line in rest)
+    assert "\\x0a" not in str(caught.value)
+    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301  workers hand errors over like this
+    assert str(again) == str(caught.value)
 
 
 def test_a_configuration_that_extends_another_says_what_differs(tmp_path: Path) -> None:

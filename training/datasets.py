@@ -146,7 +146,7 @@ def load_dataset(folder: str | Path, seed: int = 0) -> DataSet:
     if not labels and not faults:
         faults.append("has neither slice_labels.csv nor masks")
     if faults:
-        raise HemsegError(f"{folder}: the data set has faults:\n  " + "\n  ".join(faults))
+        raise HemsegError(f"{folder}: the data set has faults:", faults)
     return DataSet(
         folder.resolve().name,
         tuple(
@@ -332,7 +332,7 @@ def prepare(dataset: DataSet, settings: Settings, folder: Path, strip: Strip | N
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     if faults:
-        raise HemsegError(f"{len(faults)} of {len(dataset.cases)} images cannot be used:\n  " + "\n  ".join(faults))
+        raise HemsegError(f"{len(faults)} of {len(dataset.cases)} images cannot be used:", faults)
     return {"cases": len(dataset.cases), **{part: len(dataset.part(part)) for part in PARTS}}
 
 
