@@ -100,12 +100,12 @@ def write_froc(rows: list[dict[str, Any]], chosen: Manifest, path: Path) -> None
     from matplotlib import pyplot as plt
 
     figure, (lesions, patients) = plt.subplots(1, 2, figsize=(9, 4))
-    nearest = min(THRESHOLDS, key=lambda t: abs(t - chosen.threshold))
+    nearest = min((row["threshold"] for row in rows), key=lambda t: abs(t - chosen.threshold))
     for name in dict.fromkeys(row["dataset"] for row in rows):
         own = sorted(
             (r for r in rows if r["dataset"] == name and r["threshold"] == nearest), key=lambda r: r["min_peak"]
         )
-        here = [r for r in own if r["min_peak"] == min(PEAKS, key=lambda p: abs(p - chosen.min_peak))]
+        here = sorted(own, key=lambda r: abs(r["min_peak"] - chosen.min_peak))[:1]
         if own[0]["lesions"]:
             _curve(
                 lesions,
@@ -130,9 +130,7 @@ def write_froc(rows: list[dict[str, Any]], chosen: Manifest, path: Path) -> None
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
-    figure.suptitle(
-        f"least peak {PEAKS[0]:g} to {PEAKS[-1]:g} at threshold {nearest:g}; square: the weights' point", fontsize=9
-    )
+    figure.suptitle(f"along the least peak, at threshold {nearest:g}; square: the weights' point", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
