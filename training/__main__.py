@@ -264,13 +264,13 @@ def _slices(
     from training.stages import in_words
 
     model, dataset, areas = load(weights), load_dataset(data), intracranial_areas(data)
-    answers = None
+    parts, answers = tuple(split or ["test"]), None
     if run:
         from training.config import load_config
         from training.shortcuts import slice_answers
 
-        answers = slice_answers(run, dataset, load_config(config))
-    rows = [row for part in split or ["test"] for row in single_slices(dataset, part, model, areas, answers)]
+        answers = slice_answers(run, dataset, load_config(config), parts)
+    rows = [row for part in parts for row in single_slices(dataset, part, model, areas, answers)]
     tables = {"slices": rows, "summary": single_summary(rows), "kinds": kinds_summary(rows)}
     for name, table in tables.items():
         write_table(table, out / f"{name}.csv")

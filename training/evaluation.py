@@ -20,7 +20,7 @@ from hemseg.preprocessing import Settings, smoothed, working_image
 from hemseg.segmentation import restored, segment
 from hemseg.volume import Volume, read
 from training.datasets import Case, DataSet, read_reference
-from training.metrics import lesion_counts, overlap, summary, surface
+from training.metrics import lesion_counts, overlap, summary, surface, wilson
 from training.stages import console
 
 METRICS_VERSION = 4  # raised when a figure is added or changes its meaning: evaluations are then made again
@@ -192,10 +192,8 @@ def figures_of(rows: list[dict[str, Any]], slices: list[dict[str, Any]]) -> dict
 def share(name: str, values: list[bool]) -> dict[str, Any]:
     """A share with its count and its 95 % interval (Wilson 1927)."""
     n, k = len(values), sum(values)
-    z = 1.959964
-    middle, spread = (k + z * z / 2) / (n + z * z), z / (n + z * z) * np.sqrt(k * (n - k) / n + z * z / 4)
-    interval = f"{max(0.0, middle - spread):.2f}..{min(1.0, middle + spread):.2f}"
-    return {name: k / n, f"{name}_count": f"{k} of {n}", f"{name}_95": interval}
+    low, high = wilson(values)
+    return {name: k / n, f"{name}_count": f"{k} of {n}", f"{name}_95": f"{low:.2f}..{high:.2f}"}
 
 
 def _inferior_to_superior(case: Case, volume: Volume) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from monai.metrics.utils import get_edge_surface_distance
 from scipy import ndimage
+from scipy.stats import binomtest
 
 NSD_TOLERANCE_MM = 0.42  # INSTANCE 2022
 _TOUCHING = np.ones((3, 3, 3), bool)
@@ -64,6 +65,12 @@ def _touched(mask: np.ndarray, other: np.ndarray, voxel_ml: float, min_ml: float
     sizes = np.bincount(labels.ravel(), minlength=n + 1)[1:] * voxel_ml
     touched = np.bincount(labels.ravel(), weights=other.ravel(), minlength=n + 1)[1:]
     return [int(t) for t, s in zip(touched, sizes, strict=True) if s >= min_ml]
+
+
+def wilson(hits: list[bool]) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927); of at least one."""
+    interval = binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def summary(rows: list[dict[str, Any]], keys: tuple[str, ...] = ("dice", "rvd", "tpr")) -> dict[str, float]:

@@ -32,7 +32,7 @@ MOST_GRAIN_HU = 8.0  # beyond is an edge, not noise
 BLUR_PX = 0.55  # of the scanner, in plane
 BONE_HU = 70.0  # at the rim: bone in part
 DEEP_MM = 14.0  # so far from the skull a ventricle lies
-UNKNOWN = -1
+UNKNOWN = -1  # label of voxels of which nothing is known
 
 
 @dataclass(frozen=True, eq=False)

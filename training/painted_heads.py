@@ -26,7 +26,7 @@ from hemseg.model import Model
 from hemseg.segmentation import restored
 from hemseg.volume import Volume, read
 from training.datasets import DataSet, Prepared
-from training.metrics import overlap
+from training.metrics import lesion_counts, overlap
 from training.painted import CONTRAST_HU, DISTRACTORS, KINDS, distracted, painted, place_of
 from training.robustness import run
 from training.stages import console
@@ -108,17 +108,13 @@ def painted_heads(dataset: DataSet, split: str, model: Model, plan: list[Planned
 def _row(bleed: Planned, truth: np.ndarray, mask: np.ndarray, before: np.ndarray, volume: Volume) -> dict[str, Any]:
     known = ndimage.binary_dilation(before > 0, np.ones((3, 3, 3), bool), iterations=2) & ~truth
     new = (mask > 0) & ~known
-    pieces, count = ndimage.label(new, np.ones((3, 3, 3)))
-    sizes = np.bincount(pieces.ravel(), minlength=count + 1) * volume.voxel_ml
-    touched = set(np.unique(pieces[truth])) - {0}
-    false = [i for i in range(1, count + 1) if i not in touched and sizes[i] >= LEAST_ML]
     return {
         "kind": bleed.kind,
         "contrast_hu": bleed.contrast_hu,
         "ml": float(truth.sum() * volume.voxel_ml),
-        "found": int(bool(touched)),
+        "found": int((new & truth).any()),
         "dice": overlap(new, truth & ~known)["dice"],
-        "false_lesions": len(false),
+        "false_lesions": lesion_counts(new, truth, volume.voxel_ml, LEAST_ML)["lesions_false"],
     }
 
 

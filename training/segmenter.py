@@ -21,7 +21,7 @@ from training.config import Config, Segmenter
 from training.datasets import Prepared
 from training.fitting import Task, fit, load_network, loader, save_network
 from training.hardware import Hardware, rank
-from training.painted import Place, distracted, noisy, painted, place_of, streaked
+from training.painted import UNKNOWN, Place, distracted, noisy, painted, place_of, streaked
 from training.stages import console
 
 RARE = -4.0  # first logit: about one voxel in fifty is hemorrhage, or training spends its first epochs learning that
@@ -30,7 +30,7 @@ FAST = torch.channels_last_3d  # two CPU cores train 1.9 times as fast with it
 
 ILL_SINGLES = 0.4  # of the single slices of an epoch hold a bleed
 VALIDATED_SINGLES = 50  # single slices that a validation looks at, at most
-LEFT_OUT = -1  # label of voxels of which nothing is known
+LEFT_OUT = UNKNOWN
 
 
 def build_unet(settings: Segmenter, channels: int) -> nn.Module:

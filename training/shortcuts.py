@@ -85,11 +85,11 @@ def _negatives(
     return np.concatenate(features), np.concatenate(probability), np.array(patients)
 
 
-def slice_answers(run: Path, dataset: DataSet, config: Config) -> dict[str, float]:
-    """The highest probability that the run's classifier gives to a slice of each case; a run prepares its cases."""
+def slice_answers(run: Path, dataset: DataSet, config: Config, splits: tuple[str, ...]) -> dict[str, float]:
+    """The highest probability that the run's classifier gives to a slice of each case of some splits."""
     network = load_network(SliceNetwork(replace(config.classifier, pretrained="")), run / "sequence" / "network.pt")
     answers = {}
-    for case in dataset.cases:
+    for case in dataset.part(*splits):
         names = (case.name, f"{dataset.name}_{case.name}")  # the latter where the run has several data sets
         name = next((n for n in names if (run / "prepare" / f"{n}.npz").exists()), None)
         if name is None:

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 from rich.progress import track
-from scipy.stats import binomtest, rankdata
+from scipy.stats import rankdata
 
 from hemseg.errors import HemsegError
 from hemseg.model import Model
 from hemseg.volume import read
 from training.datasets import SUBTYPES, DataSet
+from training.metrics import wilson
 from training.robustness import run
 from training.stages import console
 
@@ -109,12 +110,8 @@ def _share(name: str, hits: list[bool]) -> dict[str, float]:
     """A share and its 95 % interval (Wilson)."""
     if not hits:
         return {name: float("nan"), f"{name}_low": float("nan"), f"{name}_high": float("nan")}
-    interval = binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
-    return {
-        name: float(np.mean(hits)),
-        f"{name}_low": float(interval.low),
-        f"{name}_high": float(interval.high),
-    }
+    low, high = wilson(hits)
+    return {name: float(np.mean(hits)), f"{name}_low": low, f"{name}_high": high}
 
 
 def _auc(name: str, labels: list[int], scores: list[float], seed: int = 0) -> dict[str, float]:
