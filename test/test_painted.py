@@ -10,7 +10,7 @@ import pytest
 
 from hemseg.model import Model
 from hemseg.preprocessing import Settings, working_image
-from training.config import Config, Segmenter, load_config
+from training.config import Classifier, Config, Segmenter, load_config
 from training.datasets import Prepared, load_dataset
 from training.painted import (
     CONTRAST_HU,
@@ -24,6 +24,7 @@ from training.painted import (
     streaked,
 )
 from training.painted_heads import make_plan, painted_heads, painted_summary, read_plan, sheet
+from training.painted_slices import painted_copy, painted_slices
 from training.phantom import Grid, make_phantom, write_dataset
 from training.segmenter import LEFT_OUT, Patches, with_paint
 
@@ -134,8 +135,8 @@ def test_samples_of_training_hold_painted_bleeds_and_single_slices() -> None:
     config = replace(Config("test"), preprocessing=Settings(in_plane_mm=2.0, edge_slices=True), segmenter=settings)
     patches = Patches(cases, labels, config)
     assert len(patches) == 2 + 4
-    targets = [patches[0, index][1] for index in range(6)]
-    assert sum(bool((t > 0).any()) for t in targets) >= 3
+    targets = [patches[epoch, index][1] for epoch in range(3) for index in range(6)]
+    assert sum(bool((t > 0).any()) for t in targets) >= 6
     image, target = patches[0, 4]
     assert (image == image[:, :1]).all()  # one slice, repeated
     assert (target == target[:, :1]).all()
@@ -144,6 +145,25 @@ def test_samples_of_training_hold_painted_bleeds_and_single_slices() -> None:
     fresh, _ = patches[1, 4]
     assert fresh.shape == image.shape
     assert not (fresh == image).all()
+
+
+def test_the_classifier_sees_painted_slices_as_positive() -> None:
+    cases = [prepared(1), prepared(2), prepared(10, 1)]
+    config = replace(
+        Config("test"),
+        preprocessing=Settings(in_plane_mm=2.0),
+        classifier=Classifier(image_size=(40, 32), field_mm=(200.0, 160.0), painted=2),
+    )
+    slices = painted_slices(cases, config)
+    assert slices.hu.shape[1:] == (40, 32)
+    assert slices.labels.sum() >= 3  # the cases themselves are all negative
+    changed, known = painted_copy(cases[0], config, np.random.default_rng(3))
+    assert known.any()
+    assert (changed.hu != cases[0].hu)[known].any(axis=(1, 2)).all()  # what was not painted is not shown twice
+    assert np.array_equal(changed.intracranial, cases[0].intracranial)
+    unknown = replace(cases[0], labels=np.full_like(cases[0].labels, -1))
+    changed, known = painted_copy(unknown, config, np.random.default_rng(3))
+    assert (changed.labels[known] == 1).all()
 
 
 def test_paint_is_as_frequent_as_configured(head: tuple[np.ndarray, Place]) -> None:

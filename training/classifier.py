@@ -263,13 +263,18 @@ class SliceTask(Task):
         self.log("val_auc", binary_auroc(logits, labels.long()), prog_bar=True)
 
 
-def train_classifier(train: Volumes, val: Volumes, config: Config, folder: Path, hardware: Hardware) -> dict[str, Any]:
-    """ResNet on single slices; writes ``network.pt``."""
+def train_classifier(
+    train: Volumes, val: Volumes, config: Config, folder: Path, hardware: Hardware, painted: Slices | None = None
+) -> dict[str, Any]:
+    """ResNet on single slices, and on ``painted`` ones; writes ``network.pt``."""
     torch.manual_seed(config.seed)
     network = SliceNetwork(config.classifier)
     task = SliceTask(network, config.classifier, config.seed)
     optimization = config.classifier.optimization
-    batches = loader(train.slices(), optimization, config.seed)
+    slices = train.slices()
+    if painted:
+        slices = Slices(torch.cat([slices.hu, painted.hu]), torch.cat([slices.labels, painted.labels]))
+    batches = loader(slices, optimization, config.seed)
     figures = fit(task, batches, DataLoader(val.slices(), micro_batch(optimization)), folder, hardware)
     save_network(network, folder / "network.pt")
     return figures | {"val_auc": slice_auc(network, val)}

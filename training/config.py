@@ -50,6 +50,7 @@ class Classifier:
     augment: bool = False
     degrade: float = 0.0  # with `augment`: share of the slices that are blurred, and that pass through JPEG
     narrow: float = 0.0  # with `augment`: share of the slices that are clipped to a random window
+    painted: int = 0  # copies of each training scan with painted bleeds, whose slices are added (training/painted.py)
     optimization: Optimization = field(default_factory=Optimization)
 
 

@@ -19,11 +19,13 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from training.pieces import brain_level
+from training.brain import brain_level
 
 KINDS = ("intraparenchymal", "subdural", "epidural", "sheet", "subarachnoid", "intraventricular")
-DISTRACTORS = ("calcification", "metal", "air", "sinus")
+DISTRACTORS = ("calcification", "metal", "air", "sinus", "falx", "rim")
 CONTRAST_HU = (10.0, 48.0)
+# Normal dura lies 5-20 HU above the brain, a venous sinus up to 30: nobody can tell fainter blood of that shape apart.
+LEAST_CONTRAST_HU = {"sheet": 20.0, "epidural": 20.0, "subdural": 15.0, "subarachnoid": 14.0}
 LEAST_MM, MOST_MM = 1.0, 25.0  # radius of an ellipsoid
 SUB = 5  # levels within a slice
 HALF, TRACE = 0.5, 0.1  # shares of blood in a voxel: labelled, and seen
@@ -111,7 +113,7 @@ def painted(
         place: the same scan's, before anything was painted (`place_of`).
         rng: of all that is drawn.
         kind: of `KINDS`; drawn when empty.
-        contrast_hu: above the brain; drawn from `CONTRAST_HU` when None.
+        contrast_hu: above the brain; drawn from `CONTRAST_HU`, from `LEAST_CONTRAST_HU` upwards, when None.
         radius_mm: of an intraparenchymal bleed; drawn when None.
 
     Returns:
@@ -124,7 +126,8 @@ def painted(
     share = _blurred(share) * place.inside
     if not (share > HALF).any():
         return hu, label
-    contrast = float(rng.uniform(*CONTRAST_HU)) if contrast_hu is None else contrast_hu
+    least = LEAST_CONTRAST_HU.get(kind, CONTRAST_HU[0])
+    contrast = float(rng.uniform(least, CONTRAST_HU[1])) if contrast_hu is None else contrast_hu
     return _filled(hu, place, share, contrast, kind, rng), _labelled(label, share)
 
 
@@ -135,7 +138,7 @@ def distracted(hu: np.ndarray, place: Place, rng: np.random.Generator, kind: str
         hu, place, rng: as for `painted`.
         kind: of `DISTRACTORS`; drawn when empty.
     """
-    kind = kind or str(rng.choice(DISTRACTORS, p=(0.45, 0.25, 0.15, 0.15)))
+    kind = kind or str(rng.choice(DISTRACTORS, p=(0.24, 0.12, 0.08, 0.26, 0.2, 0.1)))
     share = _PAINTERS[kind](place, rng)
     if share is None:
         return hu
@@ -143,7 +146,9 @@ def distracted(hu: np.ndarray, place: Place, rng: np.random.Generator, kind: str
         "calcification": rng.uniform(90, 400),
         "metal": rng.uniform(400, 3000),
         "air": -900.0,
-        "sinus": place.brain + rng.uniform(15, 32),
+        "sinus": place.brain + rng.uniform(12, 36),
+        "falx": place.brain + rng.uniform(5, 22),
+        "rim": place.brain + rng.uniform(10, 60),
     }[kind]
     share = _blurred(share)
     result = (hu + share * (np.float32(level) - hu)).astype(np.float32)
@@ -270,12 +275,22 @@ def _midline(place: Place, z: int) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _sheet(place: Place, rng: np.random.Generator) -> np.ndarray | None:
-    """Blood along the falx, or along a tentorium's slope: a thin curved band that begins at the skull."""
+    """Blood along the falx, or along a tentorium's slope."""
+    return _band(place, rng, (2.0, 6.0))
+
+
+def _falx(place: Place, rng: np.random.Generator) -> np.ndarray | None:
+    """The dura itself: thinner."""
+    return _band(place, rng, (0.8, 2.2))
+
+
+def _band(place: Place, rng: np.random.Generator, thick_mm: tuple[float, float]) -> np.ndarray | None:
+    """A thin curved band that begins at the skull, near the midline or at a tentorium's slope."""
     slices = [z for z in np.flatnonzero(place.inside.any(axis=(1, 2))) if _midline(place, int(z))]
     if not slices:
         return None
     middle, mm, shape = int(rng.choice(slices)), place.mm, place.inside.shape
-    tall, thick, long = rng.uniform(4, 45), float(np.exp(rng.uniform(np.log(1.2), np.log(6)))), rng.uniform(12, 70)
+    tall, thick, long = rng.uniform(4, 45), float(np.exp(rng.uniform(*np.log(thick_mm)))), rng.uniform(12, 70)
     tentorial = rng.random() < 0.4
     side = rng.choice((-1, 1))
     slope = rng.uniform(4, 14) if tentorial else rng.uniform(-0.4, 0.4)  # mm a slice
@@ -364,12 +379,16 @@ def _air(place: Place, rng: np.random.Generator) -> np.ndarray | None:
 
 
 def _sinus(place: Place, rng: np.random.Generator) -> np.ndarray | None:
-    """A dense sagittal or transverse sinus: a triangle at the skull, at the back end of the long axis or beside it."""
+    """A dense venous sinus: a triangle at the back end of the long axis or beside it (sagittal, confluence), or a band
+    along the skull at the back of one side (transverse, sigmoid)."""
     slices = [z for z in np.flatnonzero(place.inside.any(axis=(1, 2))) if _midline(place, int(z))]
     if not slices:
         return None
-    middle, tall, size = int(rng.choice(slices)), rng.uniform(10, 60), rng.uniform(3, 6)
-    beside = rng.uniform(-0.8, 0.8) * (rng.random() < 0.5)
+    band = rng.random() < 0.5
+    middle, size = int(rng.choice(slices)), rng.uniform(3, 7)
+    tall = rng.uniform(4, 12) if band else rng.uniform(10, 60)
+    side, wide = rng.choice((-1, 1)), rng.uniform(0.2, 0.7)
+    beside = side * rng.uniform(0.2, 1.3) if band else rng.uniform(-0.8, 0.8) * (rng.random() < 0.5)
     share = np.zeros(place.inside.shape, np.float32)
     yy, xx = np.meshgrid(*(np.arange(n) for n in place.inside.shape[1:]), indexing="ij")
     for z in slices:
@@ -378,11 +397,20 @@ def _sinus(place: Place, rng: np.random.Generator) -> np.ndarray | None:
         center, axis = _midline(place, int(z))  # type: ignore[misc]
         axis = axis * np.sign(axis[0])
         angle = np.arctan2(axis[0], axis[1]) + beside
-        ahead = ((yy - center[0]) * np.sin(angle) + (xx - center[1]) * np.cos(angle)) * place.mm[1]
-        aside = np.abs((yy - center[0]) * np.cos(angle) - (xx - center[1]) * np.sin(angle)) * place.mm[1]
-        inward = place.depth[z]
-        share[z] = np.clip(size - aside - inward + 0.5, 0, 1) * (ahead > 0) * place.inside[z]
+        y, x, inward = yy - center[0], xx - center[1], place.depth[z]
+        if band:
+            away = np.abs((np.arctan2(y, x) - angle + np.pi) % (2 * np.pi) - np.pi) / wide
+            full = size * np.sqrt(np.maximum(1 - away**2, 0)) - inward
+        else:
+            aside = np.abs(y * np.cos(angle) - x * np.sin(angle)) * place.mm[1]
+            full = np.where(y * np.sin(angle) + x * np.cos(angle) > 0, size - aside - inward, -1)
+        share[z] = np.clip(full / place.mm[1] + 0.5, 0, 1) * place.inside[z]
     return share
+
+
+def _bright_rim(place: Place, rng: np.random.Generator) -> np.ndarray | None:
+    """The skull's blurred edge, thinner than any blood that can be seen there."""
+    return _rim(place, rng, (0.5, 1.4), (0.3, 1.5))
 
 
 _PAINTERS: dict[str, Paint] = {
@@ -395,6 +423,8 @@ _PAINTERS: dict[str, Paint] = {
     "metal": _metal,
     "air": _air,
     "sinus": _sinus,
+    "falx": _falx,
+    "rim": _bright_rim,
 }
 
 

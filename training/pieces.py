@@ -11,21 +11,14 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from training.brain import brain_level
 from training.classifier import SliceNetwork
 from training.config import Classifier, Pseudolabels
 from training.pseudolabels import Choice, differential_logits
 
-BRAIN_HU = (15.0, 60.0)
-BRAIN_DEFAULT = 30.0
 CLIPPED_HU = 97.0  # bone and what saturates the window
 WITH_FIRST = 0.3  # pieces whose removal costs this share of the first one's are taken out together with it
 WORTH = 0.15  # a later piece that costs less than this share of the first one's is not blood
-
-
-def brain_level(intensities: np.ndarray, inside: np.ndarray) -> float:
-    """Median HU of the brain of a slice; 30 HU where there is none."""
-    brain = intensities[inside & (intensities > BRAIN_HU[0]) & (intensities < BRAIN_HU[1])]
-    return float(np.median(brain)) if brain.size else BRAIN_DEFAULT
 
 
 def choose_pieces(

@@ -35,6 +35,7 @@ from hemseg.volume import read
 from training.cam import activation_maps
 from training.classifier import (
     SliceNetwork,
+    Slices,
     Volumes,
     cut,
     field,
@@ -51,6 +52,7 @@ from training.evaluation import METRICS_VERSION, evaluate, network_predictor, wr
 from training.export import STATES, export_model, write_states
 from training.fitting import load_network
 from training.hardware import Hardware
+from training.painted_slices import painted_slices
 from training.panels import Shown, write_panel
 from training.pieces import choose_pieces
 from training.pseudolabels import METHODS, choose
@@ -126,6 +128,9 @@ def build_stages(
         train, val = both(without)
         return Volumes(train, config), Volumes(val, config)
 
+    def paint(without: tuple[str, ...]) -> Slices | None:
+        return painted_slices(cases("train", without=without), config) if config.classifier.painted else None
+
     @cache  # evaluation asks for it once a case
     def classifier() -> SliceNetwork:
         network = SliceNetwork(replace(config.classifier, pretrained=""))
@@ -195,7 +200,7 @@ def build_stages(
             first,
             ("prepare",),
             (config.classifier, config.seed, dataset.splits, *named(absent.classify)),
-            lambda f: train_classifier(*volumes(absent.classify), config, f, hardware),
+            lambda f: train_classifier(*volumes(absent.classify), config, f, hardware, paint(absent.classify)),
             distributed=True,
         ),
         Stage(
