@@ -147,6 +147,19 @@ def test_samples_of_training_hold_painted_bleeds_and_single_slices() -> None:
     assert not (fresh == image).all()
 
 
+def test_healthy_slices_that_fooled_the_unet_are_drawn_more_often() -> None:
+    cases = [prepared(1), *(prepared(10 + i, 1) for i in range(4))]
+    labels = {case.name: np.zeros(case.hu.shape, np.int8) for case in cases}
+    settings = Segmenter(train_patch=(8, 32, 32), augment=True, narrow=0.1, single_slices=4)
+    config = replace(Config("test"), preprocessing=Settings(in_plane_mm=2.0, edge_slices=True), segmenter=settings)
+    patches = Patches(cases, labels, config, {"case12": 1.0})
+    drawn = [patches._number(1, np.random.default_rng(i)) for i in range(200)]
+    assert 90 < drawn.count(3) < 160  # 1.15 of 1.6
+    assert set(drawn) == {1, 2, 3, 4}
+    level = Patches(cases, labels, config)
+    assert {level._number(1, np.random.default_rng(i)) for i in range(60)} == {1, 2, 3, 4}
+
+
 def test_the_classifier_sees_painted_slices_as_positive() -> None:
     cases = [prepared(1), prepared(2), prepared(10, 1)]
     config = replace(

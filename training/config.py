@@ -135,6 +135,8 @@ class SelfTraining:
     sure: float = 0.95  # and what a piece must reach somewhere to be added
     doubt: float = 0.1  # a piece of the pseudo-label with a lower mean probability is taken out
     patches_per_case: int = 1
+    single_slices: int = 0  # as the segmenter's, of later rounds; 0: the same
+    hard_negatives: bool = False  # healthy single slices are drawn the more often, the surer the U-Net calls them ill
     optimization: Optimization = field(default_factory=lambda: Optimization("adam", lr=5e-4, batch=4, epochs=12))
 
 

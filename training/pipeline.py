@@ -59,7 +59,7 @@ from training.pseudolabels import METHODS, choose
 from training.quality import reference_on_grid
 from training.refinement import half_maximum
 from training.segmenter import LEFT_OUT, build_unet, train_segmenter
-from training.self_training import relabelled, teacher_probability
+from training.self_training import false_peak, relabelled, teacher_probability
 from training.stages import Stage, console, fingerprint, minutes
 
 WEAK = ("train", "val")  # what the weakly supervised stages may see, and of it the slice labels alone
@@ -139,6 +139,10 @@ def build_stages(
     def labels(stage: str) -> dict[str, np.ndarray]:
         return {c.name: label_of(_load(run / stage, c.name)) for c in dataset.part(*WEAK)}
 
+    def false_peaks(stage: str) -> dict[str, float]:
+        saved = ((c.name, _load(run / stage, c.name)) for c in dataset.part("train"))
+        return {name: float(file["false_peak"]) for name, file in saved if "false_peak" in file}
+
     def unet(stage: str) -> torch.nn.Module:
         network = build_unet(config.segmenter, len(config.preprocessing.channels))
         return load_network(network, run / stage / "network.pt")
@@ -184,6 +188,7 @@ def build_stages(
                     f,
                     hardware,
                     run / teacher / "network.pt",
+                    false_peaks(f"relabel{suffix}"),
                 ),
                 distributed=True,
             ),
@@ -365,7 +370,12 @@ def trained_part(settings: Segmenter) -> Segmenter:
 def later_round(config: Config, number: int) -> Config:
     """The configuration of a round's U-Net (from 1): the first one's, with a schedule and a seed of its own."""
     own = config.self_training
-    segmenter = replace(config.segmenter, optimization=own.optimization, patches_per_case=own.patches_per_case)
+    segmenter = replace(
+        config.segmenter,
+        optimization=own.optimization,
+        patches_per_case=own.patches_per_case,
+        single_slices=own.single_slices or config.segmenter.single_slices,
+    )
     return replace(config, seed=config.seed + number, segmenter=segmenter)
 
 
@@ -377,6 +387,9 @@ def relabel(
     for case in track(cases, "relabel", console=console):
         before = _load(labels, case.name)["mask"]
         mask = np.zeros_like(before)
+        hard: dict[str, Any] = {}
+        if settings.hard_negatives and case.split == "train" and len(case.hu) == 1 and case.labels[0] == 0:
+            hard = {"false_peak": false_peak(network, case, config)}
         if (case.labels == 1).any():
             probability = teacher_probability(network, case, config)
             reach = config.pseudolabels.refine_mm
@@ -385,7 +398,7 @@ def relabel(
             changed.append(2 * both / max(1, int(mask.sum() + before.sum())))
         empty = (case.labels == 1) & ~mask.any(axis=(1, 2)) & config.pseudolabels.leave_out_empty
         left_out += int(empty.sum())
-        np.savez_compressed(folder / f"{case.name}.npz", mask=mask, left_out=empty)
+        np.savez_compressed(folder / f"{case.name}.npz", mask=mask, left_out=empty, **hard)
     return {"dice_to_first": float(np.mean(changed)) if changed else float("nan"), "left_out": left_out}
 
 

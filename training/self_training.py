@@ -7,6 +7,8 @@ sees nothing; negative slices stay empty, and the outline is again put at half m
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from scipy import ndimage
@@ -18,6 +20,7 @@ from training.config import Config, SelfTraining
 from training.datasets import Prepared
 from training.refinement import half_maximum
 
+REPEATED = 8  # a multiple of the strides along z
 _IN_PLANE = np.ones((3, 3), bool)
 
 
@@ -29,6 +32,16 @@ def teacher_probability(network: nn.Module, case: Prepared, config: Config) -> n
             return network(torch.from_numpy(np.ascontiguousarray(patches, np.float32))).sigmoid().numpy()
 
     return network_probability(case.hu, case.intracranial, config.preprocessing, run, config.segmenter.patch)
+
+
+def false_peak(network: nn.Module, case: Prepared, config: Config) -> float:
+    """The highest probability that a U-Net gives a scan of one slice, 0..1: how wrong it is if the slice is healthy.
+
+    The slice is repeated `REPEATED` times, not as often as in inference: it serves to draw samples, nothing else.
+    """
+    patch = (REPEATED, *config.segmenter.patch[1:])
+    thin = replace(config, segmenter=replace(config.segmenter, patch=patch))
+    return float(teacher_probability(network, case, thin).max())
 
 
 def relabelled(
