@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hemseg.errors import HemsegError, one_line
-from hemseg.memory import check_start, is_out_of_memory
+from hemseg.resources import check_start, is_out_of_memory
 from hemseg.signals import install
 from hemseg.streams import flush_standard_output, open_standard_streams
 

@@ -170,7 +170,7 @@ def _of_files(paths: Sequence[Any], series: str) -> Volume:
 
 
 def _of_nibabel(image: Any) -> Volume:
-    """A NIfTI image of nibabel; what its header must say is looked at as in a file (`hemseg.image_header`)."""
+    """A NIfTI image of nibabel; what its header must say is looked at as in a file (`hemseg.io.image_header`)."""
     import nibabel
 
     try:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from hemseg.cohort import Job, known_refusal, run
 from hemseg.container import RESULTS, check_mounts, check_outputs, is_results, plan, say, survey
 from hemseg.errors import HemsegError, one_line
-from hemseg.files import remove_leftovers
 from hemseg.grand_challenge import choose, load_sockets, read_inputs
+from hemseg.io.files import remove_leftovers
 from hemseg.model import default_weights, load
 from hemseg.names import printable
 from hemseg.outputs import refuse_conflicts

@@ -15,7 +15,6 @@ from scipy import ndimage
 
 from hemseg.errors import HemsegError
 from hemseg.hounsfield import refuse_other_units
-from hemseg.memory import check_working_memory
 from hemseg.preprocessing import (
     Settings,
     Strip,
@@ -25,6 +24,7 @@ from hemseg.preprocessing import (
     skull_hull,
     working_image,
 )
+from hemseg.resources import check_working_memory
 from hemseg.sanity import INTRACRANIAL_ML, is_infant, reaches_from_base_to_vertex
 from hemseg.strip import brain_of, saturation, slices_losing_brain
 from hemseg.volume import Volume

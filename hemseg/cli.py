@@ -88,7 +88,7 @@ def segment(
     from contextlib import ExitStack
 
     from hemseg.cohort import Wanted, plan
-    from hemseg.files import alone_in, remove_leftovers
+    from hemseg.io.files import alone_in, remove_leftovers
     from hemseg.model import default_weights
     from hemseg.outputs import refuse_conflicts
     from hemseg.streams import say

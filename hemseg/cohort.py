@@ -19,13 +19,13 @@ import cv2
 
 from hemseg.checks import checked
 from hemseg.errors import HemsegError, OutputError, one_line
-from hemseg.fingerprint import unchanged
-from hemseg.folders import may_be_dicom, unreadable_dicom, walk, without_masks
-from hemseg.memory import give_back, is_out_of_memory
+from hemseg.io.fingerprint import unchanged
+from hemseg.io.folders import may_be_dicom, unreadable_dicom, walk, without_masks
 from hemseg.model import Model
 from hemseg.names import name_problem, printable
 from hemseg.outputs import files_of, refused
 from hemseg.probability import probability_path, write_probability
+from hemseg.resources import give_back, is_out_of_memory
 from hemseg.sanity import refuse_implausible
 from hemseg.segmentation import Segmentation, segment
 from hemseg.signals import at_once

@@ -15,8 +15,8 @@ from typing import Any
 from hemseg.cohort import Found, Job, Outcome, find_studies, own_name
 from hemseg.dicom import is_dicom
 from hemseg.errors import HemsegError
-from hemseg.folders import unreadable_dicom, walk, without_masks
 from hemseg.grand_challenge import OUTPUT, Sockets, Work
+from hemseg.io.folders import unreadable_dicom, walk, without_masks
 from hemseg.volume import mask_name, suffix
 
 RESULTS = "results.json"  # of evalutils' layout

@@ -11,8 +11,8 @@ import numpy as np
 
 from hemseg import __version__
 from hemseg.errors import HemsegError, OutputError
-from hemseg.files import whole
-from hemseg.marks import mark
+from hemseg.io.files import whole
+from hemseg.io.marks import mark
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemseg.errors import HemsegError, first_line
-from hemseg.inflation import check_instance, check_members
+from hemseg.io.inflation import check_instance, check_members
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -170,7 +170,7 @@ def members(archive: Path) -> list[Source]:
 def sources_of(path: Path) -> list[Source]:
     """The DICOM files of a folder (with its subfolders), of a zip archive, or the file itself."""
     if path.is_dir():
-        from hemseg.folders import unreadable_dicom, walk
+        from hemseg.io.folders import unreadable_dicom, walk
 
         files = walk(path)
         for file, reason in unreadable_dicom(files).items():  # slices would be missing

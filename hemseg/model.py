@@ -21,8 +21,8 @@ import numpy as np
 
 from hemseg.errors import HemsegError, first_line
 from hemseg.manifest_values import check_values
-from hemseg.memory import check_model_memory, share_heap
 from hemseg.preprocessing import Settings, Strip
+from hemseg.resources import check_model_memory, share_heap
 from hemseg.strip import learned_mask
 
 logger = logging.getLogger("hemseg")

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hemseg.errors import HemsegError
-from hemseg.fingerprint import content_of
-from hemseg.integrity import voxel_files
-from hemseg.marks import read_mark
+from hemseg.io.fingerprint import content_of
+from hemseg.io.integrity import voxel_files
+from hemseg.io.marks import read_mark
 
 if TYPE_CHECKING:
     from hemseg.cohort import Job

@@ -9,8 +9,8 @@ import numpy as np
 
 from hemseg.dicom_seg import equipment, referenced_images, remove_free_text, require_highdicom
 from hemseg.errors import HemsegError, OutputError, first_line
-from hemseg.files import whole
-from hemseg.marks import mark, voxel_hash
+from hemseg.io.files import whole
+from hemseg.io.marks import mark, voxel_hash
 from hemseg.segmentation import Segmentation
 from hemseg.volume import check_written, image_format, write_itk, write_nifti
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from hemseg import __version__
 from hemseg.errors import OutputError
-from hemseg.files import whole
-from hemseg.marks import mark, marked_jpeg, marked_png
+from hemseg.io.files import whole
+from hemseg.io.marks import mark, marked_jpeg, marked_png
 from hemseg.names import printable
 from hemseg.segmentation import Segmentation
 

@@ -25,14 +25,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from hemseg import files
 from hemseg.cohort import attempt
 from hemseg.container import RESULTS, check_mounts, check_outputs, plan, results_entry, say, survey
 from hemseg.errors import HemsegError, OutputError, one_line
 from hemseg.grand_challenge import Sockets, choose, load_sockets, read_inputs
-from hemseg.memory import is_out_of_memory
+from hemseg.io import files
 from hemseg.model import default_weights, load
 from hemseg.report import write_json
+from hemseg.resources import is_out_of_memory
 
 if TYPE_CHECKING:
     from starlette.requests import Request

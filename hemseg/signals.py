@@ -12,7 +12,7 @@ from multiprocessing import active_children
 from threading import current_thread, main_thread
 from types import FrameType
 
-from hemseg.files import abandon
+from hemseg.io.files import abandon
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 KILL_SECONDS = 1.0  # that workers have to end

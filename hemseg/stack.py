@@ -20,7 +20,7 @@ from scipy import ndimage
 from hemseg.codestream import check_codestreams
 from hemseg.dicom_stacks import Instance, Series
 from hemseg.errors import HemsegError, first_line
-from hemseg.memory import check_memory
+from hemseg.resources import check_memory
 from hemseg.volume import Volume
 
 if TYPE_CHECKING:

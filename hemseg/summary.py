@@ -24,8 +24,8 @@ from urllib.parse import quote
 from hemseg import __version__
 from hemseg.cohort import Job, Outcome, Wanted
 from hemseg.errors import HemsegError
-from hemseg.fingerprint import Fingerprint, content_of, is_same
-from hemseg.marks import mark, read_mark
+from hemseg.io.fingerprint import Fingerprint, content_of, is_same
+from hemseg.io.marks import mark, read_mark
 from hemseg.model import Manifest
 from hemseg.names import case_name, from_cell, printable, to_cell
 from hemseg.outputs import JOURNAL, files_of, is_journal

@@ -19,19 +19,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import SimpleITK as sitk
 
-from hemseg import image_header
 from hemseg.errors import HemsegError, OutputError
-from hemseg.files import whole
-from hemseg.integrity import all_finite, check_stays_in_folder, stored_bytes
-from hemseg.marks import mark, voxel_hash
-from hemseg.memory import check_memory
+from hemseg.io import image_header
+from hemseg.io.files import whole
+from hemseg.io.integrity import all_finite, check_stays_in_folder, stored_bytes
+from hemseg.io.marks import mark, voxel_hash
 from hemseg.names import name_problem
+from hemseg.resources import check_memory
 
 if TYPE_CHECKING:
-    from hemseg.fingerprint import Fingerprint
+    from hemseg.io.fingerprint import Fingerprint
     from hemseg.stack import Stack
 
-os.environ["ITK_NIFTI_SFORM_PERMISSIVE"] = "1"  # how far axes may lean is checked here (`hemseg.image_header`)
+os.environ["ITK_NIFTI_SFORM_PERMISSIVE"] = "1"  # how far axes may lean is checked here (`hemseg.io.image_header`)
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's own chatter; real errors arrive as exceptions
 
 FORMATS = {".nii.gz": "NIfTI", ".nii": "NIfTI", ".mha": "MetaImage", ".mhd": "MetaImage", ".nrrd": "NRRD"}

@@ -21,8 +21,8 @@ import numpy as np
 from rich.progress import track
 
 from hemseg.cohort import Job, run
-from hemseg.memory import resident_bytes
 from hemseg.model import load
+from hemseg.resources import resident_bytes
 from training.phantom import Grid, make_phantom, write_image
 
 HEADS = 10

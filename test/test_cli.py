@@ -146,4 +146,4 @@ def test_the_package_needs_nothing_of_training(tmp_path: Path) -> None:
     code = "import hemseg.cohort, hemseg.report, hemseg.model; print(hemseg.model.default_weights())"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert Path(done.stdout.strip()) == tmp_path / "weights"
-    assert not np.any(["import torch" in p.read_text() for p in (ROOT / "hemseg").glob("*.py")])
+    assert not np.any(["import torch" in p.read_text() for p in (ROOT / "hemseg").rglob("*.py")])

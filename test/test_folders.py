@@ -23,7 +23,7 @@ from test_cli import files
 from hemseg import cohort, workers
 from hemseg import model as hemseg_model
 from hemseg.cohort import Job, plan, run
-from hemseg.files import alone_in, remove_leftovers, whole
+from hemseg.io.files import alone_in, remove_leftovers, whole
 from hemseg.model import Model, load
 from hemseg.names import case_name, to_cell
 from hemseg.summary import Journal, Row, settings_key_of_weights

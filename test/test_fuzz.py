@@ -12,7 +12,7 @@ from fuzz import REFUSED, corpus, fuzz
 
 from hemseg.checks import refuse_what_is_no_ct
 from hemseg.errors import HemsegError
-from hemseg.integrity import CHUNK, stored_bytes
+from hemseg.io.integrity import CHUNK, stored_bytes
 from hemseg.volume import read
 
 

@@ -21,11 +21,12 @@ from pydicom import dcmread
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless
 from series import write_series
 
-from hemseg import dicom_source, inflation, memory, workers
+from hemseg import dicom_source, resources, workers
 from hemseg.checks import checked
 from hemseg.dicom_source import Source, members
 from hemseg.errors import HemsegError
 from hemseg.grand_challenge import load_sockets, read_inputs
+from hemseg.io import inflation
 from hemseg.model import Manifest, Model
 from hemseg.volume import Volume, read
 from training.phantom import Phantom
@@ -88,12 +89,12 @@ def test_codestreams_that_ask_for_gigabytes(
     for offset in offsets:
         struct.pack_into(form, content, at + offset, 40000, 40000)
     paths[2].write_bytes(content)
-    begun = memory.resident_bytes()
+    begun = resources.resident_bytes()
     with pytest.raises(
         HemsegError, match=r"003\.dcm: its pixels cannot be decoded \(the compressed pixels are 40000 x"
     ):
         read(tmp_path)
-    assert memory.resident_bytes() - begun < 1 << 28
+    assert resources.resident_bytes() - begun < 1 << 28
 
 
 def test_members_of_archives_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +112,7 @@ def test_members_of_archives_are_bounded(tmp_path: Path, monkeypatch: pytest.Mon
             patch.setattr(inflation, name, limit)
             with pytest.raises(HemsegError, match=said):
                 members(archive)
-    monkeypatch.setattr(inflation, "room_bytes", lambda: memory.resident_bytes() + (1 << 20))
+    monkeypatch.setattr(inflation, "room_bytes", lambda: resources.resident_bytes() + (1 << 20))
     with pytest.raises(HemsegError, match="give it more memory"):
         members(archive)
 
@@ -152,8 +153,8 @@ def test_spacing_is_limited(spacing: tuple[float, float, float], good: bool, mod
 def test_the_working_grid_counts(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Coarse pixels: the grid is larger than the scan."""
     hu = np.random.default_rng(0).normal(-300, 300, (40, 200, 200)).astype(np.float32)
-    taken = max(memory.PROCESS_BYTES, memory.resident_bytes())
-    monkeypatch.setattr(memory, "room_bytes", lambda: taken + (200 << 20))
+    taken = max(resources.PROCESS_BYTES, resources.resident_bytes())
+    monkeypatch.setattr(resources, "room_bytes", lambda: taken + (200 << 20))
     checked(Volume(hu[:, :20, :20], (1.0, 1.0, 5.0)), model.manifest.preprocessing)
     with pytest.raises(HemsegError, match="is the header's spacing right"):
         checked(Volume(hu, (5.0, 5.0, 5.0)), model.manifest.preprocessing)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import python
 
-from hemseg import memory
+from hemseg import resources
 from hemseg.errors import HemsegError
-from hemseg.memory import check_memory, check_model_memory, is_out_of_memory, resident_bytes, room_bytes
+from hemseg.resources import check_memory, check_model_memory, is_out_of_memory, resident_bytes, room_bytes
 
 
 @pytest.fixture
@@ -50,11 +50,11 @@ def test_limits_of_containers_count(
         (tmp_path / name).write_text(f"{text}\n")
     (tmp_path / names[0]).with_name("memory.stat").write_text(f"anon 1\n{names[2]} {stat}\nfile 2\n")
     own = 200 << 20  # not what the tests before left in this process
-    monkeypatch.setattr(memory, "resident_bytes", lambda: own)
-    monkeypatch.setattr(memory, "CGROUP", tmp_path / "none")
+    monkeypatch.setattr(resources, "resident_bytes", lambda: own)
+    monkeypatch.setattr(resources, "CGROUP", tmp_path / "none")
     without = room_bytes()
     assert without is not None
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(resources, "CGROUP", tmp_path)
     room = room_bytes()
     assert room is not None
     if limit == "max":
@@ -73,7 +73,7 @@ def test_freed_memory_of_threads_goes_back() -> None:
     """Four threads fill memory with pieces below the size that glibc maps apart, and free all but a few."""
     code = """
 import ctypes, sys, threading
-from hemseg.memory import give_back, resident_bytes, share_heap
+from hemseg.resources import give_back, resident_bytes, share_heap
 if sys.argv[1] == "shared":
     share_heap()
 kept, together = [], threading.Barrier(4)
@@ -98,10 +98,10 @@ print(before - resident_bytes(), file=sys.stderr)
 
 
 def test_the_limit_that_grand_challenge_sets(monkeypatch: pytest.MonkeyPatch) -> None:
-    used = memory._field(Path("/proc/self/status"), "VmData:") * 1024
+    used = resources._field(Path("/proc/self/status"), "VmData:") * 1024
     limits = {resource.RLIMIT_DATA: used + (100 << 20)}
     unlimited = resource.RLIM_INFINITY
-    monkeypatch.setattr(memory.resource, "getrlimit", lambda kind: (limits.get(kind, unlimited), unlimited))
+    monkeypatch.setattr(resources.resource, "getrlimit", lambda kind: (limits.get(kind, unlimited), unlimited))
     room = room_bytes()
     assert room == pytest.approx(resident_bytes() + (100 << 20), abs=5 << 20)
     with pytest.raises(HemsegError, match="give it more"):
@@ -112,24 +112,24 @@ def test_the_limit_that_grand_challenge_sets(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_the_process_holds_already_is_no_room_for_a_scan(monkeypatch: pytest.MonkeyPatch, own: int) -> None:
     """A process of 2 GB, of which hemseg is a part, needs as much more for a scan as a small one."""
     scan = (Path("scan.mha"), 512 * 512 * 300, 2)  # 550 MB
-    monkeypatch.setattr(memory, "resident_bytes", lambda: own)
-    base = max(own, memory.PROCESS_BYTES)
-    monkeypatch.setattr(memory, "room_bytes", lambda: base + (540 << 20))
+    monkeypatch.setattr(resources, "resident_bytes", lambda: own)
+    base = max(own, resources.PROCESS_BYTES)
+    monkeypatch.setattr(resources, "room_bytes", lambda: base + (540 << 20))
     check_memory(*scan)
-    monkeypatch.setattr(memory, "room_bytes", lambda: base + (510 << 20))
+    monkeypatch.setattr(resources, "room_bytes", lambda: base + (510 << 20))
     with pytest.raises(HemsegError, match=f"takes about {(base + 512 * 512 * 300 * 7) / 1e9:.1f} GB"):
         check_memory(*scan)
 
 
 def test_freed_memory_goes_back_before_anything_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     own = [3 << 30]
-    monkeypatch.setattr(memory, "resident_bytes", lambda: own[0])
-    monkeypatch.setattr(memory, "room_bytes", lambda: 4 << 30)
+    monkeypatch.setattr(resources, "resident_bytes", lambda: own[0])
+    monkeypatch.setattr(resources, "room_bytes", lambda: 4 << 30)
     with monkeypatch.context() as patch:
-        patch.setattr(memory, "give_back", lambda: None)
+        patch.setattr(resources, "give_back", lambda: None)
         with pytest.raises(HemsegError, match="give it more"):
             check_memory(Path("scan.mha"), 512 * 512 * 1000, 2)
-    monkeypatch.setattr(memory, "give_back", lambda: own.__setitem__(0, 1 << 30))
+    monkeypatch.setattr(resources, "give_back", lambda: own.__setitem__(0, 1 << 30))
     check_memory(Path("scan.mha"), 512 * 512 * 1000, 2)
 
 
@@ -147,12 +147,12 @@ def test_a_model_that_cannot_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     check_model_memory(path)  # what is missing is said elsewhere
     with path.open("wb") as file:
         file.truncate(1 << 30)
-    monkeypatch.setattr(memory, "room_bytes", lambda: 2 << 30)
-    monkeypatch.setattr(memory, "resident_bytes", lambda: 500 << 20)
+    monkeypatch.setattr(resources, "room_bytes", lambda: 2 << 30)
+    monkeypatch.setattr(resources, "resident_bytes", lambda: 500 << 20)
     said = r"model\.onnx: takes about 3\.2 GB of memory to load, 3\.7 GB with .* can have 2\.1 GB; give it more"
     with pytest.raises(HemsegError, match=said):
         check_model_memory(path)
-    monkeypatch.setattr(memory, "room_bytes", lambda: 4 << 30)
+    monkeypatch.setattr(resources, "room_bytes", lambda: 4 << 30)
     check_model_memory(path)
 
 

@@ -15,7 +15,7 @@ from test_folders import rows
 
 from hemseg import viewer
 from hemseg.errors import HemsegError
-from hemseg.integrity import HEADER_BYTES, voxel_files
+from hemseg.io.integrity import HEADER_BYTES, voxel_files
 from hemseg.model import load
 from hemseg.names import case_name, from_cell, printable, to_cell
 from hemseg.report import findings

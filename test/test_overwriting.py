@@ -15,8 +15,8 @@ import SimpleITK as sitk
 from conftest import hemseg_here, process, same_geometry
 from test_folders import rows
 
-from hemseg.files import whole
-from hemseg.marks import mark, marked_jpeg, marked_png, read_mark
+from hemseg.io.files import whole
+from hemseg.io.marks import mark, marked_jpeg, marked_png, read_mark
 from hemseg.volume import Volume, read, write_mask
 
 

@@ -18,10 +18,10 @@ from series import write_series
 from test_folders import rows
 
 import hemseg
-from hemseg import fingerprint
 from hemseg.cohort import Wanted, plan
 from hemseg.errors import HemsegError
-from hemseg.fingerprint import Fingerprint, is_same, unchanged
+from hemseg.io import fingerprint
+from hemseg.io.fingerprint import Fingerprint, is_same, unchanged
 from hemseg.model import Manifest, default_weights
 from hemseg.summary import Journal, settings_key_of_weights
 from training.phantom import Phantom

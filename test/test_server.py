@@ -23,7 +23,7 @@ import pytest
 import SimpleITK as sitk
 from conftest import ROOT, same_geometry
 
-from hemseg.memory import resident_bytes
+from hemseg.resources import resident_bytes
 from hemseg.server import WAITING
 
 SCAN = ROOT / "test" / "cases" / "phantom-lobar.mha"
@@ -222,7 +222,7 @@ hemseg.model.load = slow
 """
 SLOW_CASE = """
 import hemseg.server, time
-from hemseg.files import whole
+from hemseg.io.files import whole
 def slow(job, model):
     with whole(job.mask):
         time.sleep(60)

@@ -19,8 +19,8 @@ from test_folders import rows
 
 from hemseg.cohort import Job, find_scans, plan, refused
 from hemseg.errors import HemsegError
-from hemseg.folders import walk, without_masks
-from hemseg.marks import read_mark, voxel_hash
+from hemseg.io.folders import walk, without_masks
+from hemseg.io.marks import read_mark, voxel_hash
 from hemseg.outputs import files_of, refuse_conflicts
 from hemseg.summary import Journal
 from hemseg.volume import read

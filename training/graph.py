@@ -19,7 +19,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from hemseg.errors import HemsegError
-from hemseg.files import whole
+from hemseg.io.files import whole
 from hemseg.model import Manifest, check_file, cores, session
 
 TOLERANCE = 1e-5  # of a probability: the same sums in another order

@@ -9,7 +9,7 @@ from typing import IO
 from zipfile import ZipInfo
 
 from hemseg.errors import HemsegError
-from hemseg.memory import resident_bytes, room_bytes
+from hemseg.resources import resident_bytes, room_bytes
 
 MAX_INSTANCE_BYTES = 1 << 30  # an enhanced CT of two thousand slices
 MAX_ZIP_BYTES = 4 << 30  # unpacked; beyond it an archive is no head CT

@@ -42,7 +42,7 @@ def mark(content: str = "", voxels: str = "") -> str:
     """The text of a mark, at most 80 characters.
 
     Args:
-        content: of the scan, `hemseg.fingerprint.Fingerprint.content`.
+        content: of the scan, `hemseg.io.fingerprint.Fingerprint.content`.
     """
     return f"hemseg {__version__} scan {content[:16] or '-'}{f' voxels {voxels}' if voxels else ''}"
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hemseg.errors import first_line
-from hemseg.image_header import is_yes
+from hemseg.io.image_header import is_yes
 
 OFFSET_BYTES = 108  # of a NIfTI's header, before the number that says where its voxels begin
 CHUNK = 1 << 22

@@ -1,0 +1,1 @@
+"""Read and write images: formats, integrity, whole files, walking folders."""
