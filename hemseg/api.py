@@ -162,7 +162,7 @@ def _of_files(paths: Sequence[Any], series: str) -> Volume:
     files = [Path(os.fsdecode(path)) for path in paths]
     if missing := [path for path in files if not path.is_file()]:
         raise HemsegError(f"{missing[0]}: there is no such file.")
-    from hemseg.dicom import Source, is_dicom, read_series
+    from hemseg.dicom.reading import Source, is_dicom, read_series
 
     if other := [path for path in files if not is_dicom(path)]:
         raise HemsegError(f"{other[0]}: is no DICOM file; a list is for those of one scan, give others one at a time.")

@@ -47,7 +47,7 @@ class Job:
             anywhere.
         probability: where its probability image goes, if anywhere.
         files: those of a DICOM study; only the scan itself when empty.
-        series: of a DICOM study, when the rule of `hemseg.dicom` shall not choose.
+        series: of a DICOM study, when the rule of `hemseg.dicom.reading` shall not choose.
         page: whether the report has an HTML page.
         strict: refuse what looks odd (`hemseg.checks`) and results that cannot be (`hemseg.sanity`), in place of a
             mask with a warning.
@@ -138,7 +138,7 @@ def find_scans(folder: Path, leave_out: Path | None = None, unread: dict[Path, s
     images = {p for p in [*files, *missing] if suffix(p) or p.suffix.lower() == ".zip"}  # a missing one fails by itself
     scans = without_masks(images)
     found: list[Found] = [(p.relative_to(folder), p, ()) for p in scans]
-    from hemseg.dicom import is_dicom
+    from hemseg.dicom.reading import is_dicom
 
     others = [p for p in files if p not in images]
     if unread is not None:
@@ -161,7 +161,7 @@ def find_studies(folder: Path, instances: list[Path], alone: bool) -> list[Found
     """
     if not instances:
         return []
-    from hemseg.dicom import need_pydicom
+    from hemseg.dicom.reading import need_pydicom
 
     need_pydicom()
     try:
@@ -174,7 +174,7 @@ def find_studies(folder: Path, instances: list[Path], alone: bool) -> list[Found
 
 
 def _studies(folder: Path, instances: list[Path]) -> list[Found]:
-    from hemseg.dicom import Source, find_series, studies
+    from hemseg.dicom.reading import Source, find_series, studies
 
     found = []
     damaged: dict[Path, str] = {}
@@ -387,6 +387,6 @@ def _done(job: Job, model: Model) -> Segmentation:
 def _volume(job: Job) -> Volume:
     if not job.files:
         return read(job.scan, job.series)
-    from hemseg.dicom import Source, read_series
+    from hemseg.dicom.reading import Source, read_series
 
     return read_series([Source(path) for path in job.files], job.scan, job.series)

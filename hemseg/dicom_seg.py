@@ -17,8 +17,8 @@ from hemseg.io.marks import mark
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+    from hemseg.dicom.stack import Stack
     from hemseg.segmentation import Segmentation
-    from hemseg.stack import Stack
 
 logger = logging.getLogger("hemseg")
 _DATE, _TIME = r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])", r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?"

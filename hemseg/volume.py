@@ -28,8 +28,8 @@ from hemseg.names import name_problem
 from hemseg.resources import check_memory
 
 if TYPE_CHECKING:
+    from hemseg.dicom.stack import Stack
     from hemseg.io.fingerprint import Fingerprint
-    from hemseg.stack import Stack
 
 os.environ["ITK_NIFTI_SFORM_PERMISSIVE"] = "1"  # how far axes may lean is checked here (`hemseg.io.image_header`)
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's own chatter; real errors arrive as exceptions
@@ -60,7 +60,7 @@ class Volume:
         path: the file that it was read from, if any.
         warnings: what looks odd about it, in sentences.
         oriented: whether it is known which of its sides is the patient's left.
-        stack: how the slices of a DICOM series lie in it, see `hemseg.stack`.
+        stack: how the slices of a DICOM series lie in it, see `hemseg.dicom.stack`.
         chosen: which series of a DICOM study this is, and why.
         fingerprint: of the files that it was read from.
     """
@@ -151,14 +151,15 @@ def read(path: str | Path, series: str = "") -> Volume:
     """Read a NIfTI, MetaImage or NRRD file, or the CT series of a DICOM folder, zip archive or file.
 
     Args:
-        series: of a DICOM study: a SeriesInstanceUID (or its end) or number, in place of the rule of `hemseg.dicom`.
+        series: of a DICOM study: a SeriesInstanceUID (or its end) or number, in place of the rule of
+            `hemseg.dicom.reading`.
 
     Raises:
         HemsegError: the file is missing, unreadable, damaged, or not one 3D volume of numbers.
     """
     path = Path(path)
     if holds_dicom(path):
-        from hemseg.dicom import read_series, sources_of
+        from hemseg.dicom.reading import read_series, sources_of
 
         return read_series(sources_of(path), path, series)
     image, orientation = _read_image(path)
@@ -174,7 +175,7 @@ def holds_dicom(path: Path) -> bool:
         return path.is_dir() or path.is_file()
     if suffix(path) or not path.is_file():
         return False
-    from hemseg.dicom import is_dicom
+    from hemseg.dicom.reading import is_dicom
 
     return is_dicom(path)
 

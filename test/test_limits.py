@@ -21,9 +21,10 @@ from pydicom import dcmread
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless
 from series import write_series
 
-from hemseg import dicom_source, resources, workers
+from hemseg import resources, workers
 from hemseg.checks import checked
-from hemseg.dicom_source import Source, members
+from hemseg.dicom import source as dicom_source
+from hemseg.dicom.source import Source, members
 from hemseg.errors import HemsegError
 from hemseg.grand_challenge import load_sockets, read_inputs
 from hemseg.io import inflation

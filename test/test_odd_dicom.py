@@ -16,12 +16,12 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate
 from series import write_series
 
 from hemseg.cohort import find_scans
-from hemseg.dicom_choice import is_sharp
-from hemseg.dicom_header import FIELDS
+from hemseg.dicom.choice import is_sharp
+from hemseg.dicom.header import FIELDS
+from hemseg.dicom.source import Source
+from hemseg.dicom.stack import _step
 from hemseg.dicom_seg import write_segmentation
-from hemseg.dicom_source import Source
 from hemseg.errors import HemsegError
-from hemseg.stack import _step
 from hemseg.volume import Volume, read
 
 Edit = Callable[[pydicom.Dataset, int], object]
@@ -500,7 +500,7 @@ def test_positions_that_nearly_coincide(tmp_path: Path, monkeypatch: pytest.Monk
     assert _step(np.diff(depth)) == pytest.approx(4.8)
     assert _step(np.array([4.0, 4, 7, 7, 7])) == 7
     counted: list[int] = []
-    monkeypatch.setattr("hemseg.stack.check_memory", lambda path, voxels, size: counted.append(voxels))
+    monkeypatch.setattr("hemseg.dicom.stack.check_memory", lambda path, voxels, size: counted.append(voxels))
     depth = 5.0 * np.arange(8)
     depth[-1] += 500
     write_series(tmp_path / "far", SCAN, depth=depth)

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from hemseg.dicom_header import ENHANCED, FIELDS, IllFormedError, of_frames, of_slice
-from hemseg.dicom_source import Source, require_pydicom
-from hemseg.dicom_stacks import Instance, Series, listed, stacks_of, study_of
+from hemseg.dicom.header import ENHANCED, FIELDS, IllFormedError, of_frames, of_slice
+from hemseg.dicom.source import Source, require_pydicom
+from hemseg.dicom.stacks import Instance, Series, listed, stacks_of, study_of
 from hemseg.errors import HemsegError
 
 CT_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", *ENHANCED)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hemseg.dicom_header import ILL_FORMED, Header
-from hemseg.dicom_source import Source
+from hemseg.dicom.header import ILL_FORMED, Header
+from hemseg.dicom.source import Source
 
 NEEDED = ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient")
 COSINES, SPACING = 1e-2, 1e-3  # direction cosines, and pixel spacing relative, that differ by less are the same

@@ -1,7 +1,7 @@
 """DICOM in: the CT series of a folder, an archive or some files, as a volume.
 
-`hemseg.dicom_source` finds and opens files, `hemseg.dicom_header` reads what they say, `hemseg.dicom_series` and
-`hemseg.dicom_stacks` group slices, `hemseg.dicom_choice` chooses among series, `hemseg.stack` makes one a volume.
+`hemseg.dicom.source` finds and opens files, `hemseg.dicom.header` reads what they say, `hemseg.dicom.series` and
+`hemseg.dicom.stacks` group slices, `hemseg.dicom.choice` chooses among series, `hemseg.dicom.stack` makes one a volume.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from hemseg.dicom_choice import choose_series, doubts, refuse_several_patients
-from hemseg.dicom_series import find_series, studies
-from hemseg.dicom_source import Source, is_dicom, require_pydicom, sources_of
+from hemseg.dicom.choice import choose_series, doubts, refuse_several_patients
+from hemseg.dicom.series import find_series, studies
+from hemseg.dicom.source import Source, is_dicom, require_pydicom, sources_of
 from hemseg.errors import HemsegError
 from hemseg.volume import Volume
 
@@ -26,7 +26,7 @@ def read_series(sources: Iterable[Source], path: Path, wanted: str = "") -> Volu
     Raises:
         HemsegError: there is no series to be segmented, there are several patients, or it cannot be read.
     """
-    from hemseg.stack import volume_of  # scipy takes a while
+    from hemseg.dicom.stack import volume_of  # scipy takes a while
 
     sources = list(sources)
     if not sources:

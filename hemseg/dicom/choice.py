@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hemseg.dicom_stacks import Instance, Series, slices
+from hemseg.dicom.stacks import Instance, Series, slices
 from hemseg.errors import HemsegError
 
 MIN_SLICES = 5  # fewer are taken only where no series has as many

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
-from hemseg.codestream import check_codestreams
-from hemseg.dicom_stacks import Instance, Series
+from hemseg.dicom.codestream import check_codestreams
+from hemseg.dicom.stacks import Instance, Series
 from hemseg.errors import HemsegError, first_line
 from hemseg.resources import check_memory
 from hemseg.volume import Volume

@@ -2,7 +2,7 @@
 
 In enhanced CT one file holds the slices of a series as its frames; what a classic slice says of itself stands in
 functional groups there, shared by all frames or of each (DICOM PS3.3, A.38 and C.7.6.16). `of_frames` tells it as
-classic headers do, so that `hemseg.dicom` needs not know the rest.
+classic headers do, so that `hemseg.dicom.reading` needs not know the rest.
 """
 
 from __future__ import annotations

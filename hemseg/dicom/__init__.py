@@ -1,0 +1,1 @@
+"""Read DICOM: which series and why, headers, stacks of slices."""
