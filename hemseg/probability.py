@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hemseg.dicom_seg import equipment, referenced_images, remove_free_text, require_highdicom
+from hemseg.dicom_out.seg import equipment, referenced_images, remove_free_text, require_highdicom
 from hemseg.errors import HemsegError, OutputError, first_line
 from hemseg.io.files import whole
 from hemseg.io.marks import mark, voxel_hash

@@ -84,7 +84,7 @@ class Segmentation:
             HemsegError: it cannot be written, or not in this format.
         """
         if Path(path).suffix.lower() == ".dcm":
-            from hemseg.dicom_seg import write_segmentation
+            from hemseg.dicom_out.seg import write_segmentation
 
             return write_segmentation(self, Path(path))
         return write_mask(self.mask, self.volume, path)

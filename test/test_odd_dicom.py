@@ -20,7 +20,7 @@ from hemseg.dicom.choice import is_sharp
 from hemseg.dicom.header import FIELDS
 from hemseg.dicom.source import Source
 from hemseg.dicom.stack import _step
-from hemseg.dicom_seg import write_segmentation
+from hemseg.dicom_out.seg import write_segmentation
 from hemseg.errors import HemsegError
 from hemseg.volume import Volume, read
 

@@ -11,7 +11,7 @@ from pydicom.datadict import DicomDictionary
 from pydicom.dataset import Dataset
 from series import write_enhanced, write_series
 
-from hemseg.dicom_seg import _GROUPS, KEPT_OF_PATIENT
+from hemseg.dicom_out.seg import _GROUPS, KEPT_OF_PATIENT
 from training.phantom import Phantom
 
 TEXT = ("LO", "LT", "ST", "UT", "UC", "SH", "PN")

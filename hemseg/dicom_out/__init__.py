@@ -1,0 +1,1 @@
+"""Write DICOM: segmentation objects."""
