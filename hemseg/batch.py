@@ -11,14 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hemseg.cohort import Job, known_refusal, run
 from hemseg.container import RESULTS, check_mounts, check_outputs, is_results, plan, say, survey
 from hemseg.errors import HemsegError, one_line
+from hemseg.folder.jobs import Job, known_refusal, run
+from hemseg.folder.outputs import refuse_conflicts
 from hemseg.grand_challenge import choose, load_sockets, read_inputs
 from hemseg.io.files import remove_leftovers
 from hemseg.model import default_weights, load
 from hemseg.names import printable
-from hemseg.outputs import refuse_conflicts
 
 if TYPE_CHECKING:
     from hemseg.model import Model

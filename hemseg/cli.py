@@ -14,8 +14,8 @@ from hemseg.errors import HemsegError
 from hemseg.names import printable
 
 if TYPE_CHECKING:
-    from hemseg.cohort import Job
-    from hemseg.summary import Journal, Row
+    from hemseg.folder.jobs import Job
+    from hemseg.folder.journal import Journal, Row
 
 app = typer.Typer(
     help="Find intracranial hemorrhage on non-contrast head CT, outline it in 3D. Research only, not a medical device.",
@@ -87,12 +87,12 @@ def segment(
     """
     from contextlib import ExitStack
 
-    from hemseg.cohort import Wanted, plan
+    from hemseg.folder.jobs import Wanted, plan
+    from hemseg.folder.journal import Journal, settings_key_of_weights
+    from hemseg.folder.outputs import refuse_conflicts
     from hemseg.io.files import alone_in, remove_leftovers
     from hemseg.model import default_weights
-    from hemseg.outputs import refuse_conflicts
     from hemseg.streams import say
-    from hemseg.summary import Journal, settings_key_of_weights
 
     wanted = Wanted(overlay, report, probability, form, series, strict)
     planned = plan(sources[0] if len(sources) == 1 else sources, target, wanted)
@@ -152,23 +152,23 @@ def _work(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from hemseg import workers
+    from hemseg.folder import processes
 
     if not todo:
         return []
     if ray:
-        from hemseg.cluster import rows_of_ray
+        from hemseg.folder.ray_cluster import rows_of_ray
 
         coming = rows_of_ray(todo, weights, device, key, target, ray, jobs)
     elif jobs > 1 and len(todo) > 1:
-        coming = workers.rows_of_processes(todo, weights, device, key, target, min(jobs, len(todo)))
+        coming = processes.rows_of_processes(todo, weights, device, key, target, min(jobs, len(todo)))
     else:
         from hemseg.model import load
 
         model = load(weights, device, scans=len(todo))
         if verbose:
             print(f"weights {model.manifest.name} {model.manifest.version}, {model.provider}", file=sys.stderr)
-        coming = workers.rows_here(todo, model, target, journal.add if journal else None, key)
+        coming = processes.rows_here(todo, model, target, journal.add if journal else None, key)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console, rows = Console(stderr=True), []
     hidden = quiet or len(todo) == 1 or not console.is_terminal  # in a file it would leave an empty line

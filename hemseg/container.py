@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from hemseg.cohort import Found, Job, Outcome, find_studies, own_name
 from hemseg.dicom.reading import is_dicom
 from hemseg.errors import HemsegError
+from hemseg.folder.jobs import Found, Job, Outcome, find_studies, own_name
 from hemseg.grand_challenge import OUTPUT, Sockets, Work
 from hemseg.io.folders import unreadable_dicom, walk, without_masks
 from hemseg.volume import mask_name, suffix

@@ -17,8 +17,8 @@ import SimpleITK as sitk
 from evalutils import SegmentationAlgorithm
 from pandas import DataFrame
 
-from hemseg.cohort import Job, Outcome, run
 from hemseg.container import RESULTS, results_entry, say
+from hemseg.folder.jobs import Job, Outcome, run
 from hemseg.model import Model
 from hemseg.names import printable
 from hemseg.report import write_json

@@ -1,8 +1,8 @@
 """What it costs to know what was read, what is done and what may be replaced: ``python test/overhead.py``.
 
 CPU seconds in one process, the least of several runs, of a phantom of 512 x 512 x 28 voxels: the whole case, and what
-`hemseg.io.fingerprint`, `hemseg.io.marks`, `hemseg.outputs` and syncing add to it (as where outputs exist already,
-which is the dearer case). Exit code 1 if that is more than 3 %.
+`hemseg.io.fingerprint`, `hemseg.io.marks`, `hemseg.folder.outputs` and syncing add to it (as where outputs exist
+already, which is the dearer case). Exit code 1 if that is more than 3 %.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hemseg.cohort import Job, attempt
+from hemseg.folder.jobs import Job, attempt
+from hemseg.folder.journal import row_of
+from hemseg.folder.outputs import files_of, refuse_conflicts
 from hemseg.io.files import whole
 from hemseg.io.fingerprint import unchanged
 from hemseg.io.marks import voxel_hash
 from hemseg.model import load
-from hemseg.outputs import files_of, refuse_conflicts
-from hemseg.summary import row_of
 from training.phantom import Grid, make_phantom, write_image
 
 SHARE = 0.03

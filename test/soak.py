@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from hemseg.cohort import Job, run
+from hemseg.folder.jobs import Job, run
 from hemseg.model import load
 from hemseg.resources import resident_bytes
 from training.phantom import Grid, make_phantom, write_image

@@ -13,15 +13,16 @@ from pathlib import Path
 import pytest
 from conftest import python
 
-from hemseg import cluster, signals
-from hemseg.cluster import HeadLostError, Watch
-from hemseg.descendants import descendants, end
+from hemseg import signals
+from hemseg.folder import ray_cluster
+from hemseg.folder.descendants import descendants, end
+from hemseg.folder.ray_cluster import HeadLostError, Watch
 
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(cluster, "DEAD_SECONDS", 0.3)
+    monkeypatch.setattr(ray_cluster, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(ray_cluster, "DEAD_SECONDS", 0.3)
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_a_head_that_comes_back_is_not_dead(listening: tuple[socket.socket, sock
 
 def test_an_address_that_makes_no_sense_does_not_answer() -> None:
     for place in ("nowhere.invalid:1", "127.0.0.1:x", "", "/no/such/socket"):
-        assert not cluster._answers(place)
+        assert not ray_cluster._answers(place)
 
 
 def test_a_second_signal_ends_what_ray_began(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +107,7 @@ def test_descendants_end() -> None:
 
 ORPHANS = """
 import subprocess, time
-from hemseg.descendants import adopt_orphans, descendants, end
+from hemseg.folder.descendants import adopt_orphans, descendants, end
 
 adopt_orphans()
 subprocess.run(["sh", "-c", "setsid sleep 100 >/dev/null 2>&1 & true"])  # its parent ends at once

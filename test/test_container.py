@@ -24,9 +24,10 @@ from pydicom.uid import HTJ2KLossless, HTJ2KLosslessRPCL
 from series import write_series
 
 import process
-from hemseg import batch, cohort, signals
+from hemseg import batch, signals
 from hemseg.container import check_mounts, check_outputs, plan
 from hemseg.errors import HemsegError, OutputError, one_line
+from hemseg.folder import jobs as folder_jobs
 from hemseg.grand_challenge import MODES, Sockets, Work
 from hemseg.model import Model, load
 from hemseg.server import Cases, UnexpectedError
@@ -169,7 +170,7 @@ def test_an_exception_of_several_lines_is_one_line(
 
     broken(mount(tmp_path / "in"), "u.mha")
     said = r"failed unexpectedly (RuntimeError: first second \x1b[31mthird); please report it."
-    monkeypatch.setattr(cohort, "read", fail)
+    monkeypatch.setattr(folder_jobs, "read", fail)
     assert container() == (1, f"error: {tmp_path}/in/images/ct/u.mha: {said}")
     monkeypatch.setattr(batch, "plan", fail)
     assert container() == (1, f"error: {said}")
@@ -337,8 +338,8 @@ def test_what_cannot_be_written_is_our_fault(scan: Path, tmp_path: Path, light_m
 
 
 def test_probability_in_the_scans_own_format(scan: Path, bleed: Phantom, tmp_path: Path, light_model: Model) -> None:
-    jobs = cohort.plan(scan, tmp_path / "out", cohort.Wanted(probability=True))
-    (outcome,) = cohort.run(jobs, light_model)
+    jobs = folder_jobs.plan(scan, tmp_path / "out", folder_jobs.Wanted(probability=True))
+    (outcome,) = folder_jobs.run(jobs, light_model)
     assert not outcome.error
     assert written(tmp_path / "out") == {"case.nii.gz", "case_probability.nii.gz"}
     assert same_geometry(tmp_path / "out" / "case_probability.nii.gz", scan)
@@ -349,8 +350,8 @@ def test_probability_in_the_scans_own_format(scan: Path, bleed: Phantom, tmp_pat
 
 def test_probability_as_a_parametric_map(bleed: Phantom, tmp_path: Path, light_model: Model) -> None:
     paths = write_series(tmp_path / "in", bleed.volume, tilt=8.0)
-    jobs = cohort.plan(tmp_path / "in", tmp_path / "out", cohort.Wanted(probability=True, format="dicom-seg"))
-    (outcome,) = cohort.run(jobs, light_model)
+    jobs = folder_jobs.plan(tmp_path / "in", tmp_path / "out", folder_jobs.Wanted(probability=True, format="dicom-seg"))
+    (outcome,) = folder_jobs.run(jobs, light_model)
     assert not outcome.error
     assert outcome.result
     made = dcmread(tmp_path / "out" / "in_probability.dcm")

@@ -29,12 +29,12 @@ from pydicom.uid import (
 from series import write_enhanced, write_series
 
 import hemseg
-from hemseg.cohort import plan
 from hemseg.dicom.choice import choose_series as choose
 from hemseg.dicom.choice import is_sharp
 from hemseg.dicom.reading import find_series, read_series, sources_of
 from hemseg.dicom.source import members
 from hemseg.errors import HemsegError
+from hemseg.folder.jobs import plan
 from hemseg.model import Model
 from hemseg.segmentation import segment
 from hemseg.volume import Volume, read

@@ -20,13 +20,14 @@ import SimpleITK as sitk
 from conftest import ROOT, hemseg, process, python, same_geometry
 from test_cli import files
 
-from hemseg import cohort, workers
 from hemseg import model as hemseg_model
-from hemseg.cohort import Job, plan, run
+from hemseg.folder import jobs as folder_jobs
+from hemseg.folder import processes
+from hemseg.folder.jobs import Job, plan, run
+from hemseg.folder.journal import Journal, Row, settings_key_of_weights
 from hemseg.io.files import alone_in, remove_leftovers, whole
 from hemseg.model import Model, load
 from hemseg.names import case_name, to_cell
-from hemseg.summary import Journal, Row, settings_key_of_weights
 
 
 @pytest.fixture
@@ -267,7 +268,7 @@ def test_few_scans_are_in_memory_and_all_come_in_order(tmp_path: Path, monkeypat
             begun.append(int(job.case.name))
         time.sleep(0.2 if job.case.name == "0" else 0.002)
 
-    monkeypatch.setattr(cohort, "_done", done)
+    monkeypatch.setattr(folder_jobs, "_done", done)
     model = load(device="cpu", scans=100)
     taken = []
     for outcome in run((Job(Path(str(n)), Path("x"), tmp_path / str(n)) for n in range(40)), model):
@@ -280,7 +281,7 @@ def test_few_scans_are_in_memory_and_all_come_in_order(tmp_path: Path, monkeypat
 
 def test_no_more_begins_when_nobody_takes_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[Path] = []
-    monkeypatch.setattr(cohort, "_done", lambda job, model: begun.append(job.case) or time.sleep(0.05))
+    monkeypatch.setattr(folder_jobs, "_done", lambda job, model: begun.append(job.case) or time.sleep(0.05))
     model = load(device="cpu", scans=100)
     with closing(run((Job(Path(str(n)), Path("x"), tmp_path / str(n)) for n in range(40)), model)) as outcomes:
         next(outcomes)
@@ -321,16 +322,16 @@ def test_several_processes_give_the_same_masks(folder: Path, tmp_path: Path) -> 
 def test_a_process_that_dies_costs_its_own_job_alone(folder: Path, tmp_path: Path, light: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     (folder / "broken.mha").unlink()
     jobs = plan(folder, tmp_path / "out")
-    monkeypatch.setattr(workers, "_do", deadly)
+    monkeypatch.setattr(processes, "_do", deadly)
     key = settings_key_of_weights(light)
-    found = list(workers.rows_of_processes(jobs, light, "cpu", key, tmp_path / "out", 2))
+    found = list(processes.rows_of_processes(jobs, light, "cpu", key, tmp_path / "out", 2))
     assert sorted(row.case for row in found) == sorted(str(job.case) for job in jobs)
     (bad,) = (row for row in found if row.status != "done")
     assert bad.case == "c1.nii.gz"
     assert "process died" in bad.error
 
 
-_real_do = workers._do
+_real_do = processes._do
 
 
 def deadly(job, key, target):  # type: ignore[no-untyped-def]
@@ -366,7 +367,7 @@ def on_ray(folder: Path, out: Path, weights: Path, jobs: int, cases: int) -> sub
 
 
 # the command line; a head that does not answer is dead after two seconds in place of five
-SOON = "from hemseg import cli, cluster; cluster.DEAD_SECONDS = 2.0; cli.main()"
+SOON = "from hemseg import cli; from hemseg.folder import ray_cluster; ray_cluster.DEAD_SECONDS = 2.0; cli.main()"
 
 
 def kill_one(running: subprocess.Popen[str], pattern: str) -> None:

@@ -21,11 +21,12 @@ from pydicom import dcmread
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless
 from series import write_series
 
-from hemseg import resources, workers
+from hemseg import resources
 from hemseg.checks import checked
 from hemseg.dicom import source as dicom_source
 from hemseg.dicom.source import Source, members
 from hemseg.errors import HemsegError
+from hemseg.folder import processes
 from hemseg.grand_challenge import load_sockets, read_inputs
 from hemseg.io import inflation
 from hemseg.model import Manifest, Model
@@ -224,7 +225,7 @@ def test_without_shared_memory(scan: Path, tmp_path: Path, light: Path, monkeypa
     def missing(*_: object) -> None:
         raise FileNotFoundError(2, "No such file or directory")
 
-    monkeypatch.setattr(workers, "ProcessPoolExecutor", missing)
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", missing)
     (scan.parent / "b.nii.gz").write_bytes(scan.read_bytes())
     said = hemseg_here("segment", scan.parent, tmp_path / "out", "--jobs", 2, "--weights", light, check=1).stderr
     assert "--jobs needs shared memory (/dev/shm)" in said

@@ -15,13 +15,13 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from series import write_series
 
-from hemseg.cohort import find_scans
 from hemseg.dicom.choice import is_sharp
 from hemseg.dicom.header import FIELDS
 from hemseg.dicom.source import Source
 from hemseg.dicom.stack import _step
 from hemseg.dicom_out.seg import write_segmentation
 from hemseg.errors import HemsegError
+from hemseg.folder.jobs import find_scans
 from hemseg.volume import Volume, read
 
 Edit = Callable[[pydicom.Dataset, int], object]

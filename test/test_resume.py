@@ -18,12 +18,12 @@ from series import write_series
 from test_folders import rows
 
 import hemseg
-from hemseg.cohort import Wanted, plan
 from hemseg.errors import HemsegError
+from hemseg.folder.jobs import Wanted, plan
+from hemseg.folder.journal import Journal, settings_key_of_weights
 from hemseg.io import fingerprint
 from hemseg.io.fingerprint import Fingerprint, is_same, unchanged
 from hemseg.model import Manifest, default_weights
-from hemseg.summary import Journal, settings_key_of_weights
 from training.phantom import Phantom
 
 

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 import hemseg
 from hemseg.cli import app
-from hemseg.cohort import Job, Outcome
+from hemseg.folder.jobs import Job, Outcome
+from hemseg.folder.journal import Journal, row_of
 from hemseg.preprocessing import WorkingGrid, WorkingImage
 from hemseg.report import RED, findings, overlay
 from hemseg.sanity import implausible, reaches_from_base_to_vertex, refuse_implausible
 from hemseg.segmentation import Segmentation
-from hemseg.summary import Journal, row_of
 from hemseg.viewer import page
 from hemseg.volume import Volume
 from training.phantom import Phantom

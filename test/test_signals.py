@@ -19,7 +19,8 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 SECONDS = 2.0  # that a second signal may take; four times as much where the tests have all cores busy
 SLOW = """
 import os, sys, time
-from hemseg import cli, cohort
+from hemseg import cli
+from hemseg.folder import jobs as folder_jobs
 from hemseg.io import files
 
 def slow(job, model):

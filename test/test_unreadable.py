@@ -17,12 +17,12 @@ from series import write_series
 from test_cli import files
 from test_folders import rows
 
-from hemseg.cohort import Job, find_scans, plan, refused
 from hemseg.errors import HemsegError
+from hemseg.folder.jobs import Job, find_scans, plan, refused
+from hemseg.folder.journal import Journal
+from hemseg.folder.outputs import files_of, refuse_conflicts
 from hemseg.io.folders import walk, without_masks
 from hemseg.io.marks import read_mark, voxel_hash
-from hemseg.outputs import files_of, refuse_conflicts
-from hemseg.summary import Journal
 from hemseg.volume import read
 from training.phantom import Phantom
 

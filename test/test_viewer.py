@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from hemseg.cohort import Wanted, plan
+from hemseg.folder.jobs import Wanted, plan
+from hemseg.folder.journal import Journal, settings_key
+from hemseg.folder.processes import rows_here
 from hemseg.model import Model
-from hemseg.summary import Journal, settings_key
 from hemseg.volume import read
-from hemseg.workers import rows_here
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed")

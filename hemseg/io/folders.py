@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hemseg.errors import HemsegError
+from hemseg.folder.outputs import is_output_folder
 from hemseg.io.marks import read_mark
 from hemseg.names import printable
-from hemseg.outputs import is_output_folder
 from hemseg.volume import suffix
 
 logger = logging.getLogger("hemseg")

@@ -22,13 +22,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from hemseg import __version__
-from hemseg.cohort import Job, Outcome, Wanted
 from hemseg.errors import HemsegError
+from hemseg.folder.jobs import Job, Outcome, Wanted
+from hemseg.folder.outputs import JOURNAL, files_of, is_journal
 from hemseg.io.fingerprint import Fingerprint, content_of, is_same
 from hemseg.io.marks import mark, read_mark
 from hemseg.model import Manifest
 from hemseg.names import case_name, from_cell, printable, to_cell
-from hemseg.outputs import JOURNAL, files_of, is_journal
 from hemseg.report import write_text
 
 logger = logging.getLogger("hemseg")
@@ -143,7 +143,8 @@ class Journal:
 
     Attributes:
         rows: by `hemseg.names.case_name`; those that were written by this version and are as they were written.
-        to_check: which of its own files `hemseg.outputs.refuse_conflicts` is to look at: they could be somebody else's.
+        to_check: which of its own files `hemseg.folder.outputs.refuse_conflicts` is to look at: they could be somebody
+            else's.
     """
 
     def __init__(self, target: Path) -> None:

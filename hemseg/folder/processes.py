@@ -16,11 +16,11 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
 
-from hemseg.cohort import Job, Outcome, attempt, run
 from hemseg.errors import HemsegError
+from hemseg.folder.jobs import Job, Outcome, attempt, run
+from hemseg.folder.journal import Row, failed_row, row_of, settings_key
 from hemseg.model import Model, cores, load
 from hemseg.signals import blocked, leave_to_parent
-from hemseg.summary import Row, failed_row, row_of, settings_key
 
 _model: Model | None = None  # of a worker process
 
@@ -35,7 +35,7 @@ def rows_here(
     """Do the jobs in this process, in order.
 
     Args:
-        key: `hemseg.summary.settings_key`; that of the model and no options when empty.
+        key: `hemseg.folder.journal.settings_key`; that of the model and no options when empty.
         late: when the rows are not taken to the end, it gets those of the scans that were under way then.
     """
     key = key or settings_key(model.manifest)

@@ -19,11 +19,11 @@ import cv2
 
 from hemseg.checks import checked
 from hemseg.errors import HemsegError, OutputError, one_line
+from hemseg.folder.outputs import files_of, refused
 from hemseg.io.fingerprint import unchanged
 from hemseg.io.folders import may_be_dicom, unreadable_dicom, walk, without_masks
 from hemseg.model import Model
 from hemseg.names import name_problem, printable
-from hemseg.outputs import files_of, refused
 from hemseg.probability import probability_path, write_probability
 from hemseg.resources import give_back, is_out_of_memory
 from hemseg.sanity import refuse_implausible

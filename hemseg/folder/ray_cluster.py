@@ -16,12 +16,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hemseg.cohort import Job, attempt
-from hemseg.descendants import adopt_orphans, descendants, end
 from hemseg.errors import HemsegError, first_line
+from hemseg.folder.descendants import adopt_orphans, descendants, end
+from hemseg.folder.jobs import Job, attempt
+from hemseg.folder.journal import Row, failed_row, row_of
 from hemseg.model import load
 from hemseg.signals import ended_with, restored
-from hemseg.summary import Row, failed_row, row_of
 
 TRIES = 3
 LOOK_SECONDS = 1.0  # between two looks at the head

@@ -18,7 +18,7 @@ from hemseg.io.integrity import voxel_files
 from hemseg.io.marks import read_mark
 
 if TYPE_CHECKING:
-    from hemseg.cohort import Job
+    from hemseg.folder.jobs import Job
 
 JOURNAL = "summary.csv"
 NAMED_CASES = 5  # that would write the same file
