@@ -21,7 +21,7 @@ from hemseg.container import RESULTS, results_entry, say
 from hemseg.folder.jobs import Job, Outcome, run
 from hemseg.model import Model
 from hemseg.names import printable
-from hemseg.report import write_json
+from hemseg.report.findings import write_json
 from hemseg.segmentation import segment
 from hemseg.volume import from_itk, mask_to_itk
 

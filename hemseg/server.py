@@ -31,7 +31,7 @@ from hemseg.folder.jobs import attempt
 from hemseg.grand_challenge import Sockets, choose, load_sockets, read_inputs
 from hemseg.io import files
 from hemseg.model import default_weights, load
-from hemseg.report import write_json
+from hemseg.report.findings import write_json
 from hemseg.resources import is_out_of_memory
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_folders import rows
 
-from hemseg import viewer
 from hemseg.errors import HemsegError
 from hemseg.io.integrity import HEADER_BYTES, voxel_files
 from hemseg.model import load
 from hemseg.names import case_name, from_cell, printable, to_cell
-from hemseg.report import findings
+from hemseg.report import viewer
+from hemseg.report.findings import findings
 from hemseg.segmentation import segment
 from hemseg.volume import read
 from training.phantom import Phantom

@@ -17,10 +17,10 @@ from hemseg.cli import app
 from hemseg.folder.jobs import Job, Outcome
 from hemseg.folder.journal import Journal, row_of
 from hemseg.preprocessing import WorkingGrid, WorkingImage
-from hemseg.report import RED, findings, overlay
+from hemseg.report.findings import RED, findings, overlay
+from hemseg.report.viewer import page
 from hemseg.sanity import implausible, reaches_from_base_to_vertex, refuse_implausible
 from hemseg.segmentation import Segmentation
-from hemseg.viewer import page
 from hemseg.volume import Volume
 from training.phantom import Phantom
 

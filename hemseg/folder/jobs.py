@@ -24,7 +24,7 @@ from hemseg.io.fingerprint import unchanged
 from hemseg.io.folders import may_be_dicom, unreadable_dicom, walk, without_masks
 from hemseg.model import Model
 from hemseg.names import name_problem, printable
-from hemseg.probability import probability_path, write_probability
+from hemseg.report.probability import probability_path, write_probability
 from hemseg.resources import give_back, is_out_of_memory
 from hemseg.sanity import refuse_implausible
 from hemseg.segmentation import Segmentation, segment
@@ -365,17 +365,17 @@ def _done(job: Job, model: Model) -> Segmentation:
     if job.strict:
         refuse_implausible(result)
     if job.overlay or job.thumbnail or job.report:
-        from hemseg import report
+        from hemseg.report import findings
 
         if job.overlay:
-            report.write_overlay(result, job.overlay, title=str(job.case))
+            findings.write_overlay(result, job.overlay, title=str(job.case))
         if job.thumbnail:
-            report.write_thumbnail(result, job.thumbnail)
+            findings.write_thumbnail(result, job.thumbnail)
         if job.report:
-            found = report.findings(result, model, str(job.case))
-            report.write_json(found, job.report)
+            found = findings.findings(result, model, str(job.case))
+            findings.write_json(found, job.report)
             if job.page:
-                from hemseg.viewer import write_page
+                from hemseg.report.viewer import write_page
 
                 write_page(result, found, job.report.with_suffix(".html"))
     if job.probability:

@@ -29,7 +29,7 @@ from hemseg.io.fingerprint import Fingerprint, content_of, is_same
 from hemseg.io.marks import mark, read_mark
 from hemseg.model import Manifest
 from hemseg.names import case_name, from_cell, printable, to_cell
-from hemseg.report import write_text
+from hemseg.report.findings import write_text
 
 logger = logging.getLogger("hemseg")
 CSV, HTML = JOURNAL, "summary.html"

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from hemseg.names import printable
-from hemseg.report import write_text
+from hemseg.report.findings import write_text
 from hemseg.segmentation import Segmentation
 
 # grey level -> HU: single HU from -20 to 100, coarser steps outside
@@ -38,7 +38,7 @@ def write_page(result: Segmentation, found: dict[str, Any], path: Path) -> None:
     """Write the page of a result, all or nothing.
 
     Args:
-        found: `hemseg.report.findings`.
+        found: `hemseg.report.findings.findings`.
 
     Raises:
         HemsegError: it cannot be written.

@@ -1,0 +1,1 @@
+"""What is written beside a mask: findings, the viewer, probabilities."""
