@@ -56,7 +56,9 @@ def main() -> int:
         if arguments.mode == "serve":
             return _serve(arguments)
         check_start()
-        from hemseg.batch import run_container  # with numpy and all else: not before it is known that they fit
+        from hemseg.grand_challenge.batch import (
+            run_container,  # with numpy and all else: not before it is known that they fit
+        )
 
         folders = (arguments.input, arguments.output, arguments.predict)
         errors = run_container(*folders, arguments.mode, arguments.weights, arguments.device, arguments.overwrite)
@@ -83,7 +85,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     try:
         check_start()
         try:
-            from hemseg.server import prepare, serve
+            from hemseg.grand_challenge.server import prepare, serve
         except ModuleNotFoundError as error:
             raise HemsegError(f"mode serve needs {error.name}; `pip install 'hemseg[serve]'`.") from None
 

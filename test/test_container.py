@@ -24,13 +24,14 @@ from pydicom.uid import HTJ2KLossless, HTJ2KLosslessRPCL
 from series import write_series
 
 import process
-from hemseg import batch, signals
-from hemseg.container import check_mounts, check_outputs, plan
+from hemseg import signals
 from hemseg.errors import HemsegError, OutputError, one_line
 from hemseg.folder import jobs as folder_jobs
-from hemseg.grand_challenge import MODES, Sockets, Work
+from hemseg.grand_challenge import batch
+from hemseg.grand_challenge.outputs import check_mounts, check_outputs, plan
+from hemseg.grand_challenge.server import Cases, UnexpectedError
+from hemseg.grand_challenge.sockets import MODES, Sockets, Work
 from hemseg.model import Model, load
-from hemseg.server import Cases, UnexpectedError
 from hemseg.volume import read
 from training.phantom import Phantom, write_image
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hemseg.errors import HemsegError
-from hemseg.grand_challenge import Sockets, Work, choose, load_sockets, read_inputs
+from hemseg.grand_challenge.sockets import Sockets, Work, choose, load_sockets, read_inputs
 
 KIT = {"is_panimg_kind": False, "is_json_kind": False, "is_file_kind": False}
 

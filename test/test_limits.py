@@ -27,7 +27,7 @@ from hemseg.dicom import source as dicom_source
 from hemseg.dicom.source import Source, members
 from hemseg.errors import HemsegError
 from hemseg.folder import processes
-from hemseg.grand_challenge import load_sockets, read_inputs
+from hemseg.grand_challenge.sockets import load_sockets, read_inputs
 from hemseg.io import inflation
 from hemseg.model import Manifest, Model
 from hemseg.volume import Volume, read

@@ -13,7 +13,7 @@ from conftest import ROOT, process, same_geometry
 from faults import write_faulty
 from panimg.image_builders.metaio_mhd_mha import image_builder_mhd
 
-from hemseg.legacy import HemorrhageSegmentation
+from hemseg.grand_challenge.evalutils_layout import HemorrhageSegmentation
 from hemseg.model import Model
 from training.phantom import Phantom, write_image
 

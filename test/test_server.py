@@ -23,8 +23,8 @@ import pytest
 import SimpleITK as sitk
 from conftest import ROOT, same_geometry
 
+from hemseg.grand_challenge.server import WAITING
 from hemseg.resources import resident_bytes
-from hemseg.server import WAITING
 
 SCAN = ROOT / "test" / "cases" / "phantom-lobar.mha"
 MASK = "images/hemorrhage-segmentation/output.mha"
@@ -202,7 +202,11 @@ def test_garbage_and_large_bodies(server: Server) -> None:
 
 
 def test_a_body_that_does_not_come(tmp_path: Path, light: Path) -> None:
-    server = Server(tmp_path, light, before="import hemseg.server; hemseg.server.SILENT_SECONDS = 0.5")
+    server = Server(
+        tmp_path,
+        light,
+        before="import hemseg.grand_challenge.server; hemseg.grand_challenge.server.SILENT_SECONDS = 0.5",
+    )
     try:
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as line:
             line.sendall(b"POST /invoke HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nab")
@@ -221,12 +225,12 @@ def slow(*arguments):
 hemseg.model.load = slow
 """
 SLOW_CASE = """
-import hemseg.server, time
+import hemseg.grand_challenge.server, time
 from hemseg.io.files import whole
 def slow(job, model):
     with whole(job.mask):
         time.sleep(60)
-hemseg.server.attempt = slow
+hemseg.grand_challenge.server.attempt = slow
 """
 
 
@@ -266,7 +270,11 @@ def test_a_long_case_ends_with_the_server_in_time(tmp_path: Path, light: Path) -
 
 
 def test_those_who_say_nothing_are_cut_off(tmp_path: Path, light: Path) -> None:
-    server = Server(tmp_path, light, before="import hemseg.server; hemseg.server.SILENT_SECONDS = 0.5")
+    server = Server(
+        tmp_path,
+        light,
+        before="import hemseg.grand_challenge.server; hemseg.grand_challenge.server.SILENT_SECONDS = 0.5",
+    )
     shutil.copy(SCAN, server.source / "images" / "ct" / "u.mha")
     try:
         begun = [b"", b"POST /inv", b"POST /invoke HTTP/1.1\r\nHost: h\r\n"]

@@ -17,8 +17,8 @@ import SimpleITK as sitk
 from evalutils import SegmentationAlgorithm
 from pandas import DataFrame
 
-from hemseg.container import RESULTS, results_entry, say
 from hemseg.folder.jobs import Job, Outcome, run
+from hemseg.grand_challenge.outputs import RESULTS, results_entry, say
 from hemseg.model import Model
 from hemseg.names import printable
 from hemseg.report.findings import write_json
@@ -32,7 +32,7 @@ class HemorrhageSegmentation(SegmentationAlgorithm):
     """Scans of ``input_path`` to ``output_path/images`` and ``output_path/results.json``.
 
     Args:
-        jobs: what is to be done, see `hemseg.container.plan`.
+        jobs: what is to be done, see `hemseg.grand_challenge.outputs.plan`.
 
     Attributes:
         errors: why cases failed, a sentence each.

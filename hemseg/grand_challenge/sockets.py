@@ -7,7 +7,8 @@ gc-generic  the generic image socket, ``/input/images`` or ``/input``: ``/output
 instance    INSTANCE 2022, ``/input/*.nii.gz``: ``/predict/<same name>``, nothing else
 legacy      evalutils' layout, all images and DICOM below ``/input``: ``/output/images/<same name>``, results.json
 
-The folder of a socket holds an image, or the files of a DICOM image set. HTTP calls are in `hemseg.server`.
+The folder of a socket holds an image, or the files of a DICOM image set. HTTP calls are in
+`hemseg.grand_challenge.server`.
 """
 
 from __future__ import annotations

@@ -25,10 +25,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from hemseg.container import RESULTS, check_mounts, check_outputs, plan, results_entry, say, survey
 from hemseg.errors import HemsegError, OutputError, one_line
 from hemseg.folder.jobs import attempt
-from hemseg.grand_challenge import Sockets, choose, load_sockets, read_inputs
+from hemseg.grand_challenge.outputs import RESULTS, check_mounts, check_outputs, plan, results_entry, say, survey
+from hemseg.grand_challenge.sockets import Sockets, choose, load_sockets, read_inputs
 from hemseg.io import files
 from hemseg.model import default_weights, load
 from hemseg.report.findings import write_json

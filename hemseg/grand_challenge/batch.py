@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hemseg.container import RESULTS, check_mounts, check_outputs, is_results, plan, say, survey
 from hemseg.errors import HemsegError, one_line
 from hemseg.folder.jobs import Job, known_refusal, run
 from hemseg.folder.outputs import refuse_conflicts
-from hemseg.grand_challenge import choose, load_sockets, read_inputs
+from hemseg.grand_challenge.outputs import RESULTS, check_mounts, check_outputs, is_results, plan, say, survey
+from hemseg.grand_challenge.sockets import choose, load_sockets, read_inputs
 from hemseg.io.files import remove_leftovers
 from hemseg.model import default_weights, load
 from hemseg.names import printable
@@ -39,7 +39,7 @@ def run_container(
 
     Args:
         source, target, predict: ``/input``, ``/output`` and, for INSTANCE, ``/predict``.
-        mode: one of `hemseg.grand_challenge.MODES`, or ``auto``.
+        mode: one of `hemseg.grand_challenge.sockets.MODES`, or ``auto``.
         weights: folder with a manifest; `hemseg.model.default_weights` when None.
         device: see `hemseg.model.load`.
         overwrite: replace files that hemseg did not write.
@@ -75,7 +75,7 @@ def run_container(
 
 def _perform(mode: str, jobs: Sequence[Job], source: Path, target: Path, model: Model) -> list[str]:
     if mode in ("legacy", "gc-generic"):
-        from hemseg.legacy import HemorrhageSegmentation
+        from hemseg.grand_challenge.evalutils_layout import HemorrhageSegmentation
 
         algorithm = HemorrhageSegmentation(source, target, model, jobs)
         algorithm.process()

@@ -1,6 +1,7 @@
 """Where the outputs of the container's cases go, and whether it is safe to write there.
 
-What is to be done at all decides `hemseg.grand_challenge.choose`; `hemseg.batch` and `hemseg.server` do it.
+What is to be done at all decides `hemseg.grand_challenge.sockets.choose`; `hemseg.grand_challenge.batch` and
+`hemseg.grand_challenge.server` do it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from hemseg.dicom.reading import is_dicom
 from hemseg.errors import HemsegError
 from hemseg.folder.jobs import Found, Job, Outcome, find_studies, own_name
-from hemseg.grand_challenge import OUTPUT, Sockets, Work
+from hemseg.grand_challenge.sockets import OUTPUT, Sockets, Work
 from hemseg.io.folders import unreadable_dicom, walk, without_masks
 from hemseg.volume import mask_name, suffix
 
