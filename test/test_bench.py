@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, python
 
-from hemseg import bench
+from benchmarks import inference
 from hemseg.errors import HemsegError
 
 SCAN = ROOT / "test" / "cases" / "phantom-lobar.mha"
 
 
 def test_stages_of_a_scan(tmp_path: Path) -> None:
-    told = python("-m", "hemseg.bench", "--child", "stages", SCAN, tmp_path).stdout
+    told = python("-m", "benchmarks.inference", "--child", "stages", SCAN, tmp_path).stdout
     rows = json.loads(told.splitlines()[-1])
     assert [row["what"].partition(":")[0] for row in rows] == [
         "start-up", "read", "preprocess and check", "network", "restore and write",
@@ -27,14 +27,14 @@ def test_stages_of_a_scan(tmp_path: Path) -> None:
 
 
 def test_whole_processes_and_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "FOLDER", 2)
-    rows = bench.of_scan(SCAN, tmp_path)
+    monkeypatch.setattr(inference, "FOLDER", 2)
+    rows = inference.of_scan(SCAN, tmp_path)
     assert (tmp_path / "a" / SCAN.name).is_file()
     assert (tmp_path / "b" / "images" / SCAN.name).is_file()
     whole, stages = rows[0], [row for row in rows if row.what in ("read", "network")]
     assert whole.cpu_seconds > sum(row.cpu_seconds for row in stages) > 0
     assert whole.peak_mib > 100
-    many = bench.of_folder(SCAN, tmp_path, rows)
+    many = inference.of_folder(SCAN, tmp_path, rows)
     assert len(list((tmp_path / "masks").glob("*.mha"))) == many["scans"] == 2
     assert many["cpu_seconds"] > 0
     assert many["ratio"] > 0
@@ -43,7 +43,7 @@ def test_whole_processes_and_a_folder(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"what": "read", "cpu_seconds": 1.25, "wall_seconds": 0.5, "peak_mib": 77.0}
     folder = {"scans": 8, "wall_seconds": 9, "cpu_seconds": 12, "peak_mib": 99, "cores_busy": 1.33, "ratio": 1.01}
-    bench.show({"machine": "here", "start": [row], "scans": {"a": [row]}, "network": [row], "folder": folder})
+    inference.show({"machine": "here", "start": [row], "scans": {"a": [row]}, "network": [row], "folder": folder})
     told = capsys.readouterr().out
     for word in ("here", "1.25", "0.50", "77", "1.3 cores busy", "1.01 times"):
         assert word in told
@@ -51,6 +51,6 @@ def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_command_that_fails_says_so() -> None:
     with pytest.raises(HemsegError, match=r"failed: .*oh no"):
-        bench.command("x", ["-c", "raise SystemExit('oh no')"])
-    done = python("-m", "hemseg.bench", "nowhere.nii.gz", check=1)
+        inference.command("x", ["-c", "raise SystemExit('oh no')"])
+    done = python("-m", "benchmarks.inference", "nowhere.nii.gz", check=1)
     assert "nowhere.nii.gz" in done.stderr

@@ -483,7 +483,7 @@ def _bench(
     config: ConfigOption, run: RunOption, data: DataOption = None, precision: PrecisionOption = "32-true"
 ) -> None:
     """Time the loader, the network alone and real training, in slices a second and as ratios."""
-    from training.bench import bench
+    from benchmarks.loader import bench
 
     rates = bench(*_config_and_data(config, data, run), run, precision=precision)
     for name in ("loader", "network", "training"):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from hemseg.bench import repeated
+from benchmarks.inference import repeated
 from hemseg.model import Model, load
 from hemseg.preprocessing import Settings
 from hemseg.segmentation import segment

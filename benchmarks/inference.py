@@ -1,4 +1,4 @@
-"""How fast hemseg is here: ``python -m hemseg.bench``. Documented in docs/performance.md.
+"""How fast hemseg is here: ``python -m benchmarks.inference``. Documented in docs/performance.md.
 
 Every figure is of a fresh process, so that start-up, page faults and first-use costs are in it. CPU seconds are user
 and system time of all threads (what a busy machine does not change much), peak is the largest resident size.
@@ -123,7 +123,7 @@ def phantom(path: Path, slices: int, spacing: float) -> None:
         from training.phantom import Grid, make_phantom, write_image
     except ImportError:
         raise HemsegError(
-            "the phantoms come with a clone, not with the package; name a scan: hemseg.bench SCAN"
+            "the phantoms come with a clone, not with the package; name a scan: benchmarks.inference SCAN"
         ) from None
     made = make_phantom(3, ("intraparenchymal",), Grid((slices, 512, 512), (0.45, 0.45, spacing)))
     write_image(made.volume.hu, made.volume, path)
@@ -191,7 +191,7 @@ def show_workers(rows: list[Row], scans: int = 2 * FOLDER) -> None:
 
 
 def _child(*arguments: str) -> list[Row]:
-    call = [sys.executable, "-m", "hemseg.bench", "--child", *arguments]
+    call = [sys.executable, "-m", "benchmarks.inference", "--child", *arguments]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise HemsegError(f"{' '.join(arguments)}: failed: {done.stderr[-400:].strip()}")
@@ -231,7 +231,7 @@ def measure(scans: list[Path]) -> dict[str, Any]:
                 found["folder"] = of_folder(scan, here, rows)
         found["network"] = [asdict(row) for threads in (1, 2) for row in _child("network", str(threads))]
         if importlib.util.find_spec("torch") and importlib.util.find_spec("training"):
-            call = [sys.executable, "-m", "training.runtimes"]
+            call = [sys.executable, "-m", "benchmarks.runtimes"]
             done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
             found["network"] += json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else []
     return found
@@ -270,7 +270,7 @@ def show(found: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(prog="python -m hemseg.bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.inference", description=__doc__.splitlines()[0])
     parser.add_argument("scans", nargs="*", type=Path, metavar="SCAN", help="default: phantoms of 28 and 300 slices")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""The network alone in other runtimes and precisions, for `hemseg.bench`: ``python -m training.runtimes``.
+"""The network alone in other runtimes and precisions, for `benchmarks.inference`: ``python -m benchmarks.runtimes``.
 
 The shipped weights in ONNX Runtime as float16 and int8, and the recipe's own U-Net in torch and as torch exports it,
 without `training.graph` (its weights do not matter for the time). Two threads each; one JSON line.
@@ -19,7 +19,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from hemseg.bench import Row, repeated
+from benchmarks.inference import Row, repeated
 from hemseg.model import Manifest, default_weights, session
 from training.config import load_config
 from training.export import WithSigmoid, write_onnx

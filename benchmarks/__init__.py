@@ -1,0 +1,1 @@
+"""How fast it is: inference, the training data's loader, other runtimes."""
