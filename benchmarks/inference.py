@@ -120,7 +120,7 @@ def phantom(path: Path, slices: int, spacing: float) -> None:
         HemsegError: the phantoms are not here, in an installed package.
     """
     try:
-        from training.phantom import Grid, make_phantom, write_image
+        from training.data.phantom import Grid, make_phantom, write_image
     except ImportError:
         raise HemsegError(
             "the phantoms come with a clone, not with the package; name a scan: benchmarks.inference SCAN"

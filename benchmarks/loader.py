@@ -15,7 +15,7 @@ import torch
 
 from training.classifier import SliceNetwork, SliceTask, Volumes
 from training.config import Config
-from training.datasets import DataSet, prepared
+from training.data.datasets import DataSet, prepared
 from training.fitting import loader, micro_batch
 from training.pipeline import build_stages
 from training.stages import run_stage

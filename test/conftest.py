@@ -22,7 +22,7 @@ import SimpleITK as sitk
 from onnx import helper, numpy_helper
 
 from hemseg.model import Manifest, Model, default_weights, load
-from training.phantom import Grid, Phantom, make_phantom, write_image
+from training.data.phantom import Grid, Phantom, make_phantom, write_image
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"

@@ -17,7 +17,7 @@ from rich.progress import track
 from hemseg.model import Model, load
 from hemseg.segmentation import segment
 from hemseg.volume import Volume, from_itk, mask_to_itk
-from training.phantom import Grid, make_phantom
+from training.data.phantom import Grid, make_phantom
 
 THIN = Grid((120, 200, 200), (1.0, 1.0, 1.25))
 KINDS: tuple[tuple[str, ...], ...] = (

@@ -41,7 +41,7 @@ WAYS = {
 
 def write_scans(folder: Path) -> None:
     """Small phantoms, one in a subfolder, in two formats."""
-    from training.phantom import Grid, make_phantom, write_image
+    from training.data.phantom import Grid, make_phantom, write_image
 
     bleed = make_phantom(3, ("intraparenchymal",), Grid((16, 96, 96), (2.4, 2.4, 9.0)))
     for number in range(CASES):

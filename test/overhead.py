@@ -20,7 +20,7 @@ from hemseg.io.files import whole
 from hemseg.io.fingerprint import unchanged
 from hemseg.io.marks import voxel_hash
 from hemseg.model import load
-from training.phantom import Grid, make_phantom, write_image
+from training.data.phantom import Grid, make_phantom, write_image
 
 SHARE = 0.03
 

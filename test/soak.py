@@ -23,7 +23,7 @@ from rich.progress import track
 from hemseg.folder.jobs import Job, run
 from hemseg.model import load
 from hemseg.resources import resident_bytes
-from training.phantom import Grid, make_phantom, write_image
+from training.data.phantom import Grid, make_phantom, write_image
 
 HEADS = 10
 GRID = Grid((28, 200, 200), (1.0, 1.0, 5.0))

@@ -18,8 +18,8 @@ from hemseg.checks import checked
 from hemseg.cli import app
 from hemseg.preprocessing import Settings, skull_hull
 from hemseg.volume import Volume, read
-from training.anatomy import Options
-from training.phantom import Grid, Phantom, make_phantom, write_image
+from training.data.anatomy import Options
+from training.data.phantom import Grid, Phantom, make_phantom, write_image
 
 Made = Callable[[Volume], Volume]
 

@@ -33,7 +33,7 @@ from hemseg.grand_challenge.server import Cases, UnexpectedError
 from hemseg.grand_challenge.sockets import MODES, Sockets, Work
 from hemseg.model import Model, load
 from hemseg.volume import read
-from training.phantom import Phantom, write_image
+from training.data.phantom import Phantom, write_image
 
 MASK = "images/hemorrhage-segmentation/output.mha"
 DICOM_SET = {"slug": "ct", "kind": "DICOM Image Set", "super_kind": "Image"}

@@ -38,7 +38,7 @@ from hemseg.folder.jobs import plan
 from hemseg.model import Model
 from hemseg.segmentation import segment
 from hemseg.volume import Volume, read
-from training.phantom import write_image
+from training.data.phantom import write_image
 
 REAL = SHARED / "dicom-head-ge"
 SAMPLE = ROOT / "test" / "cases" / "phantom-intraparenchymal.nii.gz"

@@ -32,10 +32,10 @@ from training.classifier import (
 from training.config import Classifier, Config, Optimization, Segmenter, Sequence, load_config
 from training.crossval import split_into_folds
 from training.curves import read_metrics
-from training.datasets import Prepared, load_dataset
+from training.data.datasets import Prepared, load_dataset
+from training.data.phantom import write_dataset
 from training.fitting import EpochSampler, Task, WholeCheckpoints, fit, loader, micro_batch
 from training.hardware import Hardware
-from training.phantom import write_dataset
 from training.segmenter import FAST, LEFT_OUT, SegmenterTask, build_unet, combined_loss, train_segmenter
 from training.stages import fingerprint
 

@@ -11,7 +11,7 @@ from conftest import SHARED
 from hemseg.errors import HemsegError
 from hemseg.hounsfield import refuse_other_units
 from hemseg.volume import read
-from training.phantom import Grid, make_phantom
+from training.data.phantom import Grid, make_phantom
 
 Change = Callable[[np.ndarray], np.ndarray]
 WINDOWS = ((-1024, 3071), (0, 80), (-10, 70), (0, 75), (-5, 85), (0, 100), (10, 70), (-100, 300), (-20, 100))

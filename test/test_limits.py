@@ -31,7 +31,7 @@ from hemseg.grand_challenge.sockets import load_sockets, read_inputs
 from hemseg.io import inflation
 from hemseg.model import Manifest, Model
 from hemseg.volume import Volume, read
-from training.phantom import Phantom
+from training.data.phantom import Phantom
 
 
 @pytest.fixture

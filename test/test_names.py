@@ -21,7 +21,7 @@ from hemseg.report import viewer
 from hemseg.report.findings import findings
 from hemseg.segmentation import segment
 from hemseg.volume import read
-from training.phantom import Phantom
+from training.data.phantom import Phantom
 
 
 @given(st.text())

@@ -11,8 +11,8 @@ import pytest
 from hemseg.model import Model
 from hemseg.preprocessing import Settings, working_image
 from training.config import Classifier, Config, Segmenter, load_config
-from training.datasets import Prepared, load_dataset
-from training.painted import (
+from training.data.datasets import Prepared, load_dataset
+from training.data.painted import (
     CONTRAST_HU,
     DISTRACTORS,
     KINDS,
@@ -23,9 +23,9 @@ from training.painted import (
     place_of,
     streaked,
 )
+from training.data.phantom import Grid, make_phantom, write_dataset
 from training.painted_heads import make_plan, painted_heads, painted_summary, read_plan, sheet
 from training.painted_slices import painted_copy, painted_slices
-from training.phantom import Grid, make_phantom, write_dataset
 from training.segmenter import LEFT_OUT, Patches, with_paint
 
 MM = (5.0, 2.0, 2.0)

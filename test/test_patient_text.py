@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from series import write_enhanced, write_series
 
 from hemseg.dicom_out.seg import _GROUPS, KEPT_OF_PATIENT
-from training.phantom import Phantom
+from training.data.phantom import Phantom
 
 TEXT = ("LO", "LT", "ST", "UT", "UC", "SH", "PN")
 NEEDED = {"PatientName": "Doe^Jane", "PatientID": "12345", "PatientBirthDate": "19010203", "PatientSex": "F",

@@ -8,7 +8,7 @@ from conftest import COARSE, OBLIQUE, dice
 
 from hemseg.preprocessing import Settings, WorkingGrid, equalized, intracranial_mask, network_input, working_image
 from hemseg.volume import Volume
-from training.phantom import Grid, Phantom, make_phantom
+from training.data.phantom import Grid, Phantom, make_phantom
 
 SETTINGS = Settings(in_plane_mm=2.0, slice_mm=9.0)
 

@@ -15,7 +15,7 @@ from panimg.image_builders.metaio_mhd_mha import image_builder_mhd
 
 from hemseg.grand_challenge.evalutils_layout import HemorrhageSegmentation
 from hemseg.model import Model
-from training.phantom import Phantom, write_image
+from training.data.phantom import Phantom, write_image
 
 CASES = ROOT / "test" / "cases"
 

@@ -13,7 +13,7 @@ from hemseg.model import Model
 from hemseg.preprocessing import working_image
 from hemseg.segmentation import segment
 from hemseg.volume import from_itk, read
-from training.datasets import load_dataset, read_reference
+from training.data.datasets import load_dataset, read_reference
 
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the real scans of ../shared/data are not here")
 

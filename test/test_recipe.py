@@ -14,17 +14,17 @@ from conftest import COARSE, dice
 from hemseg.errors import HemsegError
 from hemseg.model import load
 from hemseg.volume import Volume
-from training.augmentation import augmented_patches, augmented_slices, degraded
 from training.cam import activation_maps
 from training.classifier import SliceNetwork
 from training.config import Cam, Classifier, Export, Pseudolabels, load_config
-from training.datasets import Case, DataSet, Prepared, load_dataset, together
+from training.data.augmentation import augmented_patches, augmented_slices, degraded
+from training.data.datasets import Case, DataSet, Prepared, load_dataset, together
+from training.data.phantom import make_phantom, write_dataset
 from training.evaluation import Prediction, evaluate, figures_of, share, threshold_predictor
 from training.experiments import gather, table, write_experiments
 from training.export import export_model
 from training.measure import measure_all
 from training.panels import Shown, panel
-from training.phantom import make_phantom, write_dataset
 from training.pieces import brain_level, choose_pieces
 from training.pipeline import build_stages, label_of, permuted
 from training.refinement import half_maximum

@@ -24,7 +24,7 @@ from hemseg.folder.journal import Journal, settings_key_of_weights
 from hemseg.io import fingerprint
 from hemseg.io.fingerprint import Fingerprint, is_same, unchanged
 from hemseg.model import Manifest, default_weights
-from training.phantom import Phantom
+from training.data.phantom import Phantom
 
 
 @pytest.fixture

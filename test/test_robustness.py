@@ -7,9 +7,9 @@ import pytest
 
 from hemseg.model import Model
 from hemseg.volume import Volume
-from training.datasets import load_dataset
+from training.data.datasets import load_dataset
+from training.data.phantom import Grid, make_phantom, write_dataset
 from training.operating_point import operating_points, points, write_froc
-from training.phantom import Grid, make_phantom, write_dataset
 from training.robustness import (
     CHANGES,
     allowed_space,

@@ -22,7 +22,7 @@ from hemseg.report.viewer import page
 from hemseg.sanity import implausible, reaches_from_base_to_vertex, refuse_implausible
 from hemseg.segmentation import Segmentation
 from hemseg.volume import Volume
-from training.phantom import Phantom
+from training.data.phantom import Phantom
 
 SPACING = (5.0, 2.0, 2.0)  # z, y, x
 Z, Y, X = np.meshgrid(np.arange(-15, 15) + 0.5, *(np.arange(-60, 60) + 0.5,) * 2, indexing="ij")

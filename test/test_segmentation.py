@@ -11,7 +11,7 @@ from hemseg.model import Model, load
 from hemseg.preprocessing import working_image
 from hemseg.segmentation import outlined, segment, tiled, working_probability
 from hemseg.volume import Volume, read
-from training.phantom import Grid, Phantom, make_phantom
+from training.data.phantom import Grid, Phantom, make_phantom
 
 CASES = sorted((ROOT / "test" / "cases").iterdir())
 

@@ -20,9 +20,9 @@ from hemseg.model import load
 from hemseg.segmentation import segment
 from hemseg.volume import read
 from training.config import load_config
-from training.datasets import load_dataset, prepared
+from training.data.datasets import load_dataset, prepared
+from training.data.phantom import Grid, make_phantom
 from training.evaluation import network_predictor, threshold_predictor
-from training.phantom import Grid, make_phantom
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,8 @@ from hemseg.preprocessing import Settings, brain_level, leveled, network_input, 
 from hemseg.segmentation import input_box, padded_to, tiled
 from hemseg.strip import brain_of, learned_mask, network_slices, saturation, slices_losing_brain, standardized
 from hemseg.volume import Volume
-from training.anatomy import Options
-from training.phantom import Grid, Phantom, make_phantom
+from training.data.anatomy import Options
+from training.data.phantom import Grid, Phantom, make_phantom
 
 SETTINGS = Settings(level_hu=32.0, edge_slices=True)
 GRID = Grid((22, 96, 96), (2.4, 2.4, 8.0), lower_mm=15.0)

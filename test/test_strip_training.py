@@ -9,9 +9,9 @@ from conftest import SHARED
 
 from hemseg.strip import HU_RANGE, STRIP_MM
 from training.config import Optimization, Segmenter
-from training.datasets import load_dataset
+from training.data.datasets import load_dataset
+from training.data.phantom import Grid, make_phantom, write_image
 from training.hardware import Hardware
-from training.phantom import Grid, make_phantom, write_image
 from training.segmenter import changed_scan
 from training.strip_network import (
     StripCase,

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from hemseg.errors import HemsegError
-from training.datasets import load_dataset
+from training.data.datasets import load_dataset
 
 ROWS = [(case, z, int(case == "a" and z > 1)) for case in "abc" for z in range(3)]
 LABELS = {"a": (0, 0, 1), "b": (0, 0, 0), "c": (0, 0, 0)}

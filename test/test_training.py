@@ -22,10 +22,10 @@ from hemseg.volume import read
 from training.cam import activation_maps, raw_maps
 from training.classifier import SequenceNetwork, SliceNetwork, Volumes, cut, end_to_end, paste, refit_linear_layer
 from training.config import CONFIGS, Cam, Classifier, Config, Pseudolabels, Segmenter, Sequence, load_config
-from training.datasets import load_dataset, prepare, prepared
+from training.data.datasets import load_dataset, prepare, prepared
+from training.data.phantom import write_dataset
 from training.fitting import EpochSampler
 from training.metrics import lesion_counts, overlap, summary
-from training.phantom import write_dataset
 from training.pseudolabels import choose, intensity_clusters, trial_images
 from training.segmenter import Patches, build_unet, combined_loss
 from training.stages import Stage, run_stage

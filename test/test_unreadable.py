@@ -24,7 +24,7 @@ from hemseg.folder.outputs import files_of, refuse_conflicts
 from hemseg.io.folders import walk, without_masks
 from hemseg.io.marks import read_mark, voxel_hash
 from hemseg.volume import read
-from training.phantom import Phantom
+from training.data.phantom import Phantom
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from training.hardware import Hardware, rank
 
 if TYPE_CHECKING:
     from training.config import Config
-    from training.datasets import DataSet
+    from training.data.datasets import DataSet
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 TRAINING = ("prepare", "classify", "sequence", "cam", "pseudolabel", "segment", "relabel", "resegment")
@@ -73,7 +73,7 @@ def _config_and_data(
     config_name: str, data: list[Path] | None, run: Path, seed: int | None = None
 ) -> tuple[Config, DataSet]:
     from training.config import load_config
-    from training.datasets import load_dataset, together
+    from training.data.datasets import load_dataset, together
 
     config = load_config(config_name)
     if seed is not None:
@@ -86,7 +86,7 @@ def _config_and_data(
 
 def _phantoms(config: Config, run: Path) -> Path:
     """The data set of phantoms that a configuration makes for itself."""
-    from training.phantom import Grid, write_dataset
+    from training.data.phantom import Grid, write_dataset
     from training.stages import console, fingerprint
 
     if not config.phantoms.cases:
@@ -173,7 +173,7 @@ def _strip(
     precision: PrecisionOption = "32-true",
 ) -> None:
     """Train the learned skull strip; writes RUN/strip.onnx."""
-    from training.datasets import load_dataset
+    from training.data.datasets import load_dataset
     from training.stages import in_words
     from training.strip_network import OPTIMIZATION, paired_cases, phantom_cases, train_strip
 
@@ -195,7 +195,7 @@ def _stripping(
     strip: Annotated[str, typer.Option(help="An ONNX file in place of the weights' strip, or `paper`.")] = "",
 ) -> None:
     """Measure the skull strip: brain that is lost, muscle that is kept; tables per data set and split."""
-    from training.datasets import load_dataset
+    from training.data.datasets import load_dataset
     from training.stages import in_words
     from training.stripping import strip_predictor, stripping
 
@@ -217,7 +217,7 @@ def _robustness(
 ) -> None:
     """Measure weights on scans in other windows, with shifted HU, and cut down to few slices."""
     from hemseg.model import load
-    from training.datasets import load_dataset
+    from training.data.datasets import load_dataset
     from training.robustness import (
         change_summary,
         changed_scans,
@@ -258,7 +258,7 @@ def _slices(
 ) -> None:
     """Measure weights on single slices with labels: AUC, found and marked, by kind of hemorrhage."""
     from hemseg.model import load
-    from training.datasets import load_dataset
+    from training.data.datasets import load_dataset
     from training.evaluation import write_table
     from training.single_slices import intracranial_areas, kinds_summary, single_slices, single_summary
     from training.stages import in_words
@@ -301,7 +301,7 @@ def _painted(
     if not (data and out):
         raise HemsegError("painted: give --data FOLDER --out OUT to measure, or --run RUN --sheet FILE to look.")
     from hemseg.model import load
-    from training.datasets import load_dataset
+    from training.data.datasets import load_dataset
     from training.evaluation import write_table
 
     model, dataset = load(weights), load_dataset(data)
@@ -317,7 +317,7 @@ def _write_sheet(run: Path, target: Path, config: str, seed: int) -> None:
     import cv2
 
     from training.config import load_config
-    from training.datasets import training_scans
+    from training.data.datasets import training_scans
     from training.painted_heads import sheet
 
     settings = load_config(config).preprocessing
@@ -335,7 +335,7 @@ def _operating_point(
 ) -> None:
     """Cut the answers on val at several thresholds: what is found against what is false, as a table."""
     from hemseg.model import load
-    from training.datasets import load_dataset
+    from training.data.datasets import load_dataset
     from training.evaluation import write_table
     from training.operating_point import operating_points, write_froc
     from training.stages import in_words
@@ -378,7 +378,7 @@ def _measure(
     """Measure weights on data sets: tables and plots (Bland-Altman, Dice by volume, ROC of slices)."""
     from hemseg.model import default_weights
     from hemseg.preprocessing import Settings
-    from training.datasets import load_dataset, together
+    from training.data.datasets import load_dataset, together
     from training.evaluation import network_predictor, threshold_predictor
     from training.measure import measure_all
     from training.stages import in_words
@@ -549,7 +549,7 @@ def _control(
 @app.command()
 def phantoms(folder: Path, cases: int = 20, seed: int = 0, size: int = 256, slices: int = 28) -> None:
     """Make a data set of phantoms: scans, masks, slice labels with subtypes, and a split."""
-    from training.phantom import Grid, write_dataset
+    from training.data.phantom import Grid, write_dataset
 
     write_dataset(folder, cases, seed, Grid((slices, size, size), (230 / size, 230 / size, 140 / slices)))
 
@@ -557,7 +557,7 @@ def phantoms(folder: Path, cases: int = 20, seed: int = 0, size: int = 256, slic
 @app.command()
 def samples(root: Path = Path("test")) -> None:
     """Make the sample scans of test/cases, their truth, and the masks that the present weights give."""
-    from training.samples import write_samples
+    from training.data.samples import write_samples
 
     write_samples(root)
 
@@ -568,7 +568,7 @@ def kinds(
     out: Annotated[Path, typer.Option(help="The table.")] = Path("docs/results/phantom_kinds.csv"),
 ) -> None:
     """Measure weights on phantoms of each kind of hemorrhage, and on healthy ones."""
-    from training.samples import measure_kinds
+    from training.data.samples import measure_kinds
     from training.stages import in_words
 
     for row in measure_kinds(weights, out):

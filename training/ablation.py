@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from training.config import Config
-from training.datasets import DataSet
+from training.data.datasets import DataSet
 from training.evaluation import METRICS_VERSION, evaluate, threshold_predictor, write_table
 from training.hardware import Hardware, rank
 from training.pipeline import Variant, build_stages

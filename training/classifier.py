@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import binary_auroc
 
 from hemseg.errors import HemsegError
-from training.augmentation import augmented_slices
 from training.config import Classifier, Config, Sequence
-from training.datasets import Prepared
+from training.data.augmentation import augmented_slices
+from training.data.datasets import Prepared
 from training.fitting import Task, fit, load_network, loader, micro_batch, save_network
 from training.hardware import Hardware
 

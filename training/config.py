@@ -50,7 +50,9 @@ class Classifier:
     augment: bool = False
     degrade: float = 0.0  # with `augment`: share of the slices that are blurred, and that pass through JPEG
     narrow: float = 0.0  # with `augment`: share of the slices that are clipped to a random window
-    painted: int = 0  # copies of each training scan with painted bleeds, whose slices are added (training/painted.py)
+    painted: int = (
+        0  # copies of each training scan with painted bleeds, whose slices are added (training/data/painted.py)
+    )
     optimization: Optimization = field(default_factory=Optimization)
 
 
@@ -112,7 +114,7 @@ class Segmenter:
     loose_mask: float = (
         0.0  # with `augment`: share of the samples whose intracranial mask is one or two pixels too wide
     )
-    painted: float = 0.0  # with `augment`: share of the samples that get bleeds painted in (training/painted.py)
+    painted: float = 0.0  # with `augment`: share of the samples that get bleeds painted in (training/data/painted.py)
     distractors: float = 0.0  # with `augment`: share that gets bright things that are no blood
     artefacts: float = 0.0  # with `augment`: share that gets streaks or more noise
     single_slices: int = (

@@ -16,7 +16,7 @@ import numpy as np
 from hemseg.errors import HemsegError
 from training.ablation import markdown, read_cases
 from training.config import Config
-from training.datasets import DataSet
+from training.data.datasets import DataSet
 from training.evaluation import write_table
 from training.hardware import Hardware, rank
 from training.metrics import summary

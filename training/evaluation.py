@@ -19,7 +19,7 @@ from hemseg.model import load
 from hemseg.preprocessing import Settings, smoothed, working_image
 from hemseg.segmentation import restored, segment
 from hemseg.volume import Volume, read
-from training.datasets import Case, DataSet, read_reference
+from training.data.datasets import Case, DataSet, read_reference
 from training.metrics import lesion_counts, overlap, summary, surface, wilson
 from training.stages import console
 

@@ -19,7 +19,7 @@ from sklearn.metrics import roc_curve
 from hemseg.preprocessing import Settings, working_image
 from hemseg.volume import read
 from training.ablation import read_cases
-from training.datasets import DataSet
+from training.data.datasets import DataSet
 from training.evaluation import Predictor, evaluate
 from training.panels import Shown, write_panel
 from training.quality import mask_on_grid, reference_on_grid

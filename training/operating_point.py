@@ -21,7 +21,7 @@ from rich.progress import track
 from hemseg.model import Manifest, Model
 from hemseg.segmentation import outlined, working_probability
 from hemseg.volume import Volume, read
-from training.datasets import Case, DataSet, read_reference
+from training.data.datasets import Case, DataSet, read_reference
 from training.evaluation import by_slices
 from training.metrics import lesion_counts, overlap
 from training.robustness import run

@@ -25,9 +25,9 @@ from hemseg.errors import HemsegError
 from hemseg.model import Model
 from hemseg.segmentation import restored
 from hemseg.volume import Volume, read
-from training.datasets import DataSet, Prepared
+from training.data.datasets import DataSet, Prepared
+from training.data.painted import CONTRAST_HU, DISTRACTORS, KINDS, distracted, painted, place_of
 from training.metrics import lesion_counts, overlap
-from training.painted import CONTRAST_HU, DISTRACTORS, KINDS, distracted, painted, place_of
 from training.robustness import run
 from training.stages import console
 

@@ -12,8 +12,8 @@ from rich.progress import track
 from hemseg.segmentation import input_box
 from training.classifier import Slices, network_slices
 from training.config import Config
-from training.datasets import Prepared
-from training.painted import distracted, painted, place_of
+from training.data.datasets import Prepared
+from training.data.painted import distracted, painted, place_of
 from training.stages import console
 
 SEEN_MM2 = 25.0  # so much of a slice must be painted for a yes

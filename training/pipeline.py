@@ -47,7 +47,7 @@ from training.classifier import (
     train_sequence,
 )
 from training.config import Config, Segmenter
-from training.datasets import Case, DataSet, Prepared, prepare, prepared
+from training.data.datasets import Case, DataSet, Prepared, prepare, prepared
 from training.evaluation import METRICS_VERSION, evaluate, network_predictor, write_table
 from training.export import STATES, export_model, write_states
 from training.fitting import load_network

@@ -25,12 +25,12 @@ from hemseg.model import Model
 from hemseg.segmentation import Segmentation, segment
 from hemseg.strip import disc
 from hemseg.volume import Volume, read
-from training.anatomy import Options
-from training.datasets import DataSet, read_reference
+from training.data.anatomy import Options
+from training.data.datasets import DataSet, read_reference
+from training.data.painted import streaked
+from training.data.phantom import Grid, make_phantom
 from training.evaluation import write_table
 from training.metrics import overlap
-from training.painted import streaked
-from training.phantom import Grid, make_phantom
 from training.stages import console
 from training.stripping import intracranial_reference, kept_slices
 

@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from hemseg.preprocessing import Settings, network_input
 from hemseg.segmentation import input_box, padded_to
-from training.augmentation import augmented_patches, random_window
 from training.config import Config, Segmenter
-from training.datasets import Prepared
+from training.data.augmentation import augmented_patches, random_window
+from training.data.datasets import Prepared
+from training.data.painted import UNKNOWN, Place, distracted, noisy, painted, place_of, streaked
 from training.fitting import Task, fit, load_network, loader, save_network
 from training.hardware import Hardware, rank
-from training.painted import UNKNOWN, Place, distracted, noisy, painted, place_of, streaked
 from training.stages import console
 
 RARE = -4.0  # first logit: about one voxel in fifty is hemorrhage, or training spends its first epochs learning that

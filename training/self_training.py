@@ -17,7 +17,7 @@ from torch import nn
 from hemseg.preprocessing import Settings, smoothed
 from hemseg.segmentation import network_probability
 from training.config import Config, SelfTraining
-from training.datasets import Prepared
+from training.data.datasets import Prepared
 from training.refinement import half_maximum
 
 REPEATED = 8  # a multiple of the strides along z

@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from hemseg.errors import HemsegError
 from training.classifier import SliceNetwork, network_slices, predicted
 from training.config import Config
-from training.datasets import DataSet, prepared
+from training.data.datasets import DataSet, prepared
 from training.fitting import load_network
 
 FOLDS = 5

@@ -19,7 +19,7 @@ from scipy.stats import rankdata
 from hemseg.errors import HemsegError
 from hemseg.model import Model
 from hemseg.volume import read
-from training.datasets import SUBTYPES, DataSet
+from training.data.datasets import SUBTYPES, DataSet
 from training.metrics import wilson
 from training.robustness import run
 from training.stages import console

@@ -31,13 +31,13 @@ from hemseg.model import cores
 from hemseg.preprocessing import WorkingGrid
 from hemseg.strip import HU_RANGE, MULTIPLE, STRIP_MM, brain_of, scaled, standardized
 from hemseg.volume import Volume, read
-from training.anatomy import Options
 from training.config import Optimization
-from training.datasets import DataSet
+from training.data.anatomy import Options
+from training.data.datasets import DataSet
+from training.data.phantom import KINDS, Grid, make_phantom
 from training.export import TOLERANCE, WithSigmoid, write_onnx
 from training.fitting import Task, fit, loader, save_network
 from training.hardware import Hardware
-from training.phantom import KINDS, Grid, make_phantom
 from training.stages import console
 from training.stripping import enclosed_below_brain, intracranial_reference, kept_slices
 

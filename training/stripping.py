@@ -29,7 +29,7 @@ from hemseg.model import load, load_strip
 from hemseg.preprocessing import working_image
 from hemseg.strip import AIR_HU, LOST, brain_of, disc, saturation
 from hemseg.volume import Volume, read
-from training.datasets import Case, DataSet, read_reference
+from training.data.datasets import Case, DataSet, read_reference
 from training.evaluation import write_table
 from training.stages import console
 

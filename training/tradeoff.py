@@ -25,7 +25,7 @@ from hemseg.segmentation import segment
 from hemseg.volume import read
 from training.ablation import markdown, read_cases, significance
 from training.config import Config
-from training.datasets import DataSet, prepared
+from training.data.datasets import DataSet, prepared
 from training.evaluation import evaluate, network_predictor, write_table
 from training.pipeline import WEAK, build_stages
 from training.quality import mask_on_grid

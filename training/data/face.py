@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.head_space import Space
+from training.data.head_space import Space
 
 if TYPE_CHECKING:
-    from training.anatomy import Head
+    from training.data.anatomy import Head
 
 Ellipsoid = tuple[tuple[float, float, float], tuple[float, float, float]]
 

@@ -26,8 +26,8 @@ from hemseg.errors import HemsegError
 from hemseg.model import cores
 from hemseg.preprocessing import Settings, Strip, working_image
 from hemseg.volume import read, stem, suffix
+from training.data.tables import RowFaults, decoded, read_table, whole_number, yes_or_no
 from training.stages import console
-from training.tables import RowFaults, decoded, read_table, whole_number, yes_or_no
 
 PARTS = ("train", "val", "test")
 IMAGES = ("images", "data")

@@ -6,8 +6,8 @@
 A phantom is a function of its seed, its grid and its options. Anatomy (head size and tilt, skull thickness, ventricles,
 sulci, calcifications, headrest) is drawn first and hemorrhage afterwards from a generator of its own, so one
 seed with and without hemorrhage is the same head. What is bright without being blood (calcified basal ganglia and
-falx, dense sinuses, a shunt, tubes outside the head) has a generator of its own, too. `training.anatomy` has the skull
-and what is in it, `training.face` what lies below: muscles, jaw, orbits, sinuses, spine.
+falx, dense sinuses, a shunt, tubes outside the head) has a generator of its own, too. `training.data.anatomy` has the
+skull and what is in it, `training.data.face` what lies below: muscles, jaw, orbits, sinuses, spine.
 
 Structures are painted in patient coordinates (mm, LPS, origin near the third ventricle), on five sub-slices or more
 per 5 mm slice, whose average gives the partial volume. HU after Hounsfield's scale and the usual figures of head CT:
@@ -31,7 +31,7 @@ from rich.progress import track
 from scipy import ndimage
 
 from hemseg.volume import Volume
-from training.anatomy import Head, Options
+from training.data.anatomy import Head, Options
 from training.stages import console
 
 KINDS = ("intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural")

@@ -2,7 +2,7 @@
 
 The cranial cavity is what lies above the base within the vault: `Space.depth` is the distance below the inner table
 of either. The base has three levels: the anterior fossa above the orbits, the middle fossae of the temporal lobes, and
-the posterior fossa down to the foramen magnum. What lies below is painted by `training.face`.
+the posterior fossa down to the foramen magnum. What lies below is painted by `training.data.face`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.head_space import Space, radial, rotation
+from training.data.head_space import Space, radial, rotation
 
 if TYPE_CHECKING:
-    from training.phantom import Grid
+    from training.data.phantom import Grid
 
 SKULLS = ("adult", "child", "infant")
 MUSCLE_HU = (55.0, 65.0)
@@ -168,7 +168,7 @@ class Head:
 
     def tissue(self, s: Space, headrest: bool) -> tuple[np.ndarray, np.ndarray]:
         """HU of a head without hemorrhage, and bool where its cranial cavity is."""
-        from training.face import paint_face
+        from training.data.face import paint_face
 
         outer = -s.vault - self.skull_mm  # mm outside the outer table
         hu = np.full(s.x.shape, -1000.0, np.float32)

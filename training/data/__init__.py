@@ -1,0 +1,1 @@
+"""What training sees: data sets, prepared cases, augmentation, phantoms, painted bleeds."""
