@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from training.classifier import SliceNetwork, SliceTask, Volumes
 from training.config import Config
 from training.data.datasets import DataSet, prepared
-from training.fitting import loader, micro_batch
+from training.fitting.classifier import SliceNetwork, SliceTask, Volumes
+from training.fitting.trainer import loader, micro_batch
 from training.pipeline import build_stages
 from training.stages import run_stage
 

@@ -20,7 +20,11 @@ from torch.utils.data import DataLoader
 
 from hemseg.errors import HemsegError
 from training.ablation import significance
-from training.classifier import (
+from training.config import Classifier, Config, Optimization, Segmenter, Sequence, load_config
+from training.crossval import split_into_folds
+from training.data.datasets import Prepared, load_dataset
+from training.data.phantom import write_dataset
+from training.fitting.classifier import (
     SequenceNetwork,
     SequenceTask,
     SliceNetwork,
@@ -29,14 +33,10 @@ from training.classifier import (
     end_to_end,
     load_torchvision,
 )
-from training.config import Classifier, Config, Optimization, Segmenter, Sequence, load_config
-from training.crossval import split_into_folds
-from training.curves import read_metrics
-from training.data.datasets import Prepared, load_dataset
-from training.data.phantom import write_dataset
-from training.fitting import EpochSampler, Task, WholeCheckpoints, fit, loader, micro_batch
-from training.hardware import Hardware
-from training.segmenter import FAST, LEFT_OUT, SegmenterTask, build_unet, combined_loss, train_segmenter
+from training.fitting.curves import read_metrics
+from training.fitting.hardware import Hardware
+from training.fitting.segmenter import FAST, LEFT_OUT, SegmenterTask, build_unet, combined_loss, train_segmenter
+from training.fitting.trainer import EpochSampler, Task, WholeCheckpoints, fit, loader, micro_batch
 from training.stages import fingerprint
 
 CPU = Hardware(accelerator="cpu")

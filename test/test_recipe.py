@@ -15,7 +15,6 @@ from hemseg.errors import HemsegError
 from hemseg.model import load
 from hemseg.volume import Volume
 from training.cam import activation_maps
-from training.classifier import SliceNetwork
 from training.config import Cam, Classifier, Export, Pseudolabels, load_config
 from training.data.augmentation import augmented_patches, augmented_slices, degraded
 from training.data.datasets import Case, DataSet, Prepared, load_dataset, together
@@ -23,12 +22,13 @@ from training.data.phantom import make_phantom, write_dataset
 from training.evaluation import Prediction, evaluate, figures_of, share, threshold_predictor
 from training.experiments import gather, table, write_experiments
 from training.export import export_model
+from training.fitting.classifier import SliceNetwork
+from training.fitting.segmenter import LEFT_OUT, build_unet, combined_loss
 from training.measure import measure_all
 from training.panels import Shown, panel
 from training.pieces import brain_level, choose_pieces
 from training.pipeline import build_stages, label_of, permuted
 from training.refinement import half_maximum
-from training.segmenter import LEFT_OUT, build_unet, combined_loss
 from training.shortcuts import shortcuts
 
 TINY = Classifier(

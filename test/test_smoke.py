@@ -121,8 +121,8 @@ def test_weak_stages_need_no_masks(smoke: Path, tmp_path: Path) -> None:
     assert all(c.reference is None for c in without.cases)
     for stage in ("prepare", "classify", "sequence", "cam"):
         shutil.copytree(smoke / stage, tmp_path / "run" / stage)
-    from training.classifier import SliceNetwork
-    from training.fitting import load_network
+    from training.fitting.classifier import SliceNetwork
+    from training.fitting.trainer import load_network
     from training.pipeline import make_pseudolabels
 
     config = load_config("smoke")

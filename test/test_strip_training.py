@@ -11,9 +11,9 @@ from hemseg.strip import HU_RANGE, STRIP_MM
 from training.config import Optimization, Segmenter
 from training.data.datasets import load_dataset
 from training.data.phantom import Grid, make_phantom, write_image
-from training.hardware import Hardware
-from training.segmenter import changed_scan
-from training.strip_network import (
+from training.fitting.hardware import Hardware
+from training.fitting.segmenter import changed_scan
+from training.fitting.strip_network import (
     StripCase,
     StripSlices,
     changed_head,

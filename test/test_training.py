@@ -20,14 +20,22 @@ from hemseg.preprocessing import Settings, working_image
 from hemseg.segmentation import network_probability
 from hemseg.volume import read
 from training.cam import activation_maps, raw_maps
-from training.classifier import SequenceNetwork, SliceNetwork, Volumes, cut, end_to_end, paste, refit_linear_layer
 from training.config import CONFIGS, Cam, Classifier, Config, Pseudolabels, Segmenter, Sequence, load_config
 from training.data.datasets import load_dataset, prepare, prepared
 from training.data.phantom import write_dataset
-from training.fitting import EpochSampler
+from training.fitting.classifier import (
+    SequenceNetwork,
+    SliceNetwork,
+    Volumes,
+    cut,
+    end_to_end,
+    paste,
+    refit_linear_layer,
+)
+from training.fitting.segmenter import Patches, build_unet, combined_loss
+from training.fitting.trainer import EpochSampler
 from training.metrics import lesion_counts, overlap, summary
 from training.pseudolabels import choose, intensity_clusters, trial_images
-from training.segmenter import Patches, build_unet, combined_loss
 from training.stages import Stage, run_stage
 
 TINY = Classifier(

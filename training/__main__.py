@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hemseg.errors import HemsegError
-from training.hardware import Hardware, rank
+from training.fitting.hardware import Hardware, rank
 
 if TYPE_CHECKING:
     from training.config import Config
@@ -174,8 +174,8 @@ def _strip(
 ) -> None:
     """Train the learned skull strip; writes RUN/strip.onnx."""
     from training.data.datasets import load_dataset
+    from training.fitting.strip_network import OPTIMIZATION, paired_cases, phantom_cases, train_strip
     from training.stages import in_words
-    from training.strip_network import OPTIMIZATION, paired_cases, phantom_cases, train_strip
 
     cases = phantom_cases(phantoms, seed) if phantoms else []
     for i, folder in enumerate(stripped):
@@ -351,8 +351,8 @@ def _operating_point(
 @app.command("shortcuts")
 def _shortcuts(config: ConfigOption, run: RunOption, data: DataOption = None, seed: SeedOption = None) -> None:
     """Tell whether the classifier's answer depends on the data set a slice is from (its negative val slices)."""
-    from training.classifier import SliceNetwork
-    from training.fitting import load_network
+    from training.fitting.classifier import SliceNetwork
+    from training.fitting.trainer import load_network
     from training.pipeline import build_stages
     from training.shortcuts import shortcuts
     from training.stages import in_words, run_stage

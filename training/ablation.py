@@ -18,7 +18,7 @@ from scipy import stats
 from training.config import Config
 from training.data.datasets import DataSet
 from training.evaluation import METRICS_VERSION, evaluate, threshold_predictor, write_table
-from training.hardware import Hardware, rank
+from training.fitting.hardware import Hardware, rank
 from training.pipeline import Variant, build_stages
 from training.stages import Stage, console, run_stage
 

@@ -26,7 +26,7 @@ from hemseg.model import Manifest, Model, load_strip
 from hemseg.segmentation import segment
 from hemseg.volume import read
 from training.config import Config
-from training.segmenter import build_unet
+from training.fitting.segmenter import build_unet
 
 
 def bundle_network(

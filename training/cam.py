@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hemseg.errors import HemsegError
-from training.classifier import SliceNetwork
 from training.config import Cam
+from training.fitting.classifier import SliceNetwork
 
 METHODS = ("cam", "layercam")
 

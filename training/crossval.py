@@ -18,7 +18,7 @@ from training.ablation import markdown, read_cases
 from training.config import Config
 from training.data.datasets import DataSet
 from training.evaluation import write_table
-from training.hardware import Hardware, rank
+from training.fitting.hardware import Hardware, rank
 from training.metrics import summary
 from training.pipeline import build_stages
 from training.stages import run_stage

@@ -12,8 +12,8 @@ import numpy as np
 from scipy import ndimage
 
 from training.brain import brain_level
-from training.classifier import SliceNetwork
 from training.config import Classifier, Pseudolabels
+from training.fitting.classifier import SliceNetwork
 from training.pseudolabels import Choice, differential_logits
 
 CLIPPED_HU = 97.0  # bone and what saturates the window

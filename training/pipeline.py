@@ -33,7 +33,11 @@ from hemseg.preprocessing import PREPROCESSING_VERSION, smoothed, working_image
 from hemseg.segmentation import working_probability
 from hemseg.volume import read
 from training.cam import activation_maps
-from training.classifier import (
+from training.config import Config, Segmenter
+from training.data.datasets import Case, DataSet, Prepared, prepare, prepared
+from training.evaluation import METRICS_VERSION, evaluate, network_predictor, write_table
+from training.export import STATES, export_model, write_states
+from training.fitting.classifier import (
     SliceNetwork,
     Slices,
     Volumes,
@@ -46,19 +50,15 @@ from training.classifier import (
     train_classifier,
     train_sequence,
 )
-from training.config import Config, Segmenter
-from training.data.datasets import Case, DataSet, Prepared, prepare, prepared
-from training.evaluation import METRICS_VERSION, evaluate, network_predictor, write_table
-from training.export import STATES, export_model, write_states
-from training.fitting import load_network
-from training.hardware import Hardware
-from training.painted_slices import painted_slices
+from training.fitting.hardware import Hardware
+from training.fitting.painted_slices import painted_slices
+from training.fitting.segmenter import LEFT_OUT, build_unet, train_segmenter
+from training.fitting.trainer import load_network
 from training.panels import Shown, write_panel
 from training.pieces import choose_pieces
 from training.pseudolabels import METHODS, choose
 from training.quality import reference_on_grid
 from training.refinement import half_maximum
-from training.segmenter import LEFT_OUT, build_unet, train_segmenter
 from training.self_training import false_peak, relabelled, teacher_probability
 from training.stages import Stage, console, fingerprint, minutes
 

@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from hemseg.errors import HemsegError
-from training.hardware import rank
+from training.fitting.hardware import rank
 
 console = Console(stderr=True)
 DONE = "done.json"

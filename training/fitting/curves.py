@@ -8,7 +8,7 @@ from pathlib import Path
 import lightning as L
 
 from hemseg.errors import HemsegError
-from training.hardware import rank
+from training.fitting.hardware import rank
 
 
 class History(L.Callback):

@@ -36,8 +36,8 @@ from training.data.anatomy import Options
 from training.data.datasets import DataSet
 from training.data.phantom import KINDS, Grid, make_phantom
 from training.export import TOLERANCE, WithSigmoid, write_onnx
-from training.fitting import Task, fit, loader, save_network
-from training.hardware import Hardware
+from training.fitting.hardware import Hardware
+from training.fitting.trainer import Task, fit, loader, save_network
 from training.stages import console
 from training.stripping import enclosed_below_brain, intracranial_reference, kept_slices
 

@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hemseg.errors import HemsegError, first_line
 from training.config import Optimization
-from training.curves import History, write_curves
-from training.hardware import Hardware, rank, world_size
+from training.fitting.curves import History, write_curves
+from training.fitting.hardware import Hardware, rank, world_size
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", ".*does not have many workers.*")

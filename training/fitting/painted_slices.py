@@ -10,10 +10,10 @@ import torch
 from rich.progress import track
 
 from hemseg.segmentation import input_box
-from training.classifier import Slices, network_slices
 from training.config import Config
 from training.data.datasets import Prepared
 from training.data.painted import distracted, painted, place_of
+from training.fitting.classifier import Slices, network_slices
 from training.stages import console
 
 SEEN_MM2 = 25.0  # so much of a slice must be painted for a yes

@@ -26,8 +26,8 @@ from hemseg.errors import HemsegError
 from training.config import Classifier, Config, Sequence
 from training.data.augmentation import augmented_slices
 from training.data.datasets import Prepared
-from training.fitting import Task, fit, load_network, loader, micro_batch, save_network
-from training.hardware import Hardware
+from training.fitting.hardware import Hardware
+from training.fitting.trainer import Task, fit, load_network, loader, micro_batch, save_network
 
 LAYERS = {
     "resnet18": ("basic", [2, 2, 2, 2]),

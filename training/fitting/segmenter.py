@@ -20,8 +20,8 @@ from training.config import Config, Segmenter
 from training.data.augmentation import augmented_patches, random_window
 from training.data.datasets import Prepared
 from training.data.painted import UNKNOWN, Place, distracted, noisy, painted, place_of, streaked
-from training.fitting import Task, fit, load_network, loader, save_network
-from training.hardware import Hardware, rank
+from training.fitting.hardware import Hardware, rank
+from training.fitting.trainer import Task, fit, load_network, loader, save_network
 from training.stages import console
 
 RARE = -4.0  # first logit: about one voxel in fifty is hemorrhage, or training spends its first epochs learning that

@@ -1,0 +1,1 @@
+"""Fit networks to labels: trainer, classifier, segmenter, learned strip; curves and hardware."""
