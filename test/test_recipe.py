@@ -14,7 +14,6 @@ from conftest import COARSE, dice
 from hemseg.errors import HemsegError
 from hemseg.model import load
 from hemseg.volume import Volume
-from training.cam import activation_maps
 from training.config import Cam, Classifier, Export, Pseudolabels, load_config
 from training.data.augmentation import augmented_patches, augmented_slices, degraded
 from training.data.datasets import Case, DataSet, Prepared, load_dataset, together
@@ -24,11 +23,12 @@ from training.experiments import gather, table, write_experiments
 from training.export import export_model
 from training.fitting.classifier import SliceNetwork
 from training.fitting.segmenter import LEFT_OUT, build_unet, combined_loss
+from training.labels.cam import activation_maps
+from training.labels.components import brain_level, choose_pieces
+from training.labels.outline import half_maximum
 from training.measure import measure_all
 from training.panels import Shown, panel
-from training.pieces import brain_level, choose_pieces
 from training.pipeline import build_stages, label_of, permuted
-from training.refinement import half_maximum
 from training.shortcuts import shortcuts
 
 TINY = Classifier(

@@ -19,7 +19,6 @@ from hemseg.model import load as load_model
 from hemseg.preprocessing import Settings, working_image
 from hemseg.segmentation import network_probability
 from hemseg.volume import read
-from training.cam import activation_maps, raw_maps
 from training.config import CONFIGS, Cam, Classifier, Config, Pseudolabels, Segmenter, Sequence, load_config
 from training.data.datasets import load_dataset, prepare, prepared
 from training.data.phantom import write_dataset
@@ -34,8 +33,9 @@ from training.fitting.classifier import (
 )
 from training.fitting.segmenter import Patches, build_unet, combined_loss
 from training.fitting.trainer import EpochSampler
+from training.labels.cam import activation_maps, raw_maps
+from training.labels.clusters import choose, intensity_clusters, trial_images
 from training.metrics import lesion_counts, overlap, summary
-from training.pseudolabels import choose, intensity_clusters, trial_images
 from training.stages import Stage, run_stage
 
 TINY = Classifier(

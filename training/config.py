@@ -85,7 +85,7 @@ class Pseudolabels:
     intracranial: bool = False  # cluster only inside the skull
     smooth: bool = False  # cluster the bilateral-filtered intensities
     min_pixels: int = 0  # drop in-plane specks below this area (working-grid pixels)
-    method: str = "clusters"  # clusters (the paper's) | pieces (training/pieces.py)
+    method: str = "clusters"  # clusters (the paper's) | pieces (training/labels/components.py)
     contrast_hu: float = 14.0  # pieces: candidates are so much brighter than the slice's brain
     max_hu: float = 0.0  # pieces: candidates that are brighter in the mean are the skull's blurred edge; 0: no limit
     pieces: int = 8  # pieces: at most so many candidates a slice

@@ -32,7 +32,6 @@ from hemseg.model import Manifest, default_weights, load, load_strip
 from hemseg.preprocessing import PREPROCESSING_VERSION, smoothed, working_image
 from hemseg.segmentation import working_probability
 from hemseg.volume import read
-from training.cam import activation_maps
 from training.config import Config, Segmenter
 from training.data.datasets import Case, DataSet, Prepared, prepare, prepared
 from training.evaluation import METRICS_VERSION, evaluate, network_predictor, write_table
@@ -54,12 +53,13 @@ from training.fitting.hardware import Hardware
 from training.fitting.painted_slices import painted_slices
 from training.fitting.segmenter import LEFT_OUT, build_unet, train_segmenter
 from training.fitting.trainer import load_network
+from training.labels.cam import activation_maps
+from training.labels.clusters import METHODS, choose
+from training.labels.components import choose_pieces
+from training.labels.outline import half_maximum
+from training.labels.self_training import false_peak, relabelled, teacher_probability
 from training.panels import Shown, write_panel
-from training.pieces import choose_pieces
-from training.pseudolabels import METHODS, choose
 from training.quality import reference_on_grid
-from training.refinement import half_maximum
-from training.self_training import false_peak, relabelled, teacher_probability
 from training.stages import Stage, console, fingerprint, minutes
 
 WEAK = ("train", "val")  # what the weakly supervised stages may see, and of it the slice labels alone
@@ -382,7 +382,7 @@ def later_round(config: Config, number: int) -> Config:
 def relabel(
     cases: list[Prepared], network: torch.nn.Module, config: Config, labels: Path, folder: Path
 ) -> dict[str, Any]:
-    """Labels of the second round (`training.self_training`); one .npz a case, like the first round's."""
+    """Labels of the second round (`training.labels.self_training`); one .npz a case, like the first round's."""
     settings, changed, left_out = config.self_training, [], 0
     for case in track(cases, "relabel", console=console):
         before = _load(labels, case.name)["mask"]

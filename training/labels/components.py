@@ -14,7 +14,7 @@ from scipy import ndimage
 from training.brain import brain_level
 from training.config import Classifier, Pseudolabels
 from training.fitting.classifier import SliceNetwork
-from training.pseudolabels import Choice, differential_logits
+from training.labels.clusters import Choice, differential_logits
 
 CLIPPED_HU = 97.0  # bone and what saturates the window
 WITH_FIRST = 0.3  # pieces whose removal costs this share of the first one's are taken out together with it

@@ -18,7 +18,7 @@ from hemseg.preprocessing import Settings, smoothed
 from hemseg.segmentation import network_probability
 from training.config import Config, SelfTraining
 from training.data.datasets import Prepared
-from training.refinement import half_maximum
+from training.labels.outline import half_maximum
 
 REPEATED = 8  # a multiple of the strides along z
 _IN_PLANE = np.ones((3, 3), bool)

@@ -1,0 +1,1 @@
+"""From slice labels to labels of voxels: activation maps, clusters, components, outlines, self-training."""
