@@ -17,8 +17,8 @@ from training.config import Config
 from training.data.datasets import DataSet, prepared
 from training.fitting.classifier import SliceNetwork, SliceTask, Volumes
 from training.fitting.trainer import loader, micro_batch
-from training.pipeline import build_stages
-from training.stages import run_stage
+from training.pipeline.recipe import build_stages
+from training.pipeline.runner import run_stage
 
 
 def bench(

@@ -37,7 +37,7 @@ from training.fitting.curves import read_metrics
 from training.fitting.hardware import Hardware
 from training.fitting.segmenter import FAST, LEFT_OUT, SegmenterTask, build_unet, combined_loss, train_segmenter
 from training.fitting.trainer import EpochSampler, Task, WholeCheckpoints, fit, loader, micro_batch
-from training.stages import fingerprint
+from training.pipeline.runner import fingerprint
 
 CPU = Hardware(accelerator="cpu")
 OPTIMIZATION = Optimization("sgd", lr=0.05, batch=4, epochs=4, schedule="onecycle")

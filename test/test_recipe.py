@@ -28,7 +28,7 @@ from training.labels.components import brain_level, choose_pieces
 from training.labels.outline import half_maximum
 from training.measure import measure_all
 from training.panels import Shown, panel
-from training.pipeline import build_stages, label_of, permuted
+from training.pipeline.recipe import build_stages, label_of, permuted
 from training.shortcuts import shortcuts
 
 TINY = Classifier(

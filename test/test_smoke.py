@@ -123,7 +123,7 @@ def test_weak_stages_need_no_masks(smoke: Path, tmp_path: Path) -> None:
         shutil.copytree(smoke / stage, tmp_path / "run" / stage)
     from training.fitting.classifier import SliceNetwork
     from training.fitting.trainer import load_network
-    from training.pipeline import make_pseudolabels
+    from training.pipeline.recipe import make_pseudolabels
 
     config = load_config("smoke")
     network = load_network(SliceNetwork(config.classifier), tmp_path / "run" / "sequence" / "network.pt")

@@ -36,7 +36,7 @@ from training.fitting.trainer import EpochSampler
 from training.labels.cam import activation_maps, raw_maps
 from training.labels.clusters import choose, intensity_clusters, trial_images
 from training.metrics import lesion_counts, overlap, summary
-from training.stages import Stage, run_stage
+from training.pipeline.runner import Stage, run_stage
 
 TINY = Classifier(
     backbone="resnet18", widths=(4, 4, 8, 8), output_stride=8, image_size=(64, 48), windows=((0, 80), (-20, 100))

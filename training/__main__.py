@@ -50,13 +50,13 @@ def _run(
 ) -> None:
     from importlib.util import find_spec
 
-    from training.stages import console, run_stage
+    from training.pipeline.runner import console, run_stage
 
     if missing := next((name for name in ("torch", "lightning", "monai") if find_spec(name) is None), None):
         raise ModuleNotFoundError(name=missing)
     hardware.check()
     config, dataset = _config_and_data(config_name, data, run, seed)
-    from training.pipeline import build_stages  # torch takes seconds; a mistake is told before
+    from training.pipeline.recipe import build_stages  # torch takes seconds; a mistake is told before
 
     stages = build_stages(config, dataset, run, hardware=hardware)
     if last != "all":
@@ -87,7 +87,7 @@ def _config_and_data(
 def _phantoms(config: Config, run: Path) -> Path:
     """The data set of phantoms that a configuration makes for itself."""
     from training.data.phantom import Grid, write_dataset
-    from training.stages import console, fingerprint
+    from training.pipeline.runner import console, fingerprint
 
     if not config.phantoms.cases:
         raise HemsegError(f"configuration {config.name} is meant for real data: give --data FOLDER.")
@@ -126,7 +126,7 @@ def status(run: RunOption) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from training.stages import states
+    from training.pipeline.runner import states
 
     table = Table("stage", "state", "minutes", "figures")
     for name, state, minutes, figures in states(run):
@@ -145,9 +145,9 @@ def _quality(
     """Measure the pseudo-labels of a run against the reference masks of val (Dice, by data set)."""
     import numpy as np
 
-    from training.pipeline import Variant, build_stages
+    from training.pipeline.recipe import Variant, build_stages
+    from training.pipeline.runner import run_stage
     from training.quality import label_quality
-    from training.stages import run_stage
 
     settings, dataset = _config_and_data(config, data, run, seed)
     variant = Variant(permuted=permuted)
@@ -175,7 +175,7 @@ def _strip(
     """Train the learned skull strip; writes RUN/strip.onnx."""
     from training.data.datasets import load_dataset
     from training.fitting.strip_network import OPTIMIZATION, paired_cases, phantom_cases, train_strip
-    from training.stages import in_words
+    from training.pipeline.runner import in_words
 
     cases = phantom_cases(phantoms, seed) if phantoms else []
     for i, folder in enumerate(stripped):
@@ -196,7 +196,7 @@ def _stripping(
 ) -> None:
     """Measure the skull strip: brain that is lost, muscle that is kept; tables per data set and split."""
     from training.data.datasets import load_dataset
-    from training.stages import in_words
+    from training.pipeline.runner import in_words
     from training.stripping import strip_predictor, stripping
 
     predict = strip_predictor(weights, strip)
@@ -218,6 +218,7 @@ def _robustness(
     """Measure weights on scans in other windows, with shifted HU, and cut down to few slices."""
     from hemseg.model import load
     from training.data.datasets import load_dataset
+    from training.pipeline.runner import in_words
     from training.robustness import (
         change_summary,
         changed_scans,
@@ -228,7 +229,6 @@ def _robustness(
         phantom_summary,
         write_all,
     )
-    from training.stages import in_words
 
     model, dataset = load(weights), load_dataset(data)
     parts = split or ["test"]
@@ -260,8 +260,8 @@ def _slices(
     from hemseg.model import load
     from training.data.datasets import load_dataset
     from training.evaluation import write_table
+    from training.pipeline.runner import in_words
     from training.single_slices import intracranial_areas, kinds_summary, single_slices, single_summary
-    from training.stages import in_words
 
     model, dataset, areas = load(weights), load_dataset(data), intracranial_areas(data)
     parts, answers = tuple(split or ["test"]), None
@@ -293,7 +293,7 @@ def _painted(
 ) -> None:
     """Measure weights on bleeds painted into held-out heads; or show what training paints."""
     from training.painted_heads import painted_heads, painted_summary, read_plan
-    from training.stages import in_words
+    from training.pipeline.runner import in_words
 
     if run and sheet:
         _write_sheet(run, sheet, config, seed)
@@ -338,7 +338,7 @@ def _operating_point(
     from training.data.datasets import load_dataset
     from training.evaluation import write_table
     from training.operating_point import operating_points, write_froc
-    from training.stages import in_words
+    from training.pipeline.runner import in_words
 
     model = load(weights)
     rows = [row for folder in data for row in operating_points(load_dataset(folder), model)]
@@ -353,9 +353,9 @@ def _shortcuts(config: ConfigOption, run: RunOption, data: DataOption = None, se
     """Tell whether the classifier's answer depends on the data set a slice is from (its negative val slices)."""
     from training.fitting.classifier import SliceNetwork
     from training.fitting.trainer import load_network
-    from training.pipeline import build_stages
+    from training.pipeline.recipe import build_stages
+    from training.pipeline.runner import in_words, run_stage
     from training.shortcuts import shortcuts
-    from training.stages import in_words, run_stage
 
     settings, dataset = _config_and_data(config, data, run, seed)
     stages = build_stages(settings, dataset, run)
@@ -381,7 +381,7 @@ def _measure(
     from training.data.datasets import load_dataset, together
     from training.evaluation import network_predictor, threshold_predictor
     from training.measure import measure_all
-    from training.stages import in_words
+    from training.pipeline.runner import in_words
 
     dataset = together([load_dataset(folder) for folder in data])
     predict = threshold_predictor(Settings()) if threshold else network_predictor(weights or default_weights())
@@ -414,8 +414,8 @@ def _record(
     import json
 
     from training.experiments import RUNS, gather
+    from training.pipeline.runner import fingerprint, minutes
     from training.quality import mean_dice
-    from training.stages import fingerprint, minutes
 
     record: dict[str, object] = {"id": identity, "order": order, "recipe": recipe, "selection": selection}
     folder = evaluation or (run / f"evaluate{variant}" if run else None)
@@ -519,7 +519,7 @@ def _tradeoff(
     seed: SeedOption = None,
 ) -> None:
     """Train U-Nets of other grids and widths on what the weights outline; Dice on val against time, as a table."""
-    from training.stages import in_words
+    from training.pipeline.runner import in_words
     from training.tradeoff import tradeoff
 
     for row in tradeoff(*_config_and_data(config, data, run, seed), run, out, epochs):
@@ -569,7 +569,7 @@ def kinds(
 ) -> None:
     """Measure weights on phantoms of each kind of hemorrhage, and on healthy ones."""
     from training.data.samples import measure_kinds
-    from training.stages import in_words
+    from training.pipeline.runner import in_words
 
     for row in measure_kinds(weights, out):
         print(in_words(row))

@@ -19,8 +19,8 @@ from training.config import Config
 from training.data.datasets import DataSet
 from training.evaluation import METRICS_VERSION, evaluate, threshold_predictor, write_table
 from training.fitting.hardware import Hardware, rank
-from training.pipeline import Variant, build_stages
-from training.stages import Stage, console, run_stage
+from training.pipeline.recipe import Variant, build_stages
+from training.pipeline.runner import Stage, console, run_stage
 
 ROWS: dict[str, Variant | None] = {
     "threshold without learning": None,

@@ -20,8 +20,8 @@ from training.data.datasets import DataSet
 from training.evaluation import write_table
 from training.fitting.hardware import Hardware, rank
 from training.metrics import summary
-from training.pipeline import build_stages
-from training.stages import run_stage
+from training.pipeline.recipe import build_stages
+from training.pipeline.runner import run_stage
 
 TEST, VAL = 0.2, 0.1  # of all patients
 

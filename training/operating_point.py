@@ -24,8 +24,8 @@ from hemseg.volume import Volume, read
 from training.data.datasets import Case, DataSet, read_reference
 from training.evaluation import by_slices
 from training.metrics import lesion_counts, overlap
+from training.pipeline.runner import console
 from training.robustness import run
-from training.stages import console
 
 Figure = Callable[[dict[str, Any]], float]
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6)

@@ -28,8 +28,8 @@ from hemseg.volume import Volume, read
 from training.data.datasets import DataSet, Prepared
 from training.data.painted import CONTRAST_HU, DISTRACTORS, KINDS, distracted, painted, place_of
 from training.metrics import lesion_counts, overlap
+from training.pipeline.runner import console
 from training.robustness import run
-from training.stages import console
 
 PLAN = Path(__file__).parent / "configs" / "painted.csv"
 VOLUME_CLASSES = ((0.03, 0.1), (0.1, 0.5), (0.5, 2.0), (2.0, float("inf")))  # mL

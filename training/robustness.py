@@ -31,7 +31,7 @@ from training.data.painted import streaked
 from training.data.phantom import Grid, make_phantom
 from training.evaluation import write_table
 from training.metrics import overlap
-from training.stages import console
+from training.pipeline.runner import console
 from training.stripping import intracranial_reference, kept_slices
 
 WINDOWS = ((-20.0, 100.0), (0.0, 80.0), (-10.0, 70.0), (0.0, 75.0), (-5.0, 85.0), (0.0, 100.0))

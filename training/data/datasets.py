@@ -27,7 +27,7 @@ from hemseg.model import cores
 from hemseg.preprocessing import Settings, Strip, working_image
 from hemseg.volume import read, stem, suffix
 from training.data.tables import RowFaults, decoded, read_table, whole_number, yes_or_no
-from training.stages import console
+from training.pipeline.runner import console
 
 PARTS = ("train", "val", "test")
 IMAGES = ("images", "data")

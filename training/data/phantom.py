@@ -32,7 +32,7 @@ from scipy import ndimage
 
 from hemseg.volume import Volume
 from training.data.anatomy import Head, Options
-from training.stages import console
+from training.pipeline.runner import console
 
 KINDS = ("intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural")
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)

@@ -14,7 +14,7 @@ from training.config import Config
 from training.data.datasets import Prepared
 from training.data.painted import distracted, painted, place_of
 from training.fitting.classifier import Slices, network_slices
-from training.stages import console
+from training.pipeline.runner import console
 
 SEEN_MM2 = 25.0  # so much of a slice must be painted for a yes
 DISTRACTED = 0.5  # share of the copies with something bright that is no blood, too

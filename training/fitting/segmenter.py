@@ -22,7 +22,7 @@ from training.data.datasets import Prepared
 from training.data.painted import UNKNOWN, Place, distracted, noisy, painted, place_of, streaked
 from training.fitting.hardware import Hardware, rank
 from training.fitting.trainer import Task, fit, load_network, loader, save_network
-from training.stages import console
+from training.pipeline.runner import console
 
 RARE = -4.0  # first logit: about one voxel in fifty is hemorrhage, or training spends its first epochs learning that
 

@@ -38,7 +38,7 @@ from training.data.phantom import KINDS, Grid, make_phantom
 from training.export import TOLERANCE, WithSigmoid, write_onnx
 from training.fitting.hardware import Hardware
 from training.fitting.trainer import Task, fit, loader, save_network
-from training.stages import console
+from training.pipeline.runner import console
 from training.stripping import enclosed_below_brain, intracranial_reference, kept_slices
 
 CANVAS = 128  # pixels of 2 mm: a slice is centred on it for training

@@ -59,8 +59,8 @@ from training.labels.components import choose_pieces
 from training.labels.outline import half_maximum
 from training.labels.self_training import false_peak, relabelled, teacher_probability
 from training.panels import Shown, write_panel
+from training.pipeline.runner import Stage, console, fingerprint, minutes
 from training.quality import reference_on_grid
-from training.stages import Stage, console, fingerprint, minutes
 
 WEAK = ("train", "val")  # what the weakly supervised stages may see, and of it the slice labels alone
 
