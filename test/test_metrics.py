@@ -7,7 +7,7 @@ import pytest
 import surface_distance
 from scipy import ndimage
 
-from training.metrics import NSD_TOLERANCE_MM, overlap, surface
+from training.evaluation.metrics import NSD_TOLERANCE_MM, overlap, surface
 
 SPACING = (5.0, 0.45, 0.42)
 SMOOTH = 1e-5  # INSTANCE's, in Dice

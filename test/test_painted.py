@@ -24,9 +24,9 @@ from training.data.painted import (
     streaked,
 )
 from training.data.phantom import Grid, make_phantom, write_dataset
+from training.evaluation.painted_heads import make_plan, painted_heads, painted_summary, read_plan, sheet
 from training.fitting.painted_slices import painted_copy, painted_slices
 from training.fitting.segmenter import LEFT_OUT, Patches, with_paint
-from training.painted_heads import make_plan, painted_heads, painted_summary, read_plan, sheet
 
 MM = (5.0, 2.0, 2.0)
 

@@ -18,7 +18,9 @@ from training.config import Cam, Classifier, Export, Pseudolabels, load_config
 from training.data.augmentation import augmented_patches, augmented_slices, degraded
 from training.data.datasets import Case, DataSet, Prepared, load_dataset, together
 from training.data.phantom import make_phantom, write_dataset
-from training.evaluation import Prediction, evaluate, figures_of, share, threshold_predictor
+from training.evaluation.evaluate import Prediction, evaluate, figures_of, share, threshold_predictor
+from training.evaluation.measure import measure_all
+from training.evaluation.panels import Shown, panel
 from training.experiments import gather, table, write_experiments
 from training.export import export_model
 from training.fitting.classifier import SliceNetwork
@@ -26,8 +28,6 @@ from training.fitting.segmenter import LEFT_OUT, build_unet, combined_loss
 from training.labels.cam import activation_maps
 from training.labels.components import brain_level, choose_pieces
 from training.labels.outline import half_maximum
-from training.measure import measure_all
-from training.panels import Shown, panel
 from training.pipeline.recipe import build_stages, label_of, permuted
 from training.shortcuts import shortcuts
 

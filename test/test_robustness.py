@@ -9,8 +9,8 @@ from hemseg.model import Model
 from hemseg.volume import Volume
 from training.data.datasets import load_dataset
 from training.data.phantom import Grid, make_phantom, write_dataset
-from training.operating_point import operating_points, points, write_froc
-from training.robustness import (
+from training.evaluation.operating_point import operating_points, points, write_froc
+from training.evaluation.robustness import (
     CHANGES,
     allowed_space,
     blurred,
@@ -92,7 +92,7 @@ def test_tables_of_changed_and_cut_scans(model: Model, tmp_path: Path) -> None:
 def test_operating_points_on_val(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dataset(tmp_path, 2, seed=3, grid=Grid((16, 96, 96), (2.4, 2.4, 9.0)), split=(0.0, 1.0))
     few = [{"threshold": t, "min_peak": p, "min_lesion_ml": 0.1} for t, p in ((0.3, 0.6), (0.3, 1.01))]
-    monkeypatch.setattr("training.operating_point.points", lambda: few)
+    monkeypatch.setattr("training.evaluation.operating_point.points", lambda: few)
     rows = operating_points(load_dataset(tmp_path), model)
     assert [row["min_peak"] for row in rows] == [0.6, 1.01]
     assert rows[0]["ill"] + rows[0]["healthy"] == 2

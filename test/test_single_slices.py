@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.single_slices import kinds_summary, single_summary
+from training.evaluation.single_slices import kinds_summary, single_summary
 
 
 def rows() -> list[dict[str, object]]:

@@ -22,7 +22,7 @@ from hemseg.volume import read
 from training.config import load_config
 from training.data.datasets import load_dataset, prepared
 from training.data.phantom import Grid, make_phantom
-from training.evaluation import network_predictor, threshold_predictor
+from training.evaluation.evaluate import network_predictor, threshold_predictor
 
 
 @pytest.fixture(scope="session")

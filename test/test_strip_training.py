@@ -11,6 +11,15 @@ from hemseg.strip import HU_RANGE, STRIP_MM
 from training.config import Optimization, Segmenter
 from training.data.datasets import load_dataset
 from training.data.phantom import Grid, make_phantom, write_image
+from training.evaluation.stripping import (
+    enclosed_below_brain,
+    heads_summary,
+    intracranial_reference,
+    lost_brain,
+    lost_summary,
+    strip_predictor,
+    whole_heads_table,
+)
 from training.fitting.hardware import Hardware
 from training.fitting.segmenter import changed_scan
 from training.fitting.strip_network import (
@@ -21,15 +30,6 @@ from training.fitting.strip_network import (
     phantom_case,
     placement,
     train_strip,
-)
-from training.stripping import (
-    enclosed_below_brain,
-    heads_summary,
-    intracranial_reference,
-    lost_brain,
-    lost_summary,
-    strip_predictor,
-    whole_heads_table,
 )
 
 GRID = Grid((14, 64, 64), (3.6, 3.6, 12.0), lower_mm=10.0)

@@ -13,8 +13,8 @@ from hemseg.volume import read
 from training.config import load_config
 from training.data.datasets import Case, DataSet, prepare
 from training.data.phantom import make_phantom, write_image
+from training.evaluation.quality import mask_on_grid
 from training.fitting.segmenter import build_unet
-from training.quality import mask_on_grid
 from training.tradeoff import SIZES, Size, teacher_labels
 
 

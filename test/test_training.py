@@ -22,6 +22,7 @@ from hemseg.volume import read
 from training.config import CONFIGS, Cam, Classifier, Config, Pseudolabels, Segmenter, Sequence, load_config
 from training.data.datasets import load_dataset, prepare, prepared
 from training.data.phantom import write_dataset
+from training.evaluation.metrics import lesion_counts, overlap, summary
 from training.fitting.classifier import (
     SequenceNetwork,
     SliceNetwork,
@@ -35,7 +36,6 @@ from training.fitting.segmenter import Patches, build_unet, combined_loss
 from training.fitting.trainer import EpochSampler
 from training.labels.cam import activation_maps, raw_maps
 from training.labels.clusters import choose, intensity_clusters, trial_images
-from training.metrics import lesion_counts, overlap, summary
 from training.pipeline.runner import Stage, run_stage
 
 TINY = Classifier(

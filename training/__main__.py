@@ -145,9 +145,9 @@ def _quality(
     """Measure the pseudo-labels of a run against the reference masks of val (Dice, by data set)."""
     import numpy as np
 
+    from training.evaluation.quality import label_quality
     from training.pipeline.recipe import Variant, build_stages
     from training.pipeline.runner import run_stage
-    from training.quality import label_quality
 
     settings, dataset = _config_and_data(config, data, run, seed)
     variant = Variant(permuted=permuted)
@@ -196,8 +196,8 @@ def _stripping(
 ) -> None:
     """Measure the skull strip: brain that is lost, muscle that is kept; tables per data set and split."""
     from training.data.datasets import load_dataset
+    from training.evaluation.stripping import strip_predictor, stripping
     from training.pipeline.runner import in_words
-    from training.stripping import strip_predictor, stripping
 
     predict = strip_predictor(weights, strip)
     pairs = {heads: stripped} if heads and stripped else {}
@@ -218,8 +218,7 @@ def _robustness(
     """Measure weights on scans in other windows, with shifted HU, and cut down to few slices."""
     from hemseg.model import load
     from training.data.datasets import load_dataset
-    from training.pipeline.runner import in_words
-    from training.robustness import (
+    from training.evaluation.robustness import (
         change_summary,
         changed_scans,
         few_slices,
@@ -229,6 +228,7 @@ def _robustness(
         phantom_summary,
         write_all,
     )
+    from training.pipeline.runner import in_words
 
     model, dataset = load(weights), load_dataset(data)
     parts = split or ["test"]
@@ -259,9 +259,9 @@ def _slices(
     """Measure weights on single slices with labels: AUC, found and marked, by kind of hemorrhage."""
     from hemseg.model import load
     from training.data.datasets import load_dataset
-    from training.evaluation import write_table
+    from training.evaluation.evaluate import write_table
+    from training.evaluation.single_slices import intracranial_areas, kinds_summary, single_slices, single_summary
     from training.pipeline.runner import in_words
-    from training.single_slices import intracranial_areas, kinds_summary, single_slices, single_summary
 
     model, dataset, areas = load(weights), load_dataset(data), intracranial_areas(data)
     parts, answers = tuple(split or ["test"]), None
@@ -292,7 +292,7 @@ def _painted(
     seed: Annotated[int, typer.Option(help="Of the picture.")] = 0,
 ) -> None:
     """Measure weights on bleeds painted into held-out heads; or show what training paints."""
-    from training.painted_heads import painted_heads, painted_summary, read_plan
+    from training.evaluation.painted_heads import painted_heads, painted_summary, read_plan
     from training.pipeline.runner import in_words
 
     if run and sheet:
@@ -302,7 +302,7 @@ def _painted(
         raise HemsegError("painted: give --data FOLDER --out OUT to measure, or --run RUN --sheet FILE to look.")
     from hemseg.model import load
     from training.data.datasets import load_dataset
-    from training.evaluation import write_table
+    from training.evaluation.evaluate import write_table
 
     model, dataset = load(weights), load_dataset(data)
     rows = [row for part in split or ["test"] for row in painted_heads(dataset, part, model, read_plan())]
@@ -318,7 +318,7 @@ def _write_sheet(run: Path, target: Path, config: str, seed: int) -> None:
 
     from training.config import load_config
     from training.data.datasets import training_scans
-    from training.painted_heads import sheet
+    from training.evaluation.painted_heads import sheet
 
     settings = load_config(config).preprocessing
     mm = (settings.slice_mm, settings.in_plane_mm, settings.in_plane_mm)
@@ -336,8 +336,8 @@ def _operating_point(
     """Cut the answers on val at several thresholds: what is found against what is false, as a table."""
     from hemseg.model import load
     from training.data.datasets import load_dataset
-    from training.evaluation import write_table
-    from training.operating_point import operating_points, write_froc
+    from training.evaluation.evaluate import write_table
+    from training.evaluation.operating_point import operating_points, write_froc
     from training.pipeline.runner import in_words
 
     model = load(weights)
@@ -379,8 +379,8 @@ def _measure(
     from hemseg.model import default_weights
     from hemseg.preprocessing import Settings
     from training.data.datasets import load_dataset, together
-    from training.evaluation import network_predictor, threshold_predictor
-    from training.measure import measure_all
+    from training.evaluation.evaluate import network_predictor, threshold_predictor
+    from training.evaluation.measure import measure_all
     from training.pipeline.runner import in_words
 
     dataset = together([load_dataset(folder) for folder in data])
@@ -413,9 +413,9 @@ def _record(
     """Write an experiment to docs/results/runs, for the table that `experiments` makes."""
     import json
 
+    from training.evaluation.quality import mean_dice
     from training.experiments import RUNS, gather
     from training.pipeline.runner import fingerprint, minutes
-    from training.quality import mean_dice
 
     record: dict[str, object] = {"id": identity, "order": order, "recipe": recipe, "selection": selection}
     folder = evaluation or (run / f"evaluate{variant}" if run else None)

@@ -17,7 +17,7 @@ from scipy import stats
 
 from training.config import Config
 from training.data.datasets import DataSet
-from training.evaluation import METRICS_VERSION, evaluate, threshold_predictor, write_table
+from training.evaluation.evaluate import METRICS_VERSION, evaluate, threshold_predictor, write_table
 from training.fitting.hardware import Hardware, rank
 from training.pipeline.recipe import Variant, build_stages
 from training.pipeline.runner import Stage, console, run_stage

@@ -17,9 +17,9 @@ from hemseg.errors import HemsegError
 from training.ablation import markdown, read_cases
 from training.config import Config
 from training.data.datasets import DataSet
-from training.evaluation import write_table
+from training.evaluation.evaluate import write_table
+from training.evaluation.metrics import summary
 from training.fitting.hardware import Hardware, rank
-from training.metrics import summary
 from training.pipeline.recipe import build_stages
 from training.pipeline.runner import run_stage
 

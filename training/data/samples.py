@@ -17,8 +17,8 @@ from hemseg.model import load
 from hemseg.segmentation import segment
 from hemseg.volume import read
 from training.data.phantom import IDENTITY, KINDS, Grid, make_phantom, write_image
-from training.evaluation import write_table
-from training.metrics import overlap
+from training.evaluation.evaluate import write_table
+from training.evaluation.metrics import overlap
 
 OBLIQUE = tuple(
     float(v) for v in np.array([[1, 0, 0], [0, np.cos(0.3), -np.sin(0.3)], [0, np.sin(0.3), np.cos(0.3)]]).ravel()

@@ -35,11 +35,11 @@ from training.config import Optimization
 from training.data.anatomy import Options
 from training.data.datasets import DataSet
 from training.data.phantom import KINDS, Grid, make_phantom
+from training.evaluation.stripping import enclosed_below_brain, intracranial_reference, kept_slices
 from training.export import TOLERANCE, WithSigmoid, write_onnx
 from training.fitting.hardware import Hardware
 from training.fitting.trainer import Task, fit, loader, save_network
 from training.pipeline.runner import console
-from training.stripping import enclosed_below_brain, intracranial_reference, kept_slices
 
 CANVAS = 128  # pixels of 2 mm: a slice is centred on it for training
 OPTIMIZATION = Optimization("adamw", lr=3e-3, schedule="onecycle", weight_decay=1e-3, batch=24, epochs=8, patience=8)

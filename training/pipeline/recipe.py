@@ -34,7 +34,9 @@ from hemseg.segmentation import working_probability
 from hemseg.volume import read
 from training.config import Config, Segmenter
 from training.data.datasets import Case, DataSet, Prepared, prepare, prepared
-from training.evaluation import METRICS_VERSION, evaluate, network_predictor, write_table
+from training.evaluation.evaluate import METRICS_VERSION, evaluate, network_predictor, write_table
+from training.evaluation.panels import Shown, write_panel
+from training.evaluation.quality import reference_on_grid
 from training.export import STATES, export_model, write_states
 from training.fitting.classifier import (
     SliceNetwork,
@@ -58,9 +60,7 @@ from training.labels.clusters import METHODS, choose
 from training.labels.components import choose_pieces
 from training.labels.outline import half_maximum
 from training.labels.self_training import false_peak, relabelled, teacher_probability
-from training.panels import Shown, write_panel
 from training.pipeline.runner import Stage, console, fingerprint, minutes
-from training.quality import reference_on_grid
 
 WEAK = ("train", "val")  # what the weakly supervised stages may see, and of it the slice labels alone
 

@@ -20,7 +20,7 @@ from hemseg.preprocessing import Settings, smoothed, working_image
 from hemseg.segmentation import restored, segment
 from hemseg.volume import Volume, read
 from training.data.datasets import Case, DataSet, read_reference
-from training.metrics import lesion_counts, overlap, summary, surface, wilson
+from training.evaluation.metrics import lesion_counts, overlap, summary, surface, wilson
 from training.pipeline.runner import console
 
 METRICS_VERSION = 4  # raised when a figure is added or changes its meaning: evaluations are then made again

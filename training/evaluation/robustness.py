@@ -29,10 +29,10 @@ from training.data.anatomy import Options
 from training.data.datasets import DataSet, read_reference
 from training.data.painted import streaked
 from training.data.phantom import Grid, make_phantom
-from training.evaluation import write_table
-from training.metrics import overlap
+from training.evaluation.evaluate import write_table
+from training.evaluation.metrics import overlap
+from training.evaluation.stripping import intracranial_reference, kept_slices
 from training.pipeline.runner import console
-from training.stripping import intracranial_reference, kept_slices
 
 WINDOWS = ((-20.0, 100.0), (0.0, 80.0), (-10.0, 70.0), (0.0, 75.0), (-5.0, 85.0), (0.0, 100.0))
 SHIFTS = (-10.0, -5.0, 5.0, 10.0)
@@ -162,7 +162,7 @@ def allowed_space(stripped: np.ndarray, kinds: list[str], shape: tuple[int, ...]
 
     Args:
         stripped: (z, y, x), HU, the scan without what lies outside the skull.
-        kinds: of its slices, see `training.stripping.kept_slices`.
+        kinds: of its slices, see `training.evaluation.stripping.kept_slices`.
         shape: (z, y, x) of the scan itself.
         mm: its pixel size.
     """

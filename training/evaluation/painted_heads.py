@@ -25,13 +25,14 @@ from hemseg.errors import HemsegError
 from hemseg.model import Model
 from hemseg.segmentation import restored
 from hemseg.volume import Volume, read
+from training.config import CONFIGS
 from training.data.datasets import DataSet, Prepared
 from training.data.painted import CONTRAST_HU, DISTRACTORS, KINDS, distracted, painted, place_of
-from training.metrics import lesion_counts, overlap
+from training.evaluation.metrics import lesion_counts, overlap
+from training.evaluation.robustness import run
 from training.pipeline.runner import console
-from training.robustness import run
 
-PLAN = Path(__file__).parent / "configs" / "painted.csv"
+PLAN = CONFIGS / "painted.csv"
 VOLUME_CLASSES = ((0.03, 0.1), (0.1, 0.5), (0.5, 2.0), (2.0, float("inf")))  # mL
 CONTRAST_CLASSES = ((10.0, 20.0), (20.0, 35.0), (35.0, 48.0))  # HU
 LEAST_ML = 0.1  # of a false lesion

@@ -22,10 +22,10 @@ from hemseg.model import Manifest, Model
 from hemseg.segmentation import outlined, working_probability
 from hemseg.volume import Volume, read
 from training.data.datasets import Case, DataSet, read_reference
-from training.evaluation import by_slices
-from training.metrics import lesion_counts, overlap
+from training.evaluation.evaluate import by_slices
+from training.evaluation.metrics import lesion_counts, overlap
+from training.evaluation.robustness import run
 from training.pipeline.runner import console
-from training.robustness import run
 
 Figure = Callable[[dict[str, Any]], float]
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6)

@@ -20,9 +20,9 @@ from hemseg.preprocessing import Settings, working_image
 from hemseg.volume import read
 from training.ablation import read_cases
 from training.data.datasets import DataSet
-from training.evaluation import Predictor, evaluate
-from training.panels import Shown, write_panel
-from training.quality import mask_on_grid, reference_on_grid
+from training.evaluation.evaluate import Predictor, evaluate
+from training.evaluation.panels import Shown, write_panel
+from training.evaluation.quality import mask_on_grid, reference_on_grid
 
 
 def measure_all(

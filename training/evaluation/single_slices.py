@@ -20,9 +20,9 @@ from hemseg.errors import HemsegError
 from hemseg.model import Model
 from hemseg.volume import read
 from training.data.datasets import SUBTYPES, DataSet
-from training.metrics import wilson
+from training.evaluation.metrics import wilson
+from training.evaluation.robustness import run
 from training.pipeline.runner import console
-from training.robustness import run
 
 BRAIN_LEVEL_PX = 6000  # of clearly intracranial area in the original picture: a slice through the brain
 LEAST_MM2 = 10.0  # of a mask that counts as blood

@@ -1,0 +1,1 @@
+"""Measure masks against references, and what moves them."""
