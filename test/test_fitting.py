@@ -19,11 +19,11 @@ from conftest import COARSE, ROOT, training
 from torch.utils.data import DataLoader
 
 from hemseg.errors import HemsegError
-from training.ablation import significance
 from training.config import Classifier, Config, Optimization, Segmenter, Sequence, load_config
-from training.crossval import split_into_folds
 from training.data.datasets import Prepared, load_dataset
 from training.data.phantom import write_dataset
+from training.experiments.ablation import significance
+from training.experiments.crossval import split_into_folds
 from training.fitting.classifier import (
     SequenceNetwork,
     SequenceTask,

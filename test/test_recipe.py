@@ -21,7 +21,8 @@ from training.data.phantom import make_phantom, write_dataset
 from training.evaluation.evaluate import Prediction, evaluate, figures_of, share, threshold_predictor
 from training.evaluation.measure import measure_all
 from training.evaluation.panels import Shown, panel
-from training.experiments import gather, table, write_experiments
+from training.experiments.records import gather, table, write_experiments
+from training.experiments.shortcuts import shortcuts
 from training.export import export_model
 from training.fitting.classifier import SliceNetwork
 from training.fitting.segmenter import LEFT_OUT, build_unet, combined_loss
@@ -29,7 +30,6 @@ from training.labels.cam import activation_maps
 from training.labels.components import brain_level, choose_pieces
 from training.labels.outline import half_maximum
 from training.pipeline.recipe import build_stages, label_of, permuted
-from training.shortcuts import shortcuts
 
 TINY = Classifier(
     backbone="resnet18", widths=(4, 4, 8, 8), output_stride=8, image_size=(64, 48), windows=((0, 80), (-20, 100))

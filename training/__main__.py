@@ -267,7 +267,7 @@ def _slices(
     parts, answers = tuple(split or ["test"]), None
     if run:
         from training.config import load_config
-        from training.shortcuts import slice_answers
+        from training.experiments.shortcuts import slice_answers
 
         answers = slice_answers(run, dataset, load_config(config), parts)
     rows = [row for part in parts for row in single_slices(dataset, part, model, areas, answers)]
@@ -351,11 +351,11 @@ def _operating_point(
 @app.command("shortcuts")
 def _shortcuts(config: ConfigOption, run: RunOption, data: DataOption = None, seed: SeedOption = None) -> None:
     """Tell whether the classifier's answer depends on the data set a slice is from (its negative val slices)."""
+    from training.experiments.shortcuts import shortcuts
     from training.fitting.classifier import SliceNetwork
     from training.fitting.trainer import load_network
     from training.pipeline.recipe import build_stages
     from training.pipeline.runner import in_words, run_stage
-    from training.shortcuts import shortcuts
 
     settings, dataset = _config_and_data(config, data, run, seed)
     stages = build_stages(settings, dataset, run)
@@ -414,7 +414,7 @@ def _record(
     import json
 
     from training.evaluation.quality import mean_dice
-    from training.experiments import RUNS, gather
+    from training.experiments.records import RUNS, gather
     from training.pipeline.runner import fingerprint, minutes
 
     record: dict[str, object] = {"id": identity, "order": order, "recipe": recipe, "selection": selection}
@@ -435,7 +435,7 @@ def _record(
 @app.command("experiments")
 def _experiments() -> None:
     """Make docs/results/experiments.md from what was recorded."""
-    from training.experiments import TABLE, write_experiments
+    from training.experiments.records import TABLE, write_experiments
 
     write_experiments()
     print(f"{TABLE} written")
@@ -471,7 +471,7 @@ def _crossval(
     precision: PrecisionOption = "32-true",
 ) -> None:
     """Cross-validate the whole recipe by patient; write the tables to OUT."""
-    from training.crossval import crossvalidate
+    from training.experiments.crossval import crossvalidate
 
     hardware = Hardware(devices, nodes, precision)
     hardware.check()
@@ -502,7 +502,7 @@ def _ablate(
     seed: SeedOption = None,
 ) -> None:
     """Run the paper's ablation (Table 2), the supervised upper bound and the threshold; write the tables to OUT."""
-    from training.ablation import ablate
+    from training.experiments.ablation import ablate
 
     hardware = Hardware(devices, nodes, precision)
     hardware.check()
@@ -519,8 +519,8 @@ def _tradeoff(
     seed: SeedOption = None,
 ) -> None:
     """Train U-Nets of other grids and widths on what the weights outline; Dice on val against time, as a table."""
+    from training.experiments.tradeoff import tradeoff
     from training.pipeline.runner import in_words
-    from training.tradeoff import tradeoff
 
     for row in tradeoff(*_config_and_data(config, data, run, seed), run, out, epochs):
         print(in_words(row))
@@ -537,7 +537,7 @@ def _control(
     seed: SeedOption = None,
 ) -> None:
     """Train once more with slice labels permuted within each volume: it must fail. Dice beside the threshold's."""
-    from training.ablation import control
+    from training.experiments.ablation import control
 
     hardware = Hardware(devices, nodes, precision)
     hardware.check()

@@ -23,11 +23,11 @@ from hemseg.model import Model, load
 from hemseg.preprocessing import Settings
 from hemseg.segmentation import segment
 from hemseg.volume import read
-from training.ablation import markdown, read_cases, significance
 from training.config import Config
 from training.data.datasets import DataSet, prepared
 from training.evaluation.evaluate import evaluate, network_predictor, write_table
 from training.evaluation.quality import mask_on_grid
+from training.experiments.ablation import markdown, read_cases, significance
 from training.pipeline.recipe import WEAK, build_stages
 from training.pipeline.runner import Stage, console, run_stage
 

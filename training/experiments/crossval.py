@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from hemseg.errors import HemsegError
-from training.ablation import markdown, read_cases
 from training.config import Config
 from training.data.datasets import DataSet
 from training.evaluation.evaluate import write_table
 from training.evaluation.metrics import summary
+from training.experiments.ablation import markdown, read_cases
 from training.fitting.hardware import Hardware, rank
 from training.pipeline.recipe import build_stages
 from training.pipeline.runner import run_stage

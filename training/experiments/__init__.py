@@ -1,0 +1,1 @@
+"""Ablation, cross-validation, trade-offs, shortcuts, and the record of all runs."""
