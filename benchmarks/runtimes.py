@@ -1,7 +1,7 @@
 """The network alone in other runtimes and precisions, for `benchmarks.inference`: ``python -m benchmarks.runtimes``.
 
 The shipped weights in ONNX Runtime as float16 and int8, and the recipe's own U-Net in torch and as torch exports it,
-without `training.graph` (its weights do not matter for the time). Two threads each; one JSON line.
+without `training.export.graph` (its weights do not matter for the time). Two threads each; one JSON line.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 from benchmarks.inference import Row, repeated
 from hemseg.model import Manifest, default_weights, session
 from training.config import load_config
-from training.export import WithSigmoid, write_onnx
+from training.export.to_onnx import WithSigmoid, write_onnx
 from training.fitting.segmenter import build_unet
 
 THREADS = 2

@@ -15,8 +15,8 @@ from torch import nn
 from hemseg.errors import HemsegError
 from hemseg.model import Manifest, default_weights, load, session
 from hemseg.preprocessing import Settings
-from training.export import WithSigmoid, write_onnx
-from training.graph import optimize_weights, subpixel
+from training.export.graph import optimize_weights, subpixel
+from training.export.to_onnx import WithSigmoid, write_onnx
 
 
 def operators(model: onnx.ModelProto) -> list[str]:

@@ -23,7 +23,7 @@ from training.evaluation.measure import measure_all
 from training.evaluation.panels import Shown, panel
 from training.experiments.records import gather, table, write_experiments
 from training.experiments.shortcuts import shortcuts
-from training.export import export_model
+from training.export.to_onnx import export_model
 from training.fitting.classifier import SliceNetwork
 from training.fitting.segmenter import LEFT_OUT, build_unet, combined_loss
 from training.labels.cam import activation_maps

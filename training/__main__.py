@@ -392,7 +392,7 @@ def _measure(
 @app.command()
 def optimize(folder: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Folder with manifest.json.")]) -> None:
     """Rewrite the graph of weights that an older export made, so that it runs faster; it computes the same."""
-    from training.graph import optimize_weights
+    from training.export.graph import optimize_weights
 
     print(f"{folder}: rewritten; probabilities differ by {optimize_weights(folder):.1g} at most")
 
@@ -453,7 +453,7 @@ def _bundle(
     seed: SeedOption = None,
 ) -> None:
     """Write the U-Net of a run as a MONAI bundle; runs what is not done yet."""
-    from training.bundle import write_bundle
+    from training.export.bundle import write_bundle
 
     _run("export", config, data, run, Hardware(devices, nodes, precision), seed)
     write_bundle(_config_and_data(config, data, run, seed)[0], run, out)

@@ -36,7 +36,7 @@ from training.data.anatomy import Options
 from training.data.datasets import DataSet
 from training.data.phantom import KINDS, Grid, make_phantom
 from training.evaluation.stripping import enclosed_below_brain, intracranial_reference, kept_slices
-from training.export import TOLERANCE, WithSigmoid, write_onnx
+from training.export.to_onnx import TOLERANCE, WithSigmoid, write_onnx
 from training.fitting.hardware import Hardware
 from training.fitting.trainer import Task, fit, loader, save_network
 from training.pipeline.runner import console

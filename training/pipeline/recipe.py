@@ -37,7 +37,7 @@ from training.data.datasets import Case, DataSet, Prepared, prepare, prepared
 from training.evaluation.evaluate import METRICS_VERSION, evaluate, network_predictor, write_table
 from training.evaluation.panels import Shown, write_panel
 from training.evaluation.quality import reference_on_grid
-from training.export import STATES, export_model, write_states
+from training.export.to_onnx import STATES, export_model, write_states
 from training.fitting.classifier import (
     SliceNetwork,
     Slices,

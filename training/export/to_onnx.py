@@ -23,7 +23,7 @@ import hemseg
 from hemseg.errors import HemsegError
 from hemseg.model import Manifest
 from training.config import Config
-from training.graph import subpixel
+from training.export.graph import subpixel
 
 OPSET = 18
 STRIP = "strip.onnx"

@@ -91,14 +91,14 @@ def write_bundle(config: Config, run: Path, out: Path) -> None:
 def _inference(config: Config) -> dict[str, Any]:
     s = config.segmenter
     network = {
-        "_target_": "training.bundle.bundle_network",
+        "_target_": "training.export.bundle.bundle_network",
         "channels": s.channels,
         "strides": s.strides,
         "residual_units": s.residual_units,
         "in_channels": len(config.preprocessing.channels),
     }
     return {
-        "imports": ["$from training.bundle import run_case"],
+        "imports": ["$from training.export.bundle import run_case"],
         "bundle_root": ".",
         "scan": "scan.nii.gz",
         "mask": "mask.nii.gz",

@@ -1,0 +1,1 @@
+"""What leaves training: ONNX, its graph rewritten, a MONAI bundle."""
