@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from training.brain import brain_level
 from training.config import Classifier, Pseudolabels
+from training.data.brain import brain_level
 from training.fitting.classifier import SliceNetwork
 from training.labels.clusters import Choice, differential_logits
 
