@@ -17,12 +17,12 @@ shim: $(VENV)/.development  ## the built images under Grand Challenge's own shim
 	$(BIN)/python test/container/shim/run.py $(SHIM)
 
 soak: $(VENV)/.development  ## broken files, kills, a thousand scans, other samplings: about an hour (docs/reliability.md)
-	$(BIN)/python test/fuzz.py --count 100000
-	$(BIN)/python test/kills.py --times 60
-	$(BIN)/python test/overhead.py
-	$(BIN)/python test/soak.py --scans 1000
-	HEMSEG_EXAMPLES=20000 $(BIN)/python -m pytest test/test_names.py -k "outside or nrrd"
-	$(BIN)/python test/invariance.py
+	$(BIN)/python test/stress/fuzz.py --count 100000
+	$(BIN)/python test/stress/kills.py --times 60
+	$(BIN)/python test/stress/overhead.py
+	$(BIN)/python test/stress/soak.py --scans 1000
+	HEMSEG_EXAMPLES=20000 $(BIN)/python -m pytest test/hemseg/test_names.py -k "outside or nrrd"
+	$(BIN)/python test/stress/invariance.py
 
 lint: $(VENV)/.development  ## ruff and mypy
 	$(BIN)/ruff check .

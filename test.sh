@@ -43,10 +43,10 @@ run() {
   shift 2
   docker run --rm "${hardened[@]}" "$(someone)" -v "$input:/input:ro" -v "$output:/output" "$@" hemseg:latest
 }
-# judge ARGUMENTS: test/compare_masks.py, with the libraries of the image
+# judge ARGUMENTS: test/helpers/compare_masks.py, with the libraries of the image
 judge() {
   docker run --rm --network none --read-only --entrypoint python -v "$PWD/test:/test:ro" -v "$work:/work:ro" \
-    hemseg:latest /test/compare_masks.py "$@" || fail "the masks are not the expected ones"
+    hemseg:latest /test/helpers/compare_masks.py "$@" || fail "the masks are not the expected ones"
 }
 # holds FOLDER FILE ...: these files and no others
 holds() {
@@ -98,7 +98,7 @@ echo "a broken scan: named, the others are done"
 # a folder of DICOM among images, in JPEG lossless, as scanners like to store it
 mkdir -p "$work/studies/lobar" "$(folder series)"
 docker run --rm "${hardened[@]}" "$(someone)" -v "$PWD/test:/test:ro" -v "$work/series:/series" -e PYTHONPATH=/opt/app \
-  --entrypoint python hemseg:latest /test/series.py "${lobar[0]}" /series 1.2.840.10008.1.2.4.70
+  --entrypoint python hemseg:latest /test/helpers/series.py "${lobar[0]}" /series 1.2.840.10008.1.2.4.70
 cp "$work"/series/*.dcm "$work/studies/lobar/"
 cp test/cases/phantom-healthy.nii.gz "$work/studies/"
 chmod -R a+rX "$work/studies"

@@ -142,7 +142,7 @@ def share_heap() -> None:
     """Let threads to come allocate from one heap; nothing where the C library is not glibc.
 
     By default each has a heap of its own ("arena"), and each keeps the holes that scans of other sizes left there: over
-    its first few hundred scans a folder's process would grow by a tenth (``test/soak.py``).
+    its first few hundred scans a folder's process would grow by a tenth (``test/stress/soak.py``).
     """
     if libc := _glibc():
         libc.mallopt(_M_ARENA_MAX, 1)

@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "test")]
 
-from series import write_series  # noqa: E402
+from helpers.series import write_series  # noqa: E402
 
 from hemseg.volume import read  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""Kill hemseg at random moments, again and again: ``python test/kills.py [--times 60] [--seed 0]``.
+"""Kill hemseg at random moments, again and again: ``python test/stress/kills.py [--times 60] [--seed 0]``.
 
 A folder of small scans is segmented in four ways; SIGKILL, SIGTERM or SIGINT comes at a random moment, and the same
 command is started again. Every other SIGTERM and SIGINT is followed by a second one, which must end all processes
@@ -26,7 +26,7 @@ import numpy as np
 import SimpleITK as sitk
 from rich.progress import track
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CASES = 12
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # negative: before Python took over

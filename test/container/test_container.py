@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import ROOT, same_geometry
+from helpers.series import write_series
 from panimg.image_builders.metaio_mhd_mha import image_builder_mhd
 from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import HTJ2KLossless, HTJ2KLosslessRPCL
-from series import write_series
 
 import process
 from hemseg import signals

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from conftest import hemseg_here
+from helpers.series import write_enhanced, write_series
 from pydicom import dcmread
 from pydicom.datadict import DicomDictionary
 from pydicom.dataset import Dataset
-from series import write_enhanced, write_series
 
 from hemseg.dicom_out.seg import _GROUPS, KEPT_OF_PATIENT
 from training.data.phantom import Phantom

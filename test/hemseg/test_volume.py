@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import orthonormal, random_image, same_geometry
-from faults import write_faulty
+from helpers.faults import write_faulty
 
 from hemseg.errors import HemsegError
 from hemseg.volume import SUFFIXES, Volume, mask_name, read, write_mask

@@ -149,7 +149,7 @@ def test_a_lesion_has_no_side_where_the_scan_has_none(tmp_path: Path, light: Pat
     """Blood on the right of the file's matrix, with and without a word of what is right."""
     import hemseg
 
-    source = Path(__file__).parent / "cases" / "phantom-lobar.mha"
+    source = Path(__file__).parents[1] / "cases" / "phantom-lobar.mha"
     content = source.read_bytes()
     sides = set()
     for name, taken in (("said.mha", b""), ("unsaid.mha", b"TransformMatrix")):

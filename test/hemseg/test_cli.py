@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import ROOT, hemseg, same_geometry
-from faults import write_faulty
+from helpers.faults import write_faulty
 
 from hemseg.errors import HemsegError
 from hemseg.folder.jobs import Wanted, find_scans, plan

@@ -1,4 +1,4 @@
-"""Does the mask move with the patient? ``python test/invariance.py [--phantoms 6]`` prints the table of
+"""Does the mask move with the patient? ``python test/stress/invariance.py [--phantoms 6]`` prints the table of
 docs/reliability.md: volumes of phantoms that are stored, sampled and placed in other ways, against the plain ones.
 """
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, hemseg_here, process
+from helpers.series import write_series
 from pydicom import dcmread
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless
-from series import write_series
 
 from hemseg import resources
 from hemseg.checks import checked

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import ROOT, process, same_geometry
-from faults import write_faulty
+from helpers.faults import write_faulty
 from panimg.image_builders.metaio_mhd_mha import image_builder_mhd
 
 from hemseg.grand_challenge.evalutils_layout import HemorrhageSegmentation
@@ -44,7 +44,7 @@ def test_legacy_layout(output: Path) -> None:
 
 
 def test_masks_are_the_expected_ones(output: Path) -> None:
-    compare = [sys.executable, ROOT / "test" / "compare_masks.py", CASES, ROOT / "test" / "expected"]
+    compare = [sys.executable, ROOT / "test" / "helpers" / "compare_masks.py", CASES, ROOT / "test" / "expected"]
     done = subprocess.run([*compare, output / "images"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Dice") == len(list(CASES.iterdir()))
@@ -58,7 +58,7 @@ def test_the_comparison_can_fail(output: Path, tmp_path: Path) -> None:
     sitk.WriteImage(sitk.Cast(wrong, sitk.sitkFloat32), str(broken))
     (masks / "phantom-healthy.nii.gz").unlink()
     (masks / "extra.txt").touch()
-    compare = [sys.executable, ROOT / "test" / "compare_masks.py", CASES, ROOT / "test" / "expected", masks]
+    compare = [sys.executable, ROOT / "test" / "helpers" / "compare_masks.py", CASES, ROOT / "test" / "expected", masks]
     done = subprocess.run(compare, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     for said in ("spacing differs", "not uint8", "below 0.99", "is missing", "nobody asked for"):

@@ -1,6 +1,6 @@
 """Write a scan as a DICOM series.
 
-    python test/series.py SCAN FOLDER [TRANSFER_SYNTAX_UID]
+    python test/helpers/series.py SCAN FOLDER [TRANSFER_SYNTAX_UID]
 
 Runs inside the container, too.
 """

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 import pydicom
 import pytest
+from helpers.series import write_series
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
-from series import write_series
 
 from hemseg.dicom.choice import is_sharp
 from hemseg.dicom.header import FIELDS

@@ -15,6 +15,7 @@ import pydicom
 import pytest
 from conftest import ROOT, SHARED, dice, process
 from conftest import hemseg as command
+from helpers.series import write_enhanced, write_series
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
@@ -26,7 +27,6 @@ from pydicom.uid import (
     RLELossless,
     generate_uid,
 )
-from series import write_enhanced, write_series
 
 import hemseg
 from hemseg.dicom.choice import choose_series as choose

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, python
-from series import write_series
+from helpers.series import write_series
 
 from hemseg.volume import read
 

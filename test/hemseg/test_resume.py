@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import hemseg_here
-from series import write_series
+from helpers.series import write_series
 from test_folders import rows
 
 import hemseg

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from fuzz import REFUSED, corpus, fuzz
+from stress.fuzz import REFUSED, corpus, fuzz
 
 from hemseg.checks import refuse_what_is_no_ct
 from hemseg.errors import HemsegError

@@ -1,5 +1,5 @@
-"""Many scans in one process: ``python test/soak.py [--scans 1000]``. Does its memory grow, does it leave files in the
-temporary folder, does it slow down?
+"""Many scans in one process: ``python test/stress/soak.py [--scans 1000]``. Does its memory grow, does it leave files
+in the temporary folder, does it slow down?
 
 Ten phantoms of 28 slices, again and again, with masks, thumbnails and reports (an HTML page for every tenth), by the
 same pipeline as ``hemseg segment`` on a folder. Prints a line every hundred scans: time, memory, and the most while

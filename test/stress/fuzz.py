@@ -1,6 +1,6 @@
 """Broken scans by the hundred thousand: whatever a file holds, reading it gives a scan or a sentence.
 
-    python test/fuzz.py --count 100000 --seed 0      `make soak` runs it; `make test` a small part (test_fuzz.py)
+    python test/stress/fuzz.py --count 100000 --seed 0      `make soak` runs it; `make test` a small part (test_fuzz.py)
 
 Small valid files of every format are mutated (bits, bytes, numbers of the header, blocks cut, doubled or moved) and
 read in worker processes that may take 2 GiB and ten seconds. A crash, a hang, more memory or any exception but
@@ -95,7 +95,7 @@ def corpus(folder: Path) -> list[Path]:
         sitk.WriteImage(image, str(folder / name), useCompression=packed)
         made.append(folder / name)
     with contextlib.suppress(ImportError):
-        from series import write_enhanced, write_series
+        from helpers.series import write_enhanced, write_series
 
         from hemseg.volume import from_itk
 
@@ -144,7 +144,7 @@ def _odd_images(folder: Path, image: sitk.Image) -> list[Path]:
 def _odd_dicom(folder: Path, volume: Volume) -> list[Path]:
     """Slices without preamble, of text in two encodings, deflated; an archive whose one series holds two kernels."""
     import pydicom
-    from series import transcode, write_series
+    from helpers.series import transcode, write_series
 
     one = write_series(folder / "one", replace(volume, hu=volume.hu[:1]))[0]
     dataset = pydicom.dcmread(one)
@@ -316,4 +316,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # for `helpers`
     main()

@@ -1,7 +1,7 @@
 """Compare masks with the expected ones: same files, uint8 of 0 and 1, the scan's geometry, Dice of at least 0.99.
 
-    python test/compare_masks.py test/cases test/expected MASKS
-    python test/compare_masks.py SCAN EXPECTED MASK          (three files)
+    python test/helpers/compare_masks.py test/cases test/expected MASKS
+    python test/helpers/compare_masks.py SCAN EXPECTED MASK          (three files)
 
 Runs inside the container, where there is no test framework.
 """

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import hemseg_here, process
-from series import write_series
+from helpers.series import write_series
 from test_cli import files
 from test_folders import rows
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import ROOT, same_geometry
-from series import write_series
+from helpers.series import write_series
 
 import hemseg
 from hemseg.api import _volume

@@ -1,4 +1,4 @@
-"""What it costs to know what was read, what is done and what may be replaced: ``python test/overhead.py``.
+"""What it costs to know what was read, what is done and what may be replaced: ``python test/stress/overhead.py``.
 
 CPU seconds in one process, the least of several runs, of a phantom of 512 x 512 x 28 voxels: the whole case, and what
 `hemseg.io.fingerprint`, `hemseg.io.marks`, `hemseg.folder.outputs` and syncing add to it (as where outputs exist
