@@ -46,6 +46,8 @@ def main() -> int:
     modes = "auto, serve, gc, gc-generic, instance or legacy"
     parser.add_argument("--mode", default=os.environ.get("HEMSEG_MODE") or "auto", help=modes)
     parser.add_argument("--weights", type=Path, help="folder with manifest.json")
+    point = os.environ.get("HEMSEG_OPERATING_POINT") or ""
+    parser.add_argument("--operating-point", default=point, help="of the weights: balanced (the default) or sensitive")
     parser.add_argument("--port", type=int, default=4743, help="of mode serve (default: 4743)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that hemseg did not write")
     parser.add_argument("--device", default=os.environ.get("HEMSEG_DEVICE") or "auto", help="auto, cpu or cuda")
@@ -61,7 +63,14 @@ def main() -> int:
         )
 
         folders = (arguments.input, arguments.output, arguments.predict)
-        errors = run_container(*folders, arguments.mode, arguments.weights, arguments.device, arguments.overwrite)
+        errors = run_container(
+            *folders,
+            arguments.mode,
+            arguments.weights,
+            arguments.device,
+            arguments.overwrite,
+            arguments.operating_point,
+        )
         if len(errors) > 1:
             _say(errors[0])
         return 1 if errors else 0
@@ -89,7 +98,9 @@ def _serve(arguments: argparse.Namespace) -> int:
         except ModuleNotFoundError as error:
             raise HemsegError(f"mode serve needs {error.name}; `pip install 'hemseg[serve]'`.") from None
 
-        cases = prepare(arguments.input, arguments.output, arguments.weights, arguments.device)
+        cases = prepare(
+            arguments.input, arguments.output, arguments.weights, arguments.device, arguments.operating_point
+        )
     except BaseException as error:
         told = isinstance(error, (HemsegError, OSError))
         _turn_away(listener, str(error) if told else "the server could not start; its log says why.")

@@ -40,6 +40,7 @@ def segment(
     weights: str | Path | None = None,
     device: str = "auto",
     strict: bool = False,
+    operating_point: str = "",
 ) -> Segmentation:
     """Find and outline intracranial hemorrhage on one scan. The weights are loaded once and kept.
 
@@ -53,6 +54,7 @@ def segment(
         device: ``auto`` (CUDA where it works, else CPU), ``cpu``, or ``cuda`` (CUDA or an error).
         strict: refuse a scan that looks odd, and a result that cannot be; otherwise that stands in
             ``result.volume.warnings`` and ``result.implausible``.
+        operating_point: of the weights: ``sensitive`` finds more, and more that is none; '' is ``balanced``.
 
     Returns:
         ``mask`` uint8 and ``probability`` float32 (z, y, x) on the scan's grid, ``volume_ml``, ``lesions``, ``save()``.
@@ -63,7 +65,7 @@ def segment(
     """
     volume = _volume(scan, spacing, series)
     folder = Path(weights) if weights is not None else default_weights()
-    model = _model(folder.resolve(), device, _state(folder))
+    model = _model(folder.resolve(), device, _state(folder)).at(operating_point)
     volume, working = checked(volume, model.manifest.preprocessing, strict, model.strip)
     result = segment_volume(volume, model, working)
     if strict:

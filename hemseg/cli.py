@@ -63,6 +63,9 @@ def segment(
             "--strict", help="Refuse what looks odd (a window, part of a head...) or implausible; else a warning."
         ),
     ] = False,
+    operating_point: Annotated[
+        str, typer.Option(help="Of the weights: balanced, or sensitive, which finds more, and more that is none.")
+    ] = "",
     redo: Annotated[bool, typer.Option("--redo", help="Do cases again that are done already.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that hemseg did not write; scans are never replaced.")
@@ -94,7 +97,7 @@ def segment(
     from hemseg.model import default_weights
     from hemseg.streams import say
 
-    wanted = Wanted(overlay, report, probability, form, series, strict)
+    wanted = Wanted(overlay, report, probability, form, series, strict, operating_point)
     planned = plan(sources[0] if len(sources) == 1 else sources, target, wanted)
     folder = weights or default_weights()
     key = settings_key_of_weights(folder, wanted)
@@ -235,6 +238,8 @@ def info(weights: Weights = None, device: Device = "auto") -> None:
     print(f"OpenCV {cv2.__version__}, numpy {numpy.__version__}")
     print(f"weights       {manifest.name} {manifest.version}, sha256 {manifest.sha256[:16]}, from {model.folder}")
     print(f"licence       {manifest.license}")
+    points = [manifest, *(manifest.at(name) for name in manifest.operating_points)]
+    print("points       ", ", ".join(f"{p.operating_point} ({p.threshold:g}, peak {p.min_peak:g})" for p in points))
     print(f"working grid  {manifest.preprocessing.in_plane_mm:g} mm in plane, slices of about ", end="")
     print(f"{manifest.preprocessing.slice_mm:g} mm, patch {'x'.join(map(str, manifest.patch))} (z, y, x)")
     print(f"device        {model.provider}")

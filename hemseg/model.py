@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,11 +27,13 @@ from hemseg.resources import check_model_memory, share_heap
 from hemseg.strip import learned_mask
 
 logger = logging.getLogger("hemseg")
-FORMAT = 5  # of the manifest; raised when an older hemseg could misread a newer one
+FORMAT = 6  # of the manifest; raised when an older hemseg could misread a newer one
 MANIFEST = "manifest.json"
 PLATFORM_MODEL = Path("/opt/ml/model")  # where Grand Challenge unpacks a model tarball
 DEVICES = ("auto", "cpu", "cuda")
 ROUNDING = 1e-5  # of a sigmoid, at most
+DEFAULT_POINT = "balanced"
+POINT_KEYS = ("threshold", "min_peak", "min_lesion_ml")  # what an operating point may set
 MOST_LANES = 3  # a thin-slice scan takes 300 MB and more
 STRIP_SLICES = 4  # that the strip's network sees at once: a whole scan would take 50 MiB more, and no less time
 
@@ -55,6 +58,8 @@ class Manifest:
         strip_file, strip_sha256: the ONNX file of the learned skull strip (`hemseg.strip`) beside the manifest; '' for
             the paper's steps (format 4).
         license: under which the weights may be used (format 5).
+        operating_points: other values of `POINT_KEYS` by name, such as ``sensitive`` (format 6); see `at`.
+        operating_point: the name of the values above.
         provenance: how the weights came about (data, recipe, seed, commit, metrics); not read by inference.
     """
 
@@ -71,12 +76,27 @@ class Manifest:
     strip_file: str = ""
     strip_sha256: str = ""
     license: str = "MIT"
+    operating_points: dict[str, dict[str, float]] = field(default_factory=dict)
+    operating_point: str = DEFAULT_POINT
     provenance: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` into a folder."""
         (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    def at(self, point: str) -> Manifest:
+        """The same weights at another operating point; '' is the present one.
+
+        Raises:
+            HemsegError: these weights have no such point.
+        """
+        if point in ("", self.operating_point):
+            return self
+        if point not in self.operating_points:
+            known = ", ".join(dict.fromkeys((self.operating_point, *self.operating_points)))
+            raise HemsegError(f"operating point {point!r}: {self.name} has none of that name; give {known}.")
+        return dataclasses.replace(self, **self.operating_points[point], operating_point=point)  # type: ignore[arg-type]
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -98,6 +118,10 @@ class Manifest:
             settings = Settings(**{k: _as_tuple(v) for k, v in values.pop("preprocessing").items()})
             manifest = cls(preprocessing=settings, **{k: _as_tuple(v) for k, v in values.items()})
             check_values(manifest)
+            for name, values in manifest.operating_points.items():
+                if not isinstance(values, dict) or not values or set(values) - set(POINT_KEYS):
+                    raise ValueError(f"operating_points.{name} should set some of {', '.join(POINT_KEYS)}")
+                check_values(manifest.at(name), f"operating_points.{name}.")
             return manifest
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise HemsegError(f"{path}: is not a valid manifest ({error}).") from None
@@ -134,6 +158,15 @@ class Model:
         self.lanes = lanes
         self._session = session
         self._turn = Lock() if self.provider != "CPUExecutionProvider" else nullcontext()
+
+    def at(self, point: str) -> Model:
+        """The same network at another operating point; see `Manifest.at`."""
+        manifest = self.manifest.at(point)
+        if manifest is self.manifest:
+            return self
+        other = copy(self)
+        other.manifest = manifest
+        return other
 
     @property
     def provider(self) -> str:

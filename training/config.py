@@ -124,6 +124,7 @@ class Segmenter:
     threshold: float = 0.5
     min_lesion_ml: float = 0.0
     min_peak: float = 0.0  # connected pieces whose highest probability stays below it are dropped
+    operating_points: dict[str, dict[str, float]] = field(default_factory=dict)  # others, by name
     max_median_hu: float = 0.0  # and those with a higher median: calcifications; 0: no limit
 
 
@@ -254,6 +255,11 @@ def _build(kind: Any, values: Any, where: str) -> Any:
         if len(inner) != len(values):
             raise HemsegError(f"{where}: expects {len(inner)} values, not {len(values)}.")
         return tuple(_build(k, v, where) for k, v in zip(inner, values, strict=True))
+    if typing.get_origin(kind) is dict:
+        if not isinstance(values, dict):
+            raise HemsegError(f"{where}: expects a mapping, not {values!r}.")
+        inner = typing.get_args(kind)[1]
+        return {str(k): _build(inner, v, f"{where}: {k}") for k, v in values.items()}
     if kind is float and isinstance(values, int) and not isinstance(values, bool):
         return float(values)
     if (

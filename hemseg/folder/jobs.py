@@ -51,6 +51,7 @@ class Job:
         page: whether the report has an HTML page.
         strict: refuse what looks odd (`hemseg.checks`) and results that cannot be (`hemseg.sanity`), in place of a
             mask with a warning.
+        operating_point: of the weights (`hemseg.model.Manifest.at`); '' for their own.
         refusal: why it cannot be done, where that is known before; a sentence.
     """
 
@@ -65,6 +66,7 @@ class Job:
     series: str = ""
     page: bool = False
     strict: bool = False
+    operating_point: str = ""
     refusal: str = ""
 
     @property
@@ -104,7 +106,7 @@ class Wanted:
 
     Attributes:
         format: of the mask: ``same`` as the scan's (MetaImage for DICOM), ``mha``, ``nii.gz``, or ``dicom-seg``.
-        series, strict: see `Job`.
+        series, strict, operating_point: see `Job`.
     """
 
     overlay: bool = False
@@ -113,6 +115,7 @@ class Wanted:
     format: str = "same"
     series: str = ""
     strict: bool = False
+    operating_point: str = ""
 
     def __post_init__(self) -> None:
         if self.format not in MASK_FORMATS:
@@ -230,6 +233,7 @@ def plan(source: Path | Sequence[Path], target: Path, wanted: Wanted = Wanted())
             series=wanted.series,
             page=wanted.report,
             strict=wanted.strict,
+            operating_point=wanted.operating_point,
         )
         jobs.append(replace(job, refusal=known_refusal(job, unread)))
     for path, reason in unread.items():  # each is a case that failed: named, counted, and tried again
@@ -356,6 +360,7 @@ def _attempt(job: Job, model: Model) -> Outcome:
 
 def _done(job: Job, model: Model) -> Segmentation:
     """Read, segment, write."""
+    model = model.at(job.operating_point)
     with unchanged(files_of(job), job.scan) as fingerprint:
         volume = replace(_volume(job), fingerprint=fingerprint)
     start = time.perf_counter()

@@ -97,8 +97,12 @@ def settings_key(manifest: Manifest, wanted: Wanted = NO_OPTIONS) -> str:
 
 
 def settings_key_of_weights(folder: Path, wanted: Wanted = NO_OPTIONS) -> str:
-    """`settings_key` of a folder of weights."""
-    return settings_key(Manifest.read(folder), wanted)
+    """`settings_key` of a folder of weights at the operating point that is asked for.
+
+    Raises:
+        HemsegError: see `Manifest.read` and `Manifest.at`.
+    """
+    return settings_key(Manifest.read(folder).at(wanted.operating_point), wanted)
 
 
 def row_of(outcome: Outcome, key: str, target: Path) -> Row:

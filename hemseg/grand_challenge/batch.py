@@ -34,6 +34,7 @@ def run_container(
     weights: Path | None,
     device: str,
     overwrite: bool = False,
+    operating_point: str = "",
 ) -> list[str]:
     """One run of the container, in every mode but ``serve``; returns why cases failed and files could not be read.
 
@@ -43,6 +44,7 @@ def run_container(
         weights: folder with a manifest; `hemseg.model.default_weights` when None.
         device: see `hemseg.model.load`.
         overwrite: replace files that hemseg did not write.
+        operating_point: see `hemseg.model.Manifest.at`.
 
     Raises:
         HemsegError: there is nothing to do, or it is refused before any work.
@@ -61,7 +63,7 @@ def run_container(
     refuse_conflicts(jobs, tables=[path for path in results if not is_results(path)], overwrite=overwrite)
     for folder in (target, predict):
         remove_leftovers(folder)
-    model = load(weights, device, scans=len(jobs))
+    model = load(weights, device, scans=len(jobs)).at(operating_point)
     logger.info("weights %s %s on %s", model.manifest.name, model.manifest.version, model.provider)
     slices = f", {len(work.dicom)} DICOM files" if work.dicom else ""
     logger.info("mode %s, %d scan%s%s", work.mode, len(jobs), "s" * (len(jobs) != 1), slices)

@@ -124,7 +124,7 @@ class Cases:
                 raise OutputError(f"{path}: of an earlier case, cannot be removed ({error.strerror}).") from None
 
 
-def prepare(source: Path, target: Path, weights: Path | None, device: str) -> Cases:
+def prepare(source: Path, target: Path, weights: Path | None, device: str, operating_point: str = "") -> Cases:
     """Load the model; all that may fail before the server can answer.
 
     Raises:
@@ -133,7 +133,7 @@ def prepare(source: Path, target: Path, weights: Path | None, device: str) -> Ca
     check_mounts(source, (target,))
     weights = weights or default_weights()
     sockets = load_sockets(os.environ, weights)
-    return Cases(load(weights, device), source, target, sockets)
+    return Cases(load(weights, device).at(operating_point), source, target, sockets)
 
 
 def application(cases: Cases) -> Starlette:

@@ -102,6 +102,7 @@ def findings(result: Segmentation, model: Model, case: str) -> dict[str, Any]:
         "series": result.volume.chosen,
         "hemseg": __version__,
         "weights": {"name": manifest.name, "version": manifest.version, "sha256": manifest.sha256},
+        "operating_point": manifest.operating_point,
         "device": model.provider,
         "seconds": round(result.seconds, 2),
         "notice": "Research only. Not a medical device.",

@@ -42,6 +42,25 @@ def test_manifest_survives_writing(tmp_path: Path, model: Model) -> None:
     assert Manifest.read(tmp_path) == model.manifest
 
 
+def test_an_operating_point_changes_what_is_asked_for_and_nothing_else(weights: Path) -> None:
+    changed(weights, operating_points={"sensitive": {"min_peak": 0.6}})
+    model = load(weights, "cpu")
+    sensitive = model.at("sensitive")
+    assert (sensitive.manifest.min_peak, sensitive.manifest.operating_point) == (0.6, "sensitive")
+    assert sensitive.manifest.threshold == model.manifest.threshold
+    assert model.manifest.operating_point == "balanced"
+    assert model.at("") is model.at("balanced") is model
+    with pytest.raises(HemsegError, match="none of that name; give balanced, sensitive"):
+        model.at("wild")
+
+
+@pytest.mark.parametrize("values", [{"min_peak": 2.0}, {"patch": [1, 1, 1]}, {}, {"min_peak": "high"}])
+def test_an_operating_point_sets_a_threshold_within_range(weights: Path, values: dict[str, object]) -> None:
+    changed(weights, operating_points={"odd": values})
+    with pytest.raises(HemsegError, match=r"not a valid manifest .*operating_points\.odd"):
+        Manifest.read(weights)
+
+
 def test_damaged_weights_get_a_clear_sentence(weights: Path) -> None:
     onnx = weights / "hemseg.onnx"
     content = onnx.read_bytes()

@@ -41,6 +41,28 @@ def left(source: Path, target: Path, weights: Path, wanted: Wanted = Wanted()) -
     return [str(job.case) for job in plan(source, target, wanted) if not journal.is_done(job, key)]
 
 
+def test_another_operating_point_does_all_again_and_finds_more(
+    done: tuple[Path, Path], tmp_path: Path, light: Path
+) -> None:
+    source, target = done
+    weights = Path(shutil.copytree(light, tmp_path / "weights"))
+    manifest = json.loads((weights / "manifest.json").read_text())
+    few, many = manifest | {"min_lesion_ml": 1000.0}, {"sensitive": {"min_lesion_ml": 0.0}}
+    (weights / "manifest.json").write_text(json.dumps(few | {"operating_points": many}))
+    assert len(left(source, target, weights, Wanted(operating_point="sensitive"))) == 2
+    options = (source, tmp_path / "again", "--weights", weights, "--report")
+    hemseg_here("segment", *options)
+    assert all(float(row["volume_ml"]) == 0 for row in rows(tmp_path / "again").values())
+    hemseg_here("segment", *options, "--operating-point", "sensitive")
+    assert all(float(row["volume_ml"]) > 0 for row in rows(tmp_path / "again").values())
+    report = next((tmp_path / "again").glob("*/report.json"))
+    assert json.loads(report.read_text())["operating_point"] == "sensitive"
+    said = hemseg_here("segment", *options, "--operating-point", "wild", check=1).stderr
+    assert "give balanced, sensitive" in said
+    assert hemseg.segment(source / "other.nii.gz", weights=weights).volume_ml == 0
+    assert hemseg.segment(source / "other.nii.gz", weights=weights, operating_point="sensitive").volume_ml > 0
+
+
 def swap(a: Path, b: Path) -> None:
     """The contents of two files of one size, and nothing else that `ls -l` would show."""
     first, second = a.read_bytes(), b.read_bytes()

@@ -88,6 +88,7 @@ def export_model(
         strip_file=STRIP if strip else "",
         strip_sha256=hashlib.sha256(strip.read_bytes()).hexdigest() if strip else "",
         license=config.weights_license,
+        operating_points=settings.operating_points,
         provenance=provenance | {"seed": config.seed, "commit": _commit()},
     ).write(folder)
     return {"megabytes": round(path.stat().st_size / 1e6, 1), "difference_to_torch": difference}

@@ -247,6 +247,7 @@ def build_stages(
                 config.segmenter.min_peak,
                 config.segmenter.max_median_hu,
                 hemseg.__version__,
+                *([config.segmenter.operating_points] if config.segmenter.operating_points else []),
                 *named((config.weights_license,) if config.weights_license != Config.weights_license else ()),
             ),
             export,
@@ -364,7 +365,7 @@ def make_pseudolabels(
 
 def trained_part(settings: Segmenter) -> Segmenter:
     """The settings that training depends on; those that clean up its answer are at their defaults."""
-    return replace(settings, threshold=0.5, min_lesion_ml=0.0, min_peak=0.0, max_median_hu=0.0)
+    return replace(settings, threshold=0.5, min_lesion_ml=0.0, min_peak=0.0, max_median_hu=0.0, operating_points={})
 
 
 def later_round(config: Config, number: int) -> Config:
