@@ -71,20 +71,20 @@ def stages(scan: Path, folder: Path) -> list[Row]:
         rows.append(Row(what, _cpu() - cpu, time.perf_counter() - wall, resource.getrusage(0).ru_maxrss / 1024))
         cpu, wall = _cpu(), time.perf_counter()
 
-    from hemseg.checks import checked
+    from hemseg.checks import check_scan
     from hemseg.model import load
-    from hemseg.segmentation import outlined, working_probability
+    from hemseg.segmentation import postprocess, working_probability
     from hemseg.volume import read
 
     model = load(device="cpu")
     lap("start-up: libraries, runtime, model")
     volume = read(scan)
     lap("read")
-    volume, working = checked(volume, model.manifest.preprocessing, strip=model.strip)
+    volume, working = check_scan(volume, model.manifest.preprocessing, strip=model.strip)
     lap("preprocess and check")
     probability = working_probability(working, model)
     lap("network")
-    outlined(volume, working, probability, model.manifest).save(folder / scan.name)
+    postprocess(volume, working, probability, model.manifest).save(folder / scan.name)
     lap("restore and write")
     return rows
 

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 import SimpleITK as sitk
 
-from hemseg.checks import checked
+from hemseg.checks import check_scan
 from hemseg.errors import HemsegError
 from hemseg.model import MANIFEST, Manifest, Model, default_weights, load
-from hemseg.sanity import refuse_implausible
+from hemseg.sanity import require_plausible
 from hemseg.segmentation import Segmentation
 from hemseg.segmentation import segment as segment_volume
 from hemseg.volume import Volume, from_itk, read
@@ -66,10 +66,10 @@ def segment(
     volume = _volume(scan, spacing, series)
     folder = Path(weights) if weights is not None else default_weights()
     model = _model(folder.resolve(), device, _state(folder)).at(operating_point)
-    volume, working = checked(volume, model.manifest.preprocessing, strict, model.strip)
+    volume, working = check_scan(volume, model.manifest.preprocessing, strict, model.strip)
     result = segment_volume(volume, model, working)
     if strict:
-        refuse_implausible(result)
+        require_plausible(result)
     return result
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from hemseg.errors import HemsegError
-from hemseg.hounsfield import refuse_other_units
+from hemseg.hounsfield import require_hounsfield_units
 from hemseg.preprocessing import (
     Settings,
     Strip,
@@ -44,7 +44,7 @@ SECOND_HEAD_CM2 = 40.0  # least area of its brain in a slice
 SCALP, SCALP_MM = 0.15, (2.0, 8.0)  # least share of tissue, so far from the skull
 
 
-def checked(
+def check_scan(
     volume: Volume, settings: Settings, strict: bool = False, strip: Strip | None = None
 ) -> tuple[Volume, WorkingImage]:
     """Bring a scan to the working grid; the scan comes back with what looks odd about it among its warnings.
@@ -52,17 +52,17 @@ def checked(
     Raises:
         HemsegError: see `refuse_what_is_no_ct`; with ``strict``, also for what looks odd.
     """
-    refuse_what_is_no_ct(volume)
+    require_head_ct(volume)
     array, spacing = volume.in_lps()
     check_working_memory(volume.path, math.prod(WorkingGrid.of(array.shape, spacing, settings).shape))
     working = working_image(volume, settings, strip)
-    said = (*volume.warnings, *doubts(volume, working, settings))
+    said = (*volume.warnings, *scan_warnings(volume, working, settings))
     if strict and said:
         raise HemsegError(f"{volume.path or 'the scan'}: is refused, as it looks odd: {' '.join(said)}")
     return replace(volume, warnings=said), working
 
 
-def refuse_what_is_no_ct(volume: Volume) -> None:
+def require_head_ct(volume: Volume) -> None:
     """Raise for what no mask could be made of: before any work is done.
 
     Raises:
@@ -83,10 +83,10 @@ def refuse_what_is_no_ct(volume: Volume) -> None:
     if low == high:
         raise HemsegError(f"{name}: every voxel is {low:g}; it holds no picture.")
     array, spacing = volume.in_lps()
-    refuse_other_units(array, spacing, str(name))
+    require_hounsfield_units(array, spacing, str(name))
 
 
-def doubts(volume: Volume, working: WorkingImage, settings: Settings) -> tuple[str, ...]:
+def scan_warnings(volume: Volume, working: WorkingImage, settings: Settings) -> tuple[str, ...]:
     """What looks odd about a scan, in sentences; empty for a plain whole-head CT."""
     said = (*_odd_geometry(volume), *_odd_values(volume), *_odd_anatomy(working, settings))
     return tuple(f"It {text}{'' if text.endswith('?') else '.'}" for text in said)

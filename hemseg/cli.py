@@ -90,22 +90,22 @@ def segment(
     """
     from contextlib import ExitStack
 
-    from hemseg.folder.jobs import Wanted, plan
+    from hemseg.folder.jobs import OutputOptions, plan_jobs
     from hemseg.folder.journal import Journal, settings_key_of_weights
     from hemseg.folder.outputs import refuse_conflicts
-    from hemseg.io.files import alone_in, remove_leftovers
+    from hemseg.io.files import exclusive_access, remove_leftovers
     from hemseg.model import default_weights
-    from hemseg.streams import say
+    from hemseg.streams import print_text
 
-    wanted = Wanted(overlay, report, probability, form, series, strict, operating_point)
-    planned = plan(sources[0] if len(sources) == 1 else sources, target, wanted)
+    options = OutputOptions(overlay, report, probability, form, series, strict, operating_point)
+    planned = plan_jobs(sources[0] if len(sources) == 1 else sources, target, options)
     folder = weights or default_weights()
-    key = settings_key_of_weights(folder, wanted)
+    key = settings_key_of_weights(folder, options)
     journal = None
     todo = planned
     with ExitStack() as stack:
         if planned[0].thumbnail:  # a folder
-            stack.enter_context(alone_in(target))
+            stack.enter_context(exclusive_access(target))
             remove_leftovers(target)
             journal = Journal(target)
             done = [] if redo else [job for job in planned if journal.is_done(job, key)]
@@ -126,13 +126,13 @@ def segment(
         import json
         from dataclasses import asdict
 
-        say(json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False) + "\n")
+        print_text(json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False) + "\n")
     elif not quiet:
         _print_table(rows)
         if journal:
             said = f", {failed} failed" if failed else ""
             page = printable(str(journal.path.with_suffix(".html")))
-            say(f"{len(rows) - failed} of {len(rows)} scans done{said}; see {page}\n")
+            print_text(f"{len(rows) - failed} of {len(rows)} scans done{said}; see {page}\n")
     if failed:
         raise typer.Exit(1)
 
@@ -160,18 +160,18 @@ def _work(
     if not todo:
         return []
     if ray:
-        from hemseg.folder.ray_cluster import rows_of_ray
+        from hemseg.folder.ray_cluster import run_on_ray
 
-        coming = rows_of_ray(todo, weights, device, key, target, ray, jobs)
+        coming = run_on_ray(todo, weights, device, key, target, ray, jobs)
     elif jobs > 1 and len(todo) > 1:
-        coming = processes.rows_of_processes(todo, weights, device, key, target, min(jobs, len(todo)))
+        coming = processes.run_in_processes(todo, weights, device, key, target, min(jobs, len(todo)))
     else:
         from hemseg.model import load
 
         model = load(weights, device, scans=len(todo))
         if verbose:
             print(f"weights {model.manifest.name} {model.manifest.version}, {model.provider}", file=sys.stderr)
-        coming = processes.rows_here(todo, model, target, journal.add if journal else None, key)
+        coming = processes.run_here(todo, model, target, journal.add if journal else None, key)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console, rows = Console(stderr=True), []
     hidden = quiet or len(todo) == 1 or not console.is_terminal  # in a file it would leave an empty line
@@ -197,7 +197,7 @@ def _print_table(rows: list[Row]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from hemseg.streams import say
+    from hemseg.streams import print_text
 
     table = Table(box=SIMPLE_HEAD)
     table.add_column("case", overflow="fold")
@@ -213,7 +213,7 @@ def _print_table(rows: list[Row]) -> None:
     shown = io.StringIO()  # rich itself would end the process where nobody reads, and fail where nothing can be written
     terminal = sys.stdout.isatty()
     Console(file=shown, force_terminal=terminal, width=Console().width if terminal else 120).print(table)
-    say(shown.getvalue())
+    print_text(shown.getvalue())
 
 
 @app.command()
@@ -245,8 +245,8 @@ def info(weights: Weights = None, device: Device = "auto") -> None:
     print(f"device        {model.provider}")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(asked: bool) -> None:
+    if asked:
         print(__version__)
         raise typer.Exit
 

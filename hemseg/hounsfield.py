@@ -98,7 +98,7 @@ def _mode(values: np.ndarray) -> float:
     return float(edges[at] + edges[at + 1]) / 2
 
 
-def refuse_other_units(hu: np.ndarray, spacing: tuple[float, float, float], name: str) -> None:
+def require_hounsfield_units(hu: np.ndarray, spacing: tuple[float, float, float], name: str) -> None:
     """Raise where values are not HU.
 
     Args:

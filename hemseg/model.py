@@ -34,7 +34,7 @@ DEVICES = ("auto", "cpu", "cuda")
 ROUNDING = 1e-5  # of a sigmoid, at most
 DEFAULT_POINT = "balanced"
 POINT_KEYS = ("threshold", "min_peak", "min_lesion_ml")  # what an operating point may set
-MOST_LANES = 3  # a thin-slice scan takes 300 MB and more
+MAX_CONCURRENT_SCANS = 3  # a thin-slice scan takes 300 MB and more
 STRIP_SLICES = 4  # that the strip's network sees at once: a whole scan would take 50 MiB more, and no less time
 
 
@@ -145,17 +145,17 @@ class Model:
     """A loaded network: ``model(patches)`` gives probabilities.
 
     Attributes:
-        lanes: how many scans to do at once with it. A GPU still sees one at a time.
+        concurrent_scans: how many scans to do at once with it. A GPU still sees one at a time.
         strip: the learned skull strip, or None.
     """
 
     def __init__(
-        self, manifest: Manifest, session: Any, folder: Path, lanes: int = 1, strip: Strip | None = None
+        self, manifest: Manifest, session: Any, folder: Path, concurrent_scans: int = 1, strip: Strip | None = None
     ) -> None:
         self.manifest = manifest
         self.strip = strip
         self.folder = folder
-        self.lanes = lanes
+        self.concurrent_scans = concurrent_scans
         self._session = session
         self._turn = Lock() if self.provider != "CPUExecutionProvider" else nullcontext()
 
@@ -179,7 +179,7 @@ class Model:
         Raises:
             HemsegError: the network answers with something else.
         """
-        options = (giving_back(),) if self.provider == "CPUExecutionProvider" else ()  # a GPU has no such arena
+        options = (shrinking_arena(),) if self.provider == "CPUExecutionProvider" else ()  # a GPU has no such arena
         with self._turn:
             answer = self._session.run(None, {"image": np.ascontiguousarray(patches, dtype=np.float32)}, *options)[0]
         return checked_probability(answer, (patches.shape[0], 1, *patches.shape[2:]), self.folder)
@@ -220,8 +220,9 @@ def load(weights: str | Path | None = None, device: str = "auto", threads: int =
         weights: folder with a manifest; `default_weights` when None.
         device: ``auto`` (CUDA where it works, else CPU), ``cpu``, or ``cuda`` (CUDA or an error).
         threads: of the network; `cores`, shared among the scans that are under way at once, when 0.
-        scans: how many it is for. Of several, up to three are done at once (`Model.lanes`): a network on one thread
-            wastes less of a core than one whose threads wait for each other, and for the reading and writing beside it.
+        scans: how many it is for. Of several, up to three are done at once (`Model.concurrent_scans`): a network on
+            one thread wastes less of a core than one whose threads wait for each other, and for the reading and writing
+            beside it.
 
     Raises:
         HemsegError: weights missing, damaged or of a newer format; CUDA asked for but not to be had.
@@ -230,12 +231,12 @@ def load(weights: str | Path | None = None, device: str = "auto", threads: int =
     manifest = Manifest.read(folder)
     path = folder / manifest.file
     check_file(path, manifest.sha256)
-    lanes = min(scans, MOST_LANES, max(2, cores()))
-    if lanes > 1:
+    concurrent = min(scans, MAX_CONCURRENT_SCANS, max(2, cores()))
+    if concurrent > 1:
         share_heap()
-    threads = threads or -(-cores() // lanes)
+    threads = threads or -(-cores() // concurrent)
     strip = load_strip(folder / manifest.strip_file, manifest.strip_sha256, threads) if manifest.strip_file else None
-    return Model(manifest, session(path, device, threads), folder, lanes, strip)
+    return Model(manifest, session(path, device, threads), folder, concurrent, strip)
 
 
 def load_strip(path: Path, sha256: str, threads: int = 1) -> Strip:
@@ -251,14 +252,14 @@ def load_strip(path: Path, sha256: str, threads: int = 1) -> Strip:
         parts = [slices[at : at + STRIP_SLICES] for at in range(0, len(slices), STRIP_SLICES)]
         last = len(parts) - 1
         answers = [
-            network.run(None, {"image": part}, giving_back() if n == last else None) for n, part in enumerate(parts)
+            network.run(None, {"image": part}, shrinking_arena() if n == last else None) for n, part in enumerate(parts)
         ]
         return np.concatenate([answer for (answer,) in answers])
 
     return partial(learned_mask, network=run)
 
 
-def giving_back() -> Any:
+def shrinking_arena() -> Any:
     """ONNX Runtime's options of a run after which a session gives its working memory back to the system."""
     import onnxruntime as ort
 

@@ -65,7 +65,7 @@ def check_start() -> None:
     Raises:
         HemsegError: there is too little.
     """
-    room = room_bytes()
+    room = available_bytes()
     if room is not None and room < PROCESS_BYTES:
         raise HemsegError(
             f"hemseg takes at least {PROCESS_BYTES / 1e9:.1f} GB of memory, and this process can have "
@@ -97,13 +97,13 @@ def _lacking(more: int) -> tuple[int, int] | None:
     what is new comes on top of it. Memory that was freed but kept goes back before anything is refused.
     """
     for look_again in (True, False):
-        room = room_bytes()
+        room = available_bytes()
         need = max(PROCESS_BYTES, resident_bytes()) + more if room is not None else 0
         if room is None or need <= room:
             break
         if not look_again:
             return need, room
-        give_back()
+        release_memory()
     return None
 
 
@@ -113,7 +113,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 
-def room_bytes() -> int | None:
+def available_bytes() -> int | None:
     """The most that this process can have, with what it has already: of the machine, of a container's limit, of
     ``ulimit -v`` and ``ulimit -d``; None where the system does not tell.
     """
@@ -148,7 +148,7 @@ def share_heap() -> None:
         libc.mallopt(_M_ARENA_MAX, 1)
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Give memory that was freed back to the system, in a few milliseconds; nothing where there is no glibc."""
     if libc := _glibc():
         libc.malloc_trim(0)

@@ -56,7 +56,7 @@ def implausible(result: Segmentation) -> tuple[str, ...]:
     return tuple(said)
 
 
-def refuse_implausible(result: Segmentation) -> None:
+def require_plausible(result: Segmentation) -> None:
     """For those who want no result rather than one that cannot be.
 
     Raises:

@@ -98,18 +98,18 @@ def segment(volume: Volume, model: Model, working: WorkingImage | None = None) -
     """
     start = time.perf_counter()
     working = working or working_image(volume, model.manifest.preprocessing, model.strip)
-    result = outlined(volume, working, working_probability(working, model), model.manifest)
+    result = postprocess(volume, working, working_probability(working, model), model.manifest)
     return replace(result, seconds=time.perf_counter() - start)
 
 
-def outlined(volume: Volume, working: WorkingImage, probability: np.ndarray, manifest: Manifest) -> Segmentation:
+def postprocess(volume: Volume, working: WorkingImage, probability: np.ndarray, manifest: Manifest) -> Segmentation:
     """The network's answer (z, y, x; working grid) as a mask and lesions on the scan's own grid.
 
     Its ``seconds`` are those of this step alone.
     """
     start = time.perf_counter()
-    certain = confident(probability, manifest.threshold, manifest.min_peak)
-    mask = volume.from_lps(restored(certain, working, manifest.threshold))
+    certain = drop_uncertain_components(probability, manifest.threshold, manifest.min_peak)
+    mask = volume.from_lps(mask_on_scan(certain, working, manifest.threshold))
     mask, lesions = _lesions(mask, volume, manifest, working)
     result = Segmentation(
         volume=volume,
@@ -145,7 +145,7 @@ def network_probability(
     if box is None:
         return probability
     image = network_input(hu[box], intracranial[box], settings)
-    probability[box] = tiled(image, network, patch, settings.edge_slices)
+    probability[box] = sliding_window(image, network, patch, settings.edge_slices)
     probability[~intracranial] = 0
     return probability
 
@@ -162,7 +162,7 @@ def input_box(intracranial: np.ndarray, settings: Settings) -> tuple[slice, slic
     return slice(max(0, box[0].start - 1), box[0].stop + 1), *box[1:]
 
 
-def confident(probability: np.ndarray, threshold: float, min_peak: float) -> np.ndarray:
+def drop_uncertain_components(probability: np.ndarray, threshold: float, min_peak: float) -> np.ndarray:
     """Probability (z, y, x) without the pieces above ``threshold`` whose highest value stays below ``min_peak``."""
     box = _bounding_box(probability >= threshold)
     if min_peak <= threshold or box is None:
@@ -176,7 +176,9 @@ def confident(probability: np.ndarray, threshold: float, min_peak: float) -> np.
     return result
 
 
-def tiled(image: np.ndarray, model: Network, patch: tuple[int, int, int], edge_slices: bool = False) -> np.ndarray:
+def sliding_window(
+    image: np.ndarray, model: Network, patch: tuple[int, int, int], edge_slices: bool = False
+) -> np.ndarray:
     """Run the network on as few patches of fixed shape as cover the image, and blend where they overlap.
 
     Args:
@@ -189,7 +191,7 @@ def tiled(image: np.ndarray, model: Network, patch: tuple[int, int, int], edge_s
     """
     shape = image.shape[1:]
     padding = [(0, 0), *(((p - n) // 2, p - n - (p - n) // 2) if n < p else (0, 0) for n, p in zip(shape, patch))]
-    padded = padded_to(image, patch, edge_slices)
+    padded = pad_to_patch(image, patch, edge_slices)
     total = np.zeros(padded.shape[1:], np.float32)
     weight = np.zeros(padded.shape[1:], np.float32)
     tent = _tent(patch)
@@ -201,7 +203,7 @@ def tiled(image: np.ndarray, model: Network, patch: tuple[int, int, int], edge_s
     return (total / weight)[inner]
 
 
-def padded_to(image: np.ndarray, patch: tuple[int, int, int], edge_slices: bool) -> np.ndarray:
+def pad_to_patch(image: np.ndarray, patch: tuple[int, int, int], edge_slices: bool) -> np.ndarray:
     """An image (channel, z, y, x) in the middle of a patch, where it is smaller; arguments as for `tiled`."""
     z, *plane = [((p - n) // 2, p - n - (p - n) // 2) if n < p else (0, 0) for n, p in zip(image.shape[1:], patch)]
     longer = np.pad(image, [(0, 0), z, (0, 0), (0, 0)], mode="edge" if edge_slices else "constant")
@@ -222,7 +224,7 @@ def _tent(patch: tuple[int, int, int]) -> np.ndarray:
     return (z[:, None, None] * y[:, None] * x).astype(np.float32)
 
 
-def restored(probability: np.ndarray, working: WorkingImage, threshold: float) -> np.ndarray:
+def mask_on_scan(probability: np.ndarray, working: WorkingImage, threshold: float) -> np.ndarray:
     """Bring the probability back to the scan's grid (LPS order) and threshold it there; uint8 (z, y, x)."""
     grid = working.grid
     mask = np.zeros(grid.scan_shape, np.uint8)

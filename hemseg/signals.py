@@ -59,7 +59,7 @@ def ended_with(ender: Callable[[], object]) -> Iterator[None]:
 
 
 @contextmanager
-def restored() -> Iterator[None]:
+def handlers_restored() -> Iterator[None]:
     """The handlers of signals are what they were, after a `with` block in which a library sets its own."""
     before = {number: signal.getsignal(number) for number in STOPS}
     try:
@@ -101,7 +101,7 @@ def end_now(code: int, last_words: str = "") -> None:
 
 
 @contextmanager
-def blocked() -> Iterator[None]:
+def signals_blocked() -> Iterator[None]:
     """For the time of a `with` block signals wait; processes that begin in it begin with them blocked."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:

@@ -23,7 +23,7 @@ def open_standard_streams() -> None:
     logging.raiseExceptions = False  # no traceback about a line that nobody reads
 
 
-def say(text: str) -> None:
+def print_text(text: str) -> None:
     """Print to standard output; where that fails, `flush_standard_output` reports it in the end."""
     global _failed
     try:

@@ -21,7 +21,7 @@ import SimpleITK as sitk
 
 from hemseg.errors import HemsegError, OutputError
 from hemseg.io import image_header
-from hemseg.io.files import whole
+from hemseg.io.files import atomic_write
 from hemseg.io.integrity import all_finite, check_stays_in_folder, stored_bytes
 from hemseg.io.marks import mark, voxel_hash
 from hemseg.names import name_problem
@@ -321,7 +321,7 @@ def write_mask(mask: np.ndarray, volume: Volume, path: str | Path) -> Path:
     mask = np.ascontiguousarray(mask, dtype=np.uint8)
     text = mark(volume.content, voxel_hash(mask))
     try:
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             if scan and kind == "NIfTI":
                 write_nifti(mask, scan, partial, text)
             elif scan and kind == "NRRD":

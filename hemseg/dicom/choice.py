@@ -67,7 +67,7 @@ def choose_series(series: Sequence[Series], wanted: str = "") -> tuple[Series, s
     return best, f"{best.describe()}; of {len(long or axial)} axial series: {rule}"
 
 
-def refuse_several_patients(series: Sequence[Series], path: Path) -> None:
+def require_one_patient(series: Sequence[Series], path: Path) -> None:
     """Raise for the CT of more than one patient, which a folder of cases may hold, but not one scan.
 
     Raises:
@@ -84,7 +84,7 @@ def refuse_several_patients(series: Sequence[Series], path: Path) -> None:
     raise HemsegError(f"{path}: holds CT of {len(patients)} patients: {named}; give one of them.")
 
 
-def doubts(series: Series, others: Sequence[Series]) -> tuple[str, ...]:
+def series_warnings(series: Series, others: Sequence[Series]) -> tuple[str, ...]:
     """What a series' headers say that makes its mask less sure, in sentences. No header value is among them."""
 
     def any_of(test: Callable[[Instance], bool]) -> bool:

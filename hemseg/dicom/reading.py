@@ -10,14 +10,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from hemseg.dicom.choice import choose_series, doubts, refuse_several_patients
+from hemseg.dicom.choice import choose_series, require_one_patient, series_warnings
 from hemseg.dicom.series import find_series, studies
 from hemseg.dicom.source import Source, is_dicom, require_pydicom, sources_of
 from hemseg.errors import HemsegError
 from hemseg.volume import Volume
 
-__all__ = ["Source", "find_series", "is_dicom", "need_pydicom", "read_series", "sources_of", "studies"]
-need_pydicom = require_pydicom
+__all__ = ["Source", "find_series", "is_dicom", "read_series", "require_pydicom", "sources_of", "studies"]
 
 
 def read_series(sources: Iterable[Source], path: Path, wanted: str = "") -> Volume:
@@ -26,7 +25,7 @@ def read_series(sources: Iterable[Source], path: Path, wanted: str = "") -> Volu
     Raises:
         HemsegError: there is no series to be segmented, there are several patients, or it cannot be read.
     """
-    from hemseg.dicom.stack import volume_of  # scipy takes a while
+    from hemseg.dicom.stack import build_volume  # scipy takes a while
 
     sources = list(sources)
     if not sources:
@@ -34,11 +33,11 @@ def read_series(sources: Iterable[Source], path: Path, wanted: str = "") -> Volu
     try:
         found = find_series(sources)
         if not wanted:
-            refuse_several_patients(found, path)
+            require_one_patient(found, path)
         series, rule = choose_series(found, wanted)
     except HemsegError as error:
         raise error if str(path) in str(error) else HemsegError(f"{path}: {error}") from None
-    said = (*series.warnings, *doubts(series, found))
+    said = (*series.warnings, *series_warnings(series, found))
     if not wanted and (several := len(studies(found))) > 1:
         said = (f"It holds {several} studies of the patient; a series of one of them was taken.", *said)
-    return replace(volume_of(replace(series, warnings=said), path), chosen=rule)
+    return replace(build_volume(replace(series, warnings=said), path), chosen=rule)

@@ -54,7 +54,7 @@ class Stack:
         return np.stack([mask[z, y : y + rows, x : x + columns] for z, (y, x) in zip(self.nearest, self.corner)])
 
 
-def volume_of(series: Series, path: Path) -> Volume:
+def build_volume(series: Series, path: Path) -> Volume:
     """The even volume of a series, in HU; its `Volume.stack` leads back to the slices.
 
     Args:

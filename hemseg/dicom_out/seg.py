@@ -11,7 +11,7 @@ import numpy as np
 
 from hemseg import __version__
 from hemseg.errors import HemsegError, OutputError
-from hemseg.io.files import whole
+from hemseg.io.files import atomic_write
 from hemseg.io.marks import mark
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def write_segmentation(result: Segmentation, path: Path) -> Path:
             omit_empty_frames=bool(result.mask.any()),
         )
         remove_free_text(segmentation)
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             segmentation.save_as(partial)
     except OSError as error:
         raise OutputError(f"{path}: the segmentation could not be written ({error.strerror}).") from None

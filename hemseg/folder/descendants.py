@@ -42,7 +42,7 @@ def descendants() -> set[int]:
     return found - dead
 
 
-def end(which: Callable[[], Collection[int]], grace: float = 0.0) -> None:
+def end_processes(which: Callable[[], Collection[int]], grace: float = 0.0) -> None:
     """Kill processes, and those that they begin meanwhile.
 
     Args:

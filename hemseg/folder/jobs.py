@@ -17,16 +17,16 @@ from pathlib import Path
 
 import cv2
 
-from hemseg.checks import checked
+from hemseg.checks import check_scan
 from hemseg.errors import HemsegError, OutputError, one_line
-from hemseg.folder.outputs import files_of, refused
+from hemseg.folder.outputs import files_of, output_conflicts
 from hemseg.io.fingerprint import unchanged
 from hemseg.io.folders import may_be_dicom, unreadable_dicom, walk, without_masks
 from hemseg.model import Model
 from hemseg.names import name_problem, printable
 from hemseg.report.probability import probability_path, write_probability
-from hemseg.resources import give_back, is_out_of_memory
-from hemseg.sanity import refuse_implausible
+from hemseg.resources import is_out_of_memory, release_memory
+from hemseg.sanity import require_plausible
 from hemseg.segmentation import Segmentation, segment
 from hemseg.signals import at_once
 from hemseg.volume import SUFFIXES, Volume, mask_name, read, stem, suffix
@@ -101,7 +101,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class OutputOptions:
     """What to write for each case beside the mask, and how.
 
     Attributes:
@@ -164,9 +164,9 @@ def find_studies(folder: Path, instances: list[Path], alone: bool) -> list[Found
     """
     if not instances:
         return []
-    from hemseg.dicom.reading import need_pydicom
+    from hemseg.dicom.reading import require_pydicom
 
-    need_pydicom()
+    require_pydicom()
     try:
         return _studies(folder, instances)
     except HemsegError as error:
@@ -197,7 +197,7 @@ def _studies(folder: Path, instances: list[Path]) -> list[Found]:
     ]
 
 
-def plan(source: Path | Sequence[Path], target: Path, wanted: Wanted = Wanted()) -> list[Job]:
+def plan_jobs(source: Path | Sequence[Path], target: Path, options: OutputOptions = OutputOptions()) -> list[Job]:
     """What is to be done for ``hemseg segment SOURCE TARGET``. Nothing is looked at that exists in ``target`` yet.
 
     A folder's scan ``a/b.nii.gz`` gets the mask ``TARGET/a/b.nii.gz``, the DICOM files in ``a/b`` get
@@ -214,7 +214,7 @@ def plan(source: Path | Sequence[Path], target: Path, wanted: Wanted = Wanted())
         alone, to_file, found = _found_in_one(sources[0], target, unread)
     else:
         alone, to_file, found = False, False, _found_in_several(sources, target, unread)
-    masks = [target if to_file else target / c.parent / _mask_name(s, c, bool(f), wanted.format) for c, s, f in found]
+    masks = [target if to_file else target / c.parent / _mask_name(s, c, bool(f), options.format) for c, s, f in found]
     stems = Counter(_without_suffix(mask) for mask in masks)
     jobs = []
     for (case, scan, files), mask in zip(found, masks, strict=True):
@@ -225,15 +225,15 @@ def plan(source: Path | Sequence[Path], target: Path, wanted: Wanted = Wanted())
             case=case,
             scan=scan,
             mask=mask,
-            overlay=own.with_name(f"{own.name}.png") if wanted.overlay else None,
-            report=own / "report.json" if wanted.report else None,
-            probability=probability_path(mask, own) if wanted.probability else None,
+            overlay=own.with_name(f"{own.name}.png") if options.overlay else None,
+            report=own / "report.json" if options.report else None,
+            probability=probability_path(mask, own) if options.probability else None,
             thumbnail=None if alone else target / "thumbnails" / case.parent / f"{case.name}.jpg",
             files=files,
-            series=wanted.series,
-            page=wanted.report,
-            strict=wanted.strict,
-            operating_point=wanted.operating_point,
+            series=options.series,
+            page=options.report,
+            strict=options.strict,
+            operating_point=options.operating_point,
         )
         jobs.append(replace(job, refusal=known_refusal(job, unread)))
     for path, reason in unread.items():  # each is a case that failed: named, counted, and tried again
@@ -304,51 +304,51 @@ def _mask_name(scan: Path, case: Path, study: bool, form: str) -> str:
     return f"{own}.dcm" if form == "dicom-seg" else f"{own}.{form}"
 
 
-def run(jobs: Iterable[Job], model: Model, ended: Callable[[Outcome], object] | None = None) -> Generator[Outcome]:
+def run_jobs(jobs: Iterable[Job], model: Model, ended: Callable[[Outcome], object] | None = None) -> Generator[Outcome]:
     """Do the jobs; outcomes come in their order. A job's files are written, whole, before its outcome is given.
 
-    ``model.lanes`` scans are under way at once, each in a thread from the file to the mask, so that reading, preparing
-    and writing fill what the network of another one leaves idle; one more may wait for its turn to be given. What goes
-    wrong with a scan becomes a sentence. Closed early, it lets what is under way end, and begins nothing more.
+    ``model.concurrent_scans`` scans are under way at once, each in a thread from the file to the mask, so that reading,
+    preparing and writing fill what the network of another one leaves idle; one more may wait for its turn to be given.
+    What goes wrong with a scan becomes a sentence. Closed early, it lets what is under way end, and begins nothing more.
 
     Args:
         ended: is called with every outcome as soon as there is one, from its thread: also with those that nobody takes.
     """
-    cv2.setNumThreads(1)  # its threads would wait, spinning, for those of the other lanes and of the network
+    cv2.setNumThreads(1)  # its threads would wait, spinning, for those of other scans and of the network
     jobs = list(jobs)
-    reasons = refused(jobs)
+    reasons = output_conflicts(jobs)
     coming: deque[Future[Outcome]] = deque()
-    with at_once() if len(jobs) == 1 else nullcontext(), ThreadPoolExecutor(model.lanes) as lanes:
+    with at_once() if len(jobs) == 1 else nullcontext(), ThreadPoolExecutor(model.concurrent_scans) as threads:
         try:
             for job in jobs:
-                coming.append(lanes.submit(_outcome, job, model, reasons.get(job, ""), ended))
-                if len(coming) > model.lanes:
+                coming.append(threads.submit(_run_one, job, model, reasons.get(job, ""), ended))
+                if len(coming) > model.concurrent_scans:
                     yield coming.popleft().result()
             while coming:
                 yield coming.popleft().result()
         finally:
-            lanes.shutdown(wait=False, cancel_futures=True)
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
-def attempt(job: Job, model: Model) -> Outcome:
+def run_job(job: Job, model: Model) -> Outcome:
     """Do one job; what goes wrong becomes a sentence."""
-    (outcome,) = run([job], model)
+    (outcome,) = run_jobs([job], model)
     return outcome
 
 
-def _outcome(job: Job, model: Model, refusal: str, ended: Callable[[Outcome], object] | None) -> Outcome:
-    outcome = Outcome(job, None, refusal) if refusal else _attempt(job, model)
-    if model.lanes > 1:
-        give_back()
+def _run_one(job: Job, model: Model, refusal: str, ended: Callable[[Outcome], object] | None) -> Outcome:
+    outcome = Outcome(job, None, refusal) if refusal else _safely(job, model)
+    if model.concurrent_scans > 1:
+        release_memory()
     if ended:
         ended(outcome)
     return outcome
 
 
-def _attempt(job: Job, model: Model) -> Outcome:
+def _safely(job: Job, model: Model) -> Outcome:
     """Do a job; what goes wrong becomes a sentence."""
     try:
-        return Outcome(job, _done(job, model))
+        return Outcome(job, _segment_and_write(job, model))
     except HemsegError as error:
         return Outcome(job, None, str(error), unexpected=isinstance(error, OutputError))
     except Exception as error:  # a fault of ours: name the case, and go on with the others
@@ -358,17 +358,17 @@ def _attempt(job: Job, model: Model) -> Outcome:
         return Outcome(job, None, said, unexpected=True)
 
 
-def _done(job: Job, model: Model) -> Segmentation:
+def _segment_and_write(job: Job, model: Model) -> Segmentation:
     """Read, segment, write."""
     model = model.at(job.operating_point)
     with unchanged(files_of(job), job.scan) as fingerprint:
-        volume = replace(_volume(job), fingerprint=fingerprint)
+        volume = replace(_read(job), fingerprint=fingerprint)
     start = time.perf_counter()
-    volume, working = checked(volume, model.manifest.preprocessing, job.strict, model.strip)
+    volume, working = check_scan(volume, model.manifest.preprocessing, job.strict, model.strip)
     result = segment(volume, model, working)
     result = replace(result, seconds=time.perf_counter() - start)
     if job.strict:
-        refuse_implausible(result)
+        require_plausible(result)
     if job.overlay or job.thumbnail or job.report:
         from hemseg.report import findings
 
@@ -389,7 +389,7 @@ def _done(job: Job, model: Model) -> Segmentation:
     return result
 
 
-def _volume(job: Job) -> Volume:
+def _read(job: Job) -> Volume:
     if not job.files:
         return read(job.scan, job.series)
     from hemseg.dicom.reading import Source, read_series

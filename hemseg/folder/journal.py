@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 from hemseg import __version__
 from hemseg.errors import HemsegError
-from hemseg.folder.jobs import Job, Outcome, Wanted
+from hemseg.folder.jobs import Job, Outcome, OutputOptions
 from hemseg.folder.outputs import JOURNAL, files_of, is_journal
 from hemseg.io.fingerprint import Fingerprint, content_of, is_same
 from hemseg.io.marks import mark, read_mark
@@ -33,7 +33,7 @@ from hemseg.report.findings import write_text
 
 logger = logging.getLogger("hemseg")
 CSV, HTML = JOURNAL, "summary.html"
-NO_OPTIONS = Wanted()
+NO_OPTIONS = OutputOptions()
 NUMBERS = ("volume_ml", "lesions", "largest_ml", "seconds")
 
 
@@ -85,24 +85,24 @@ class Row:
         return f"crc:{hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]}"
 
 
-def settings_key(manifest: Manifest, wanted: Wanted = NO_OPTIONS) -> str:
+def settings_key(manifest: Manifest, options: OutputOptions = NO_OPTIONS) -> str:
     """What the masks of a run have in common: the version of hemseg, the weights with their whole manifest, and the
     options that change a mask.
     """
     weights = hashlib.sha256(json.dumps(asdict(manifest), sort_keys=True).encode()).hexdigest()[:16]
-    options = [f"format {wanted.format}"]
-    options += [f"series {wanted.series}"] if wanted.series else []
-    options += ["strict"] if wanted.strict else []
-    return printable(f"hemseg {__version__}, weights {weights}, {', '.join(options)}")
+    settings = [f"format {options.format}"]
+    settings += [f"series {options.series}"] if options.series else []
+    settings += ["strict"] if options.strict else []
+    return printable(f"hemseg {__version__}, weights {weights}, {', '.join(settings)}")
 
 
-def settings_key_of_weights(folder: Path, wanted: Wanted = NO_OPTIONS) -> str:
+def settings_key_of_weights(folder: Path, options: OutputOptions = NO_OPTIONS) -> str:
     """`settings_key` of a folder of weights at the operating point that is asked for.
 
     Raises:
         HemsegError: see `Manifest.read` and `Manifest.at`.
     """
-    return settings_key(Manifest.read(folder).at(wanted.operating_point), wanted)
+    return settings_key(Manifest.read(folder).at(options.operating_point), options)
 
 
 def row_of(outcome: Outcome, key: str, target: Path) -> Row:

@@ -143,7 +143,7 @@ def _identities(jobs: Iterable[Job], headers: bool) -> dict[tuple[int, int], Pat
     return found
 
 
-def refused(jobs: Iterable[Job]) -> dict[Job, str]:
+def output_conflicts(jobs: Iterable[Job]) -> dict[Job, str]:
     """The jobs that cannot be done, each with a sentence: those that would write one and the same file among them."""
     reasons = {}
     writers: dict[str, list[Job]] = defaultdict(list)

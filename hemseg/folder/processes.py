@@ -17,15 +17,15 @@ from pathlib import Path
 from threading import Thread
 
 from hemseg.errors import HemsegError
-from hemseg.folder.jobs import Job, Outcome, attempt, run
+from hemseg.folder.jobs import Job, Outcome, run_job, run_jobs
 from hemseg.folder.journal import Row, failed_row, row_of, settings_key
 from hemseg.model import Model, cores, load
-from hemseg.signals import blocked, leave_to_parent
+from hemseg.signals import leave_to_parent, signals_blocked
 
 _model: Model | None = None  # of a worker process
 
 
-def rows_here(
+def run_here(
     jobs: Sequence[Job],
     model: Model,
     target: Path,
@@ -45,7 +45,7 @@ def rows_here(
         ended[outcome.job] = row_of(outcome, key, target)
 
     try:
-        with closing(run(jobs, model, note)) as outcomes:
+        with closing(run_jobs(jobs, model, note)) as outcomes:
             for outcome in outcomes:
                 yield ended.pop(outcome.job)
     finally:
@@ -54,7 +54,7 @@ def rows_here(
                 late(row)
 
 
-def rows_of_processes(
+def run_in_processes(
     jobs: Sequence[Job], weights: Path, device: str, key: str, target: Path, processes: int
 ) -> Generator[Row]:
     """Do the jobs in several processes, each with a model of its own; rows come as they are ready.
@@ -69,7 +69,7 @@ def rows_of_processes(
         pool = _pool(processes, weights, device, threads)
         try:
             while left or busy:
-                with blocked():  # a process may begin here: a signal is for this one, and waits
+                with signals_blocked():  # a process may begin here: a signal is for this one, and waits
                     while left and len(busy) < 2 * processes:
                         busy[pool.submit(_do, left[0], key, target)] = left[0]
                         left.popleft()
@@ -86,10 +86,10 @@ def rows_of_processes(
 
     left = list(jobs)
     while left:
-        suspects, left = yield from batch(left, processes)
-        for job in suspects:  # one of them is to blame: each alone
-            guilty, _ = yield from batch([job], 1)
-            if guilty:
+        in_flight, left = yield from batch(left, processes)
+        for job in in_flight:  # one of them is to blame: each alone
+            crashed, _ = yield from batch([job], 1)
+            if crashed:
                 why = "its process died while it was under way, perhaps for want of memory."
                 yield failed_row(job, key, target, f"{job.scan}: {why}")
 
@@ -118,4 +118,4 @@ def _end_with_parent() -> None:
 
 def _do(job: Job, key: str, target: Path) -> Row:
     assert _model
-    return row_of(attempt(job, _model), key, target)
+    return row_of(run_job(job, _model), key, target)

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from hemseg.errors import HemsegError, first_line
-from hemseg.folder.descendants import adopt_orphans, descendants, end
-from hemseg.folder.jobs import Job, attempt
+from hemseg.folder.descendants import adopt_orphans, descendants, end_processes
+from hemseg.folder.jobs import Job, run_job
 from hemseg.folder.journal import Row, failed_row, row_of
 from hemseg.model import load
-from hemseg.signals import ended_with, restored
+from hemseg.signals import ended_with, handlers_restored
 
 TRIES = 3
 LOOK_SECONDS = 1.0  # between two looks at the head
@@ -38,7 +38,7 @@ class Worker:
 
     def do(self, job: Job, key: str, target: Path) -> Row:
         """One job."""
-        return row_of(attempt(job, self._model), key, target)
+        return row_of(run_job(job, self._model), key, target)
 
 
 class HeadLostError(HemsegError):
@@ -110,7 +110,7 @@ def _answers(place: str) -> bool:
     return True
 
 
-def rows_of_ray(
+def run_on_ray(
     jobs: Sequence[Job], weights: Path, device: str, key: str, target: Path, address: str, workers: int
 ) -> Generator[Row]:
     """Do the jobs on a Ray cluster; rows come as they are ready.
@@ -132,12 +132,12 @@ def rows_of_ray(
     resources: dict[str, Any] = {"num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
     with _cluster(address, workers) as watch:
         actor: Any = ray.remote(**resources)(Worker)
-        team: deque[Any] = deque(actor.remote(str(weights), device, 1) for _ in range(workers))
+        idle_workers: deque[Any] = deque(actor.remote(str(weights), device, 1) for _ in range(workers))
         left, tries = deque(jobs), Counter[Job]()
         busy: dict[Any, tuple[Any, Job]] = {}
         while left or busy:
-            while left and team:  # one job a worker: an idle one takes the next, and nothing piles up
-                job, worker = left.popleft(), team.popleft()
+            while left and idle_workers:  # one job a worker: an idle one takes the next, and nothing piles up
+                job, worker = left.popleft(), idle_workers.popleft()
                 tries[job] += 1
                 busy[worker.do.remote(job, key, target)] = (worker, job)
             watch.look()
@@ -152,11 +152,11 @@ def rows_of_ray(
             worker, job = busy.pop(ready[0])
             try:
                 row = ray.get(ready[0])
-                team.append(worker)
+                idle_workers.append(worker)
                 yield row
             except RayActorError:  # the worker or its machine is gone: a new one, and the job once more
                 watch.wait()
-                team.append(actor.remote(str(weights), device, 1))
+                idle_workers.append(actor.remote(str(weights), device, 1))
                 if tries[job] < TRIES:
                     left.appendleft(job)
                 else:
@@ -184,13 +184,13 @@ def _cluster(address: str, workers: int) -> Iterator[Watch]:
 
     def end_ours(grace: float = 0.0) -> None:
         if own:
-            end(lambda: descendants() - others, grace)
+            end_processes(lambda: descendants() - others, grace)
 
     if own:
         adopt_orphans()
     with ended_with(end_ours):
         try:
-            with restored():  # Ray's own handlers end with other exit codes
+            with handlers_restored():  # Ray's own handlers end with other exit codes
                 context = ray.init(**options)
         except Exception as error:  # of many kinds, a bare Exception where it starts too slowly
             end_ours()

@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hemseg.errors import HemsegError, one_line
-from hemseg.folder.jobs import Job, known_refusal, run
+from hemseg.folder.jobs import Job, known_refusal, run_jobs
 from hemseg.folder.outputs import refuse_conflicts
-from hemseg.grand_challenge.outputs import RESULTS, check_mounts, check_outputs, is_results, plan, say, survey
-from hemseg.grand_challenge.sockets import choose, load_sockets, read_inputs
+from hemseg.grand_challenge.outputs import (
+    RESULTS,
+    check_mounts,
+    check_outputs,
+    is_results,
+    plan_jobs,
+    print_messages,
+    survey,
+)
+from hemseg.grand_challenge.sockets import load_sockets, plan_run, read_inputs
 from hemseg.io.files import remove_leftovers
 from hemseg.model import default_weights, load
 from hemseg.names import printable
@@ -54,20 +62,23 @@ def run_container(
     sockets = load_sockets(os.environ, weights)
     unread: dict[Path, str] = {}
     files, dicom = survey(source, target, unread)
-    work = choose(files, read_inputs(source), predict.is_dir(), sockets, mode, dicom)
-    if work.mode == "instance" and not predict.is_dir():
+    run_plan = plan_run(files, read_inputs(source), predict.is_dir(), sockets, mode, dicom)
+    if run_plan.mode == "instance" and not predict.is_dir():
         raise HemsegError(f"mode instance writes to {predict}, but there is no such folder; mount it.")
-    jobs = [replace(job, refusal=known_refusal(job, unread)) for job in plan(work, source, target, predict, sockets)]
-    results = (target / RESULTS,) if work.mode in ("legacy", "gc-generic") else ()
+    jobs = [
+        replace(job, refusal=known_refusal(job, unread))
+        for job in plan_jobs(run_plan, source, target, predict, sockets)
+    ]
+    results = (target / RESULTS,) if run_plan.mode in ("legacy", "gc-generic") else ()
     check_outputs([*(path for job in jobs for path in job.outputs), *results], source, files, (target, predict))
     refuse_conflicts(jobs, tables=[path for path in results if not is_results(path)], overwrite=overwrite)
     for folder in (target, predict):
         remove_leftovers(folder)
     model = load(weights, device, scans=len(jobs)).at(operating_point)
     logger.info("weights %s %s on %s", model.manifest.name, model.manifest.version, model.provider)
-    slices = f", {len(work.dicom)} DICOM files" if work.dicom else ""
-    logger.info("mode %s, %d scan%s%s", work.mode, len(jobs), "s" * (len(jobs) != 1), slices)
-    errors = _perform(work.mode, jobs, source, target, model)
+    slices = f", {len(run_plan.dicom)} DICOM files" if run_plan.dicom else ""
+    logger.info("mode %s, %d scan%s%s", run_plan.mode, len(jobs), "s" * (len(jobs) != 1), slices)
+    errors = _perform(run_plan.mode, jobs, source, target, model)
     failed = [f"{len(errors)} of {len(jobs)} scans failed; the first: {errors[0]}"] if errors and len(jobs) > 1 else []
     unreadable = [printable(f"{path}: {reason}") for path, reason in unread.items()]
     for said in unreadable:
@@ -83,10 +94,10 @@ def _perform(mode: str, jobs: Sequence[Job], source: Path, target: Path, model: 
         algorithm.process()
         return algorithm.errors
     errors = []
-    with closing(run(jobs, model)) as outcomes:
+    with closing(run_jobs(jobs, model)) as outcomes:
         for outcome in outcomes:
             logger.info("%s: %s", printable(str(outcome.job.case)), "failed" if outcome.error else "done")
-            say(outcome)
+            print_messages(outcome)
             if outcome.error:
                 errors.append(outcome.error)
     return errors

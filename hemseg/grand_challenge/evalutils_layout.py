@@ -17,8 +17,8 @@ import SimpleITK as sitk
 from evalutils import SegmentationAlgorithm
 from pandas import DataFrame
 
-from hemseg.folder.jobs import Job, Outcome, run
-from hemseg.grand_challenge.outputs import RESULTS, results_entry, say
+from hemseg.folder.jobs import Job, Outcome, run_jobs
+from hemseg.grand_challenge.outputs import RESULTS, print_messages, results_entry
 from hemseg.model import Model
 from hemseg.names import printable
 from hemseg.report.findings import write_json
@@ -32,7 +32,7 @@ class HemorrhageSegmentation(SegmentationAlgorithm):
     """Scans of ``input_path`` to ``output_path/images`` and ``output_path/results.json``.
 
     Args:
-        jobs: what is to be done, see `hemseg.grand_challenge.outputs.plan`.
+        jobs: what is to be done, see `hemseg.grand_challenge.outputs.plan_jobs`.
 
     Attributes:
         errors: why cases failed, a sentence each.
@@ -57,12 +57,12 @@ class HemorrhageSegmentation(SegmentationAlgorithm):
         jobs = list(self._cases[file_loader_key or self._index_key]["job"])
         ended: dict[Job, str] = {}
         try:
-            with closing(run(jobs, self._model, lambda o: ended.update({o.job: o.error}))) as outcomes:
+            with closing(run_jobs(jobs, self._model, lambda o: ended.update({o.job: o.error}))) as outcomes:
                 for number, outcome in enumerate(outcomes, start=1):
                     self._case_results.append(self.process_case(idx=number - 1, case=outcome))
                     said = "failed" if outcome.error else "done"
                     logger.info("[%d/%d] %s: %s", number, len(jobs), printable(str(outcome.job.case)), said)
-                    say(outcome)
+                    print_messages(outcome)
         except (SystemExit, KeyboardInterrupt):  # at any moment: tell what there is
             left = jobs[len(self._case_results) :]
             self._case_results += [

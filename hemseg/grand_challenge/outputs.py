@@ -1,6 +1,6 @@
 """Where the outputs of the container's cases go, and whether it is safe to write there.
 
-What is to be done at all decides `hemseg.grand_challenge.sockets.choose`; `hemseg.grand_challenge.batch` and
+What is to be done at all decides `hemseg.grand_challenge.sockets.plan_run`; `hemseg.grand_challenge.batch` and
 `hemseg.grand_challenge.server` do it.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from hemseg.dicom.reading import is_dicom
 from hemseg.errors import HemsegError
 from hemseg.folder.jobs import Found, Job, Outcome, find_studies, own_name
-from hemseg.grand_challenge.sockets import OUTPUT, Sockets, Work
+from hemseg.grand_challenge.sockets import OUTPUT, RunPlan, Sockets
 from hemseg.io.folders import unreadable_dicom, walk, without_masks
 from hemseg.volume import mask_name, suffix
 
@@ -24,9 +24,9 @@ RESULTS = "results.json"  # of evalutils' layout
 Identity = tuple[int, int]  # of a file or folder, however it is reached: device and inode
 
 
-def say(outcome: Outcome) -> None:
+def print_messages(outcome: Outcome) -> None:
     """Errors and warnings of a case on stderr, a line each."""
-    for line in outcome.told:
+    for line in outcome.messages:
         print(line, file=sys.stderr, flush=True)
 
 
@@ -52,26 +52,26 @@ def survey(
     return files, [p for p in files if not suffix(Path(p)) and is_dicom(source / p)]
 
 
-def plan(work: Work, source: Path, target: Path, predict: Path, sockets: Sockets) -> list[Job]:
+def plan_jobs(run_plan: RunPlan, source: Path, target: Path, predict: Path, sockets: Sockets) -> list[Job]:
     """What is to be written for each case.
 
     Raises:
         HemsegError: the DICOM files hold nothing to segment, or a socket's path does not go with the mode.
     """
-    if work.mode == "instance":
-        return [Job(Path(scan), source / scan, predict / scan.name) for scan in work.scans]
-    found: list[Found] = [(Path(scan), source / scan, ()) for scan in work.scans]
-    if work.mode == "legacy":
-        found += find_studies(source, [source / p for p in work.dicom], alone=not found)
+    if run_plan.mode == "instance":
+        return [Job(Path(scan), source / scan, predict / scan.name) for scan in run_plan.scans]
+    found: list[Found] = [(Path(scan), source / scan, ()) for scan in run_plan.scans]
+    if run_plan.mode == "legacy":
+        found += find_studies(source, [source / p for p in run_plan.dicom], alone=not found)
         named = sorted((own_name(case, source), path, files) for case, path, files in found)
         return [Job(c, path, target / "images" / _mask_name(c, path, f), files=f) for c, path, f in named]
-    if work.dicom:  # the files of one socket are one case
-        folder = Path(work.dicom[0].parent)
-        found = [(own_name(folder, source), source / folder, tuple(source / p for p in work.dicom))]
+    if run_plan.dicom:  # the files of one socket are one case
+        folder = Path(run_plan.dicom[0].parent)
+        found = [(own_name(folder, source), source / folder, tuple(source / p for p in run_plan.dicom))]
     ((case, path, files),) = found
     mask = target / sockets.mask_path / OUTPUT
     heat_map = target / sockets.heat_map_path / OUTPUT if sockets.heat_map_path else None
-    if work.mode == "gc-generic":
+    if run_plan.mode == "gc-generic":
         mask = target / "images" / _mask_name(case, path, files)
         if heat_map and PurePosixPath(sockets.heat_map_path).parts[0] == "images":
             raise HemsegError(

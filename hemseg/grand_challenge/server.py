@@ -26,9 +26,17 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hemseg.errors import HemsegError, OutputError, one_line
-from hemseg.folder.jobs import attempt
-from hemseg.grand_challenge.outputs import RESULTS, check_mounts, check_outputs, plan, results_entry, say, survey
-from hemseg.grand_challenge.sockets import Sockets, choose, load_sockets, read_inputs
+from hemseg.folder.jobs import run_job
+from hemseg.grand_challenge.outputs import (
+    RESULTS,
+    check_mounts,
+    check_outputs,
+    plan_jobs,
+    print_messages,
+    results_entry,
+    survey,
+)
+from hemseg.grand_challenge.sockets import Sockets, load_sockets, plan_run, read_inputs
 from hemseg.io import files
 from hemseg.model import default_weights, load
 from hemseg.report.findings import write_json
@@ -95,19 +103,19 @@ class Cases:
         if leaving := next((p for p in paths if not self._is_inside(self.source / p)), None):
             raise HemsegError(f"{leaving}: is a link that leaves the input folder.")
         inputs = read_inputs(self.source)
-        work = choose(paths, inputs, False, self._sockets, "auto" if inputs is not None else "gc", dicom)
-        (job,) = plan(work, self.source, self.target, Path(), self._sockets)
-        results = self.target / RESULTS if work.mode == "gc-generic" else None
+        run_plan = plan_run(paths, inputs, False, self._sockets, "auto" if inputs is not None else "gc", dicom)
+        (job,) = plan_jobs(run_plan, self.source, self.target, Path(), self._sockets)
+        results = self.target / RESULTS if run_plan.mode == "gc-generic" else None
         outputs = {*job.outputs, *([results] if results else [])}
         check_outputs(outputs, self.source, paths, (self.target,))
         self._remove(outputs)
         self._written = outputs
-        outcome = attempt(job, self.model)
+        outcome = run_job(job, self.model)
         if results:
             write_json([results_entry(job, outcome.error)], results)
         if outcome.result is None:
             raise (UnexpectedError if outcome.unexpected else HemsegError)(outcome.error)
-        say(outcome)
+        print_messages(outcome)
         return f"{job.case}: {outcome.result.volume_ml:.1f} mL"
 
     def _is_inside(self, path: Path) -> bool:

@@ -77,7 +77,7 @@ class Sockets:
 
 
 @dataclass(frozen=True)
-class Work:
+class RunPlan:
     """What a run has to do.
 
     Attributes:
@@ -155,14 +155,14 @@ def _bounded(path: Path) -> str:
     return content.decode()
 
 
-def choose(
+def plan_run(
     files: Collection[PurePosixPath],
     inputs: Any = None,
     predict: bool = False,
     sockets: Sockets | None = None,
     mode: str = "auto",
     dicom: Collection[PurePosixPath] = (),
-) -> Work:
+) -> RunPlan:
     """What is to be done, from what is mounted. A pure function.
 
     Args:
@@ -197,12 +197,12 @@ def choose(
     alone = len(images) == 1 and not studies
     in_socket = alone and len(images[0].parts) == 3 and images[0].parts[0] == "images"
     if mode == "auto":
-        return Work("gc", tuple(images)) if in_socket else _legacy(images, studies, seen)
+        return RunPlan("gc", tuple(images)) if in_socket else _legacy(images, studies, seen)
     if not images and len({p.parent for p in studies}) == 1:
-        return Work(mode, (), studies)
+        return RunPlan(mode, (), studies)
     if len(images) != 1:
         raise HemsegError(f"mode {mode} segments one image, but the input folder holds {len(images)}{_names(images)}.")
-    return Work(mode, tuple(images))
+    return RunPlan(mode, tuple(images))
 
 
 def _socket_case(
@@ -212,7 +212,7 @@ def _socket_case(
     inputs: Any,
     sockets: Sockets,
     mode: str,
-) -> Work:
+) -> RunPlan:
     named = _image_sockets(inputs)
     usable = {slug: found for slug, found in named.items() if not sockets.input_slugs or slug in sockets.input_slugs}
     if not usable:
@@ -231,14 +231,14 @@ def _socket_case(
     here = [p for p in images if p.parent == folder]
     instances = tuple(p for p in studies if p.parent == folder)
     if instances and (is_set or not here):
-        return Work(kind, (), instances)
+        return RunPlan(kind, (), instances)
     if len(here) != 1:
         other = [p for p in seen if p.parent == folder and p.suffix.lower() in UNREAD]
         hint = f" Files such as {other[0].name} are not read." if other and not here else ""
         where = f"{folder}/" if relative else "the input folder"
         wanted = "the DICOM files of one scan" if is_set else "one image"
         raise HemsegError(f"socket {slug}: {where} should hold {wanted}, but holds {len(here)}{_names(here)}.{hint}")
-    return Work(kind, tuple(here))
+    return RunPlan(kind, tuple(here))
 
 
 def _image_sockets(inputs: Any) -> dict[str, tuple[str, bool]]:
@@ -280,18 +280,18 @@ def _relative(text: str, what: str) -> PurePosixPath:
     return path
 
 
-def _instance(images: list[PurePosixPath]) -> Work:
+def _instance(images: list[PurePosixPath]) -> RunPlan:
     scans = tuple(p for p in images if len(p.parts) == 1 and p.name.lower().endswith(".nii.gz"))
     if not scans:
         raise HemsegError("mode instance: the input folder holds no scans; it looks for *.nii.gz, without subfolders.")
-    return Work("instance", scans)
+    return RunPlan("instance", scans)
 
 
-def _legacy(images: list[PurePosixPath], dicom: tuple[PurePosixPath, ...], seen: list[PurePosixPath]) -> Work:
+def _legacy(images: list[PurePosixPath], dicom: tuple[PurePosixPath, ...], seen: list[PurePosixPath]) -> RunPlan:
     if not images and not dicom:
         other = next((f" (files such as {p.name} are not read)" for p in seen if p.suffix.lower() in UNREAD), "")
         raise HemsegError(f"the input folder holds no scans; hemseg looks for {', '.join(SUFFIXES)} and DICOM{other}.")
-    return Work("legacy", tuple(images), dicom)
+    return RunPlan("legacy", tuple(images), dicom)
 
 
 def _names(paths: list[PurePosixPath]) -> str:

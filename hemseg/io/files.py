@@ -25,7 +25,7 @@ LONGEST_WRITE_SECONDS = 24 * 3600  # where there are no locks, a temporary file 
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path``, of the same suffixes, for the time of a `with` block.
 
     When the block ends well it is on the disk, and renamed to ``path``: a machine that fails then leaves the file whole
@@ -98,7 +98,7 @@ def _remove_if_dead(partial: Path) -> bool:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def exclusive_access(folder: Path) -> Iterator[None]:
     """For the time of a `with` block no other process has this folder; it is made if it is missing.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import IO
 from zipfile import ZipInfo
 
 from hemseg.errors import HemsegError
-from hemseg.resources import resident_bytes, room_bytes
+from hemseg.resources import available_bytes, resident_bytes
 
 MAX_INSTANCE_BYTES = 1 << 30  # an enhanced CT of two thousand slices
 MAX_ZIP_BYTES = 4 << 30  # unpacked; beyond it an archive is no head CT
@@ -65,7 +65,7 @@ def check_instance(file: IO[bytes], name: object) -> None:
 
 
 def _check_size(name: object, size: int) -> None:
-    room = room_bytes()
+    room = available_bytes()
     if size > MAX_INSTANCE_BYTES:
         raise HemsegError(f"{name}: would unpack to more than {MAX_INSTANCE_BYTES >> 30} GiB: no CT does.")
     if room is not None and resident_bytes() + 2 * size > room:  # as bytes, and as pixels

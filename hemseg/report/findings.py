@@ -11,7 +11,7 @@ import numpy as np
 
 from hemseg import __version__
 from hemseg.errors import OutputError
-from hemseg.io.files import whole
+from hemseg.io.files import atomic_write
 from hemseg.io.marks import mark, marked_jpeg, marked_png
 from hemseg.names import printable
 from hemseg.segmentation import Segmentation
@@ -154,7 +154,7 @@ def write_thumbnail(result: Segmentation, path: Path) -> None:
 
 def _write_whole(content: bytes, path: Path, what: str) -> None:
     try:
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_bytes(content)
     except OSError as error:
         raise OutputError(f"{path}: {what} could not be written ({error.strerror}).") from None

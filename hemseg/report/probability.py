@@ -9,7 +9,7 @@ import numpy as np
 
 from hemseg.dicom_out.seg import equipment, referenced_images, remove_free_text, require_highdicom
 from hemseg.errors import HemsegError, OutputError, first_line
-from hemseg.io.files import whole
+from hemseg.io.files import atomic_write
 from hemseg.io.marks import mark, voxel_hash
 from hemseg.segmentation import Segmentation
 from hemseg.volume import check_written, image_format, write_itk, write_nifti
@@ -43,7 +43,7 @@ def write_probability(result: Segmentation, path: Path) -> Path:
     voxels = result.probability
     text = mark(result.volume.content, voxel_hash(voxels))
     try:
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             if scan and kind == "NIfTI":
                 write_nifti(voxels, scan, partial, text)
             else:
@@ -81,7 +81,7 @@ def _write_parametric_map(result: Segmentation, path: Path) -> Path:
                 content_description=mark(result.volume.content),
             )
             remove_free_text(written)
-            with whole(path) as partial:
+            with atomic_write(path) as partial:
                 written.save_as(partial)
     except OSError as error:
         raise OutputError(f"{path}: the probability image could not be written ({error.strerror}).") from None

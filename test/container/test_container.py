@@ -28,9 +28,9 @@ from hemseg import signals
 from hemseg.errors import HemsegError, OutputError, one_line
 from hemseg.folder import jobs as folder_jobs
 from hemseg.grand_challenge import batch
-from hemseg.grand_challenge.outputs import check_mounts, check_outputs, plan
+from hemseg.grand_challenge.outputs import check_mounts, check_outputs, plan_jobs
 from hemseg.grand_challenge.server import Cases, UnexpectedError
-from hemseg.grand_challenge.sockets import MODES, Sockets, Work
+from hemseg.grand_challenge.sockets import MODES, RunPlan, Sockets
 from hemseg.model import Model, load
 from hemseg.volume import read
 from training.data.phantom import Phantom, write_image
@@ -173,9 +173,9 @@ def test_an_exception_of_several_lines_is_one_line(
     said = r"failed unexpectedly (RuntimeError: first second \x1b[31mthird); please report it."
     monkeypatch.setattr(folder_jobs, "read", fail)
     assert container() == (1, f"error: {tmp_path}/in/images/ct/u.mha: {said}")
-    monkeypatch.setattr(batch, "plan", fail)
+    monkeypatch.setattr(batch, "plan_jobs", fail)
     assert container() == (1, f"error: {said}")
-    monkeypatch.setattr(batch, "plan", lambda *_: (_ for _ in ()).throw(MemoryError))
+    monkeypatch.setattr(batch, "plan_jobs", lambda *_: (_ for _ in ()).throw(MemoryError))
     assert container() == (1, "error: there is not enough memory; give the container more.")
 
 
@@ -278,7 +278,7 @@ def test_a_heat_map_does_not_go_with_the_generic_mask(container: Container, tmp_
     broken(mount(tmp_path / "in", "images"), "u.mha")
     code, said = container(HEMSEG_HEAT_MAP_PATH="images/heat")
     assert (code, "lies in images" in said) == (1, True)
-    jobs = plan(Work("gc-generic", (PurePosixPath("images/u.mha"),)), Path("/i"), Path("/o"), Path(), Sockets())
+    jobs = plan_jobs(RunPlan("gc-generic", (PurePosixPath("images/u.mha"),)), Path("/i"), Path("/o"), Path(), Sockets())
     assert [job.outputs for job in jobs] == [(Path("/o/images/u.mha"),)]
 
 
@@ -339,8 +339,8 @@ def test_what_cannot_be_written_is_our_fault(scan: Path, tmp_path: Path, light_m
 
 
 def test_probability_in_the_scans_own_format(scan: Path, bleed: Phantom, tmp_path: Path, light_model: Model) -> None:
-    jobs = folder_jobs.plan(scan, tmp_path / "out", folder_jobs.Wanted(probability=True))
-    (outcome,) = folder_jobs.run(jobs, light_model)
+    jobs = folder_jobs.plan_jobs(scan, tmp_path / "out", folder_jobs.OutputOptions(probability=True))
+    (outcome,) = folder_jobs.run_jobs(jobs, light_model)
     assert not outcome.error
     assert written(tmp_path / "out") == {"case.nii.gz", "case_probability.nii.gz"}
     assert same_geometry(tmp_path / "out" / "case_probability.nii.gz", scan)
@@ -351,8 +351,10 @@ def test_probability_in_the_scans_own_format(scan: Path, bleed: Phantom, tmp_pat
 
 def test_probability_as_a_parametric_map(bleed: Phantom, tmp_path: Path, light_model: Model) -> None:
     paths = write_series(tmp_path / "in", bleed.volume, tilt=8.0)
-    jobs = folder_jobs.plan(tmp_path / "in", tmp_path / "out", folder_jobs.Wanted(probability=True, format="dicom-seg"))
-    (outcome,) = folder_jobs.run(jobs, light_model)
+    jobs = folder_jobs.plan_jobs(
+        tmp_path / "in", tmp_path / "out", folder_jobs.OutputOptions(probability=True, format="dicom-seg")
+    )
+    (outcome,) = folder_jobs.run_jobs(jobs, light_model)
     assert not outcome.error
     assert outcome.result
     made = dcmread(tmp_path / "out" / "in_probability.dcm")

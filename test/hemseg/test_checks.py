@@ -14,7 +14,7 @@ from conftest import COARSE, ROOT, SHARED
 from typer.testing import CliRunner
 
 import hemseg
-from hemseg.checks import checked
+from hemseg.checks import check_scan
 from hemseg.cli import app
 from hemseg.preprocessing import Settings, skull_hull
 from hemseg.volume import Volume, read
@@ -52,7 +52,7 @@ def like_mr(hu: np.ndarray) -> np.ndarray:
 )
 def test_what_is_no_ct_is_refused(bleed: Phantom, made: Made, said: str) -> None:
     with pytest.raises(hemseg.HemsegError, match=said):
-        checked(made(bleed.volume), Settings())
+        check_scan(made(bleed.volume), Settings())
 
 
 def contrast(hu: np.ndarray) -> np.ndarray:
@@ -99,17 +99,17 @@ def cut(part: tuple[slice, ...]) -> Made:
     ],
 )
 def test_what_looks_odd_gets_a_warning(bleed: Phantom, made: Made, said: str) -> None:
-    volume, _ = checked(made(bleed.volume), Settings())
+    volume, _ = check_scan(made(bleed.volume), Settings())
     assert said in " ".join(volume.warnings)
     with pytest.raises(hemseg.HemsegError, match="looks odd"):
-        checked(made(bleed.volume), Settings(), strict=True)
+        check_scan(made(bleed.volume), Settings(), strict=True)
 
 
 def test_two_heads_are_told() -> None:
     grid = Grid((9, 60, 110), (4.0, 4.0, 16.0), left_mm=90)
     one, two = (make_phantom(2, (), grid, options=Options(second_head=s)).volume for s in (False, True))
-    assert "two heads" not in " ".join(checked(one, Settings())[0].warnings)
-    assert "two heads" in " ".join(checked(two, Settings())[0].warnings)
+    assert "two heads" not in " ".join(check_scan(one, Settings())[0].warnings)
+    assert "two heads" in " ".join(check_scan(two, Settings())[0].warnings)
 
 
 def test_a_table_is_no_head(bleed: Phantom) -> None:
@@ -120,19 +120,19 @@ def test_a_table_is_no_head(bleed: Phantom) -> None:
     hu[:, -18:-16] = 180
     for window in ((-1024, 3071), (-20, 100)):
         scan = replace(bleed.volume, hu=np.clip(hu, *window).astype(np.float32))
-        assert "scalp" not in " ".join(checked(scan, Settings())[0].warnings)
+        assert "scalp" not in " ".join(check_scan(scan, Settings())[0].warnings)
 
 
 @pytest.mark.parametrize("seed", [3, 8, 12])
 def test_a_plain_head_looks_plain(seed: int) -> None:
     kinds = ("subdural", "intraparenchymal") if seed == 8 else ()
-    volume, _ = checked(make_phantom(seed, kinds, COARSE).volume, Settings(), strict=True)
+    volume, _ = check_scan(make_phantom(seed, kinds, COARSE).volume, Settings(), strict=True)
     assert not volume.warnings
 
 
 def test_samples_look_plain() -> None:
     for path in (ROOT / "test" / "cases").iterdir():
-        assert not checked(read(path), Settings())[0].warnings
+        assert not check_scan(read(path), Settings())[0].warnings
 
 
 def test_warnings_are_told_and_strict_refuses(bleed: Phantom, tmp_path: Path) -> None:
@@ -165,8 +165,8 @@ def test_python_knows_too(bleed: Phantom) -> None:
 def test_real_scans_are_taken_and_said_to_be_windowed() -> None:
     for source in ("phe-sich", "ct-ich"):
         for path in sorted((SHARED / source / "images").glob("*.nii.gz"))[:3]:
-            warnings = checked(read(path), Settings())[0].warnings
+            warnings = check_scan(read(path), Settings())[0].warnings
             assert [text for text in warnings if "window of" in text]
             assert not [text for text in warnings if "upside" in text or "cut off" in text or "median" in text]
-    vault, _ = checked(read(SHARED / "cranium" / "cranium.nii.gz"), Settings())
+    vault, _ = check_scan(read(SHARED / "cranium" / "cranium.nii.gz"), Settings())
     assert not [text for text in vault.warnings if "blank" not in text and "scalp" not in text]

@@ -13,7 +13,7 @@ from conftest import ROOT, hemseg, same_geometry
 from helpers.faults import write_faulty
 
 from hemseg.errors import HemsegError
-from hemseg.folder.jobs import Wanted, find_scans, plan
+from hemseg.folder.jobs import OutputOptions, find_scans, plan_jobs
 
 
 def files(folder: Path) -> set[str]:
@@ -114,7 +114,7 @@ def test_linked_folders_are_followed_once(scan: Path, caplog: pytest.LogCaptureF
 def test_plan_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "in" / "a").mkdir(parents=True)
     (tmp_path / "in" / "a" / "b.mhd").touch()
-    (job,) = plan(tmp_path / "in", tmp_path / "out", Wanted(overlay=True))
+    (job,) = plan_jobs(tmp_path / "in", tmp_path / "out", OutputOptions(overlay=True))
     assert (job.case, job.mask, job.overlay) == (Path("a/b.mhd"), tmp_path / "out/a/b.mha", tmp_path / "out/a/b.png")
     with pytest.raises(HemsegError, match="is not a folder"):
         find_scans(tmp_path / "in" / "a" / "b.mhd")

@@ -15,7 +15,7 @@ from conftest import python
 
 from hemseg import signals
 from hemseg.folder import ray_cluster
-from hemseg.folder.descendants import descendants, end
+from hemseg.folder.descendants import descendants, end_processes
 from hemseg.folder.ray_cluster import HeadLostError, Watch
 
 
@@ -88,7 +88,7 @@ def test_a_second_signal_ends_what_ray_began(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_handlers_of_signals_come_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with signals.restored():
+    with signals.handlers_restored():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -99,7 +99,7 @@ def test_descendants_end() -> None:
     while len(new := descendants() - before) < 3:
         time.sleep(0.02)
     assert shell.pid in new
-    end(lambda: descendants() & new)
+    end_processes(lambda: descendants() & new)
     shell.wait()
     assert not descendants() & new
     assert all(not Path("/proc", str(pid)).exists() or pid not in descendants() for pid in new)

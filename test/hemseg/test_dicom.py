@@ -34,7 +34,7 @@ from hemseg.dicom.choice import is_sharp
 from hemseg.dicom.reading import find_series, read_series, sources_of
 from hemseg.dicom.source import members
 from hemseg.errors import HemsegError
-from hemseg.folder.jobs import plan
+from hemseg.folder.jobs import plan_jobs
 from hemseg.model import Model
 from hemseg.segmentation import segment
 from hemseg.volume import Volume, read
@@ -172,7 +172,7 @@ def test_the_series_of_a_study_is_chosen_by_rule(tmp_path: Path, phantom: Volume
         choose(series, "none")  # a number could be the end of a UID
     shutil.rmtree(tmp_path / "numbered")
     assert read(tmp_path).chosen == rule
-    (job,) = plan(tmp_path, tmp_path.parent / "out")
+    (job,) = plan_jobs(tmp_path, tmp_path.parent / "out")
     assert job.mask.name == f"{tmp_path.name}.mha"  # one study, one mask
 
 
@@ -283,7 +283,7 @@ def test_files_of_many_slices_that_are_no_enhanced_ct_are_named(tmp_path: Path, 
     ):
         read(tmp_path / "study")
     write_image(phantom.hu, phantom, tmp_path / "study" / "other.nii.gz")
-    assert [job.case.name for job in plan(tmp_path / "study", tmp_path / "out")] == ["other.nii.gz"]
+    assert [job.case.name for job in plan_jobs(tmp_path / "study", tmp_path / "out")] == ["other.nii.gz"]
 
 
 def test_nobody_is_told_who_the_patient_is(tmp_path: Path, phantom: Volume) -> None:

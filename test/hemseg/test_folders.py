@@ -23,9 +23,9 @@ from test_cli import files
 from hemseg import model as hemseg_model
 from hemseg.folder import jobs as folder_jobs
 from hemseg.folder import processes
-from hemseg.folder.jobs import Job, plan, run
+from hemseg.folder.jobs import Job, plan_jobs, run_jobs
 from hemseg.folder.journal import Journal, Row, settings_key_of_weights
-from hemseg.io.files import alone_in, remove_leftovers, whole
+from hemseg.io.files import atomic_write, exclusive_access, remove_leftovers
 from hemseg.model import Model, load
 from hemseg.names import case_name, to_cell
 
@@ -183,12 +183,12 @@ def test_a_cut_line_counts_as_not_done(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_the_living_stay(tmp_path: Path) -> None:
-    with whole(tmp_path / "a.nii.gz") as partial:
+    with atomic_write(tmp_path / "a.nii.gz") as partial:
         sitk.WriteImage(sitk.Image([2, 2, 2], sitk.sitkUInt8), str(partial))  # by its name, as all writers do
         assert partial.name.endswith(".part.nii.gz")
         assert remove_leftovers(tmp_path) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
-    with pytest.raises(ZeroDivisionError), whole(tmp_path / "b.txt") as partial:
+    with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "b.txt") as partial:
         partial.write_text(str(1 / 0))
     assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
     (tmp_path / partial.name).touch()  # of one who died, wherever that was
@@ -197,7 +197,7 @@ def test_leftovers_of_the_living_stay(tmp_path: Path) -> None:
 
 
 def test_two_on_one_folder(folder: Path, tmp_path: Path, light: Path) -> None:
-    with alone_in(tmp_path / "out"):
+    with exclusive_access(tmp_path / "out"):
         done = hemseg("segment", folder, tmp_path / "out", "--weights", light, check=1)
         assert "another hemseg is writing there" in done.stderr
         assert not list((tmp_path / "out").iterdir())
@@ -243,19 +243,19 @@ def test_names_of_every_kind(scan: Path, tmp_path: Path, light: Path) -> None:
 
 
 def test_a_scan_that_vanishes_is_named(folder: Path, tmp_path: Path, model: Model) -> None:
-    jobs = plan(folder, tmp_path / "out")
+    jobs = plan_jobs(folder, tmp_path / "out")
     (folder / "c1.nii.gz").unlink()
     shutil.rmtree(folder / "sub dir")
-    failed = {outcome.job.case.name: outcome.error for outcome in run(jobs, model) if outcome.error}
+    failed = {outcome.job.case.name: outcome.error for outcome in run_jobs(jobs, model) if outcome.error}
     assert sorted(failed) == ["<b>&ü.nii.gz", "broken.mha", "c1.nii.gz"]
     assert "there is no such file" in failed["c1.nii.gz"]
 
 
 def test_lanes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hemseg_model, "cores", lambda: 4)
-    assert [load(device="cpu", scans=n).lanes for n in (1, 2, 100)] == [1, 2, 3]
+    assert [load(device="cpu", scans=n).concurrent_scans for n in (1, 2, 100)] == [1, 2, 3]
     monkeypatch.setattr(hemseg_model, "cores", lambda: 1)
-    assert load(device="cpu", scans=100).lanes == 2  # one waits for the disk while the other works
+    assert load(device="cpu", scans=100).concurrent_scans == 2  # one waits for the disk while the other works
 
 
 def test_few_scans_are_in_memory_and_all_come_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,25 +268,27 @@ def test_few_scans_are_in_memory_and_all_come_in_order(tmp_path: Path, monkeypat
             begun.append(int(job.case.name))
         time.sleep(0.2 if job.case.name == "0" else 0.002)
 
-    monkeypatch.setattr(folder_jobs, "_done", done)
+    monkeypatch.setattr(folder_jobs, "_segment_and_write", done)
     model = load(device="cpu", scans=100)
     taken = []
-    for outcome in run((Job(Path(str(n)), Path("x"), tmp_path / str(n)) for n in range(40)), model):
+    for outcome in run_jobs((Job(Path(str(n)), Path("x"), tmp_path / str(n)) for n in range(40)), model):
         taken.append(int(outcome.job.case.name))
         time.sleep(0.01)
         with lock:
-            assert len(begun) <= len(taken) + model.lanes + 1
+            assert len(begun) <= len(taken) + model.concurrent_scans + 1
     assert taken == list(range(40))
 
 
 def test_no_more_begins_when_nobody_takes_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[Path] = []
-    monkeypatch.setattr(folder_jobs, "_done", lambda job, model: begun.append(job.case) or time.sleep(0.05))
+    monkeypatch.setattr(
+        folder_jobs, "_segment_and_write", lambda job, model: begun.append(job.case) or time.sleep(0.05)
+    )
     model = load(device="cpu", scans=100)
-    with closing(run((Job(Path(str(n)), Path("x"), tmp_path / str(n)) for n in range(40)), model)) as outcomes:
+    with closing(run_jobs((Job(Path(str(n)), Path("x"), tmp_path / str(n)) for n in range(40)), model)) as outcomes:
         next(outcomes)
     count = len(begun)
-    assert count <= model.lanes + 2
+    assert count <= model.concurrent_scans + 2
     time.sleep(0.2)
     assert len(begun) == count
 
@@ -321,10 +323,10 @@ def test_several_processes_give_the_same_masks(folder: Path, tmp_path: Path) -> 
 
 def test_a_process_that_dies_costs_its_own_job_alone(folder: Path, tmp_path: Path, light: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     (folder / "broken.mha").unlink()
-    jobs = plan(folder, tmp_path / "out")
+    jobs = plan_jobs(folder, tmp_path / "out")
     monkeypatch.setattr(processes, "_do", deadly)
     key = settings_key_of_weights(light)
-    found = list(processes.rows_of_processes(jobs, light, "cpu", key, tmp_path / "out", 2))
+    found = list(processes.run_in_processes(jobs, light, "cpu", key, tmp_path / "out", 2))
     assert sorted(row.case for row in found) == sorted(str(job.case) for job in jobs)
     (bad,) = (row for row in found if row.status != "done")
     assert bad.case == "c1.nii.gz"

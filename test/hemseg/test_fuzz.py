@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 from stress.fuzz import REFUSED, corpus, fuzz
 
-from hemseg.checks import refuse_what_is_no_ct
+from hemseg.checks import require_head_ct
 from hemseg.errors import HemsegError
 from hemseg.io.integrity import CHUNK, stored_bytes
 from hemseg.volume import read
@@ -30,7 +30,7 @@ def test_what_is_broken_was_whole(tmp_path: Path) -> None:
             with pytest.raises(HemsegError):
                 read(path)
         else:
-            refuse_what_is_no_ct(read(path))
+            require_head_ct(read(path))
 
 
 @pytest.mark.parametrize("number", ["-1", "0", "1e38", "4294967296", "99999999999999999999", ""])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hemseg.errors import HemsegError
-from hemseg.grand_challenge.sockets import Sockets, Work, choose, load_sockets, read_inputs
+from hemseg.grand_challenge.sockets import RunPlan, Sockets, load_sockets, plan_run, read_inputs
 
 KIT = {"is_panimg_kind": False, "is_json_kind": False, "is_file_kind": False}
 
@@ -73,7 +73,7 @@ ROWS: dict[str, tuple[list[PurePosixPath], Any, bool, str, list[str]]] = {
 @pytest.mark.parametrize("name", ROWS)
 def test_mode(name: str) -> None:
     files, inputs, predict, mode, scans = ROWS[name]
-    work = choose(files, inputs, predict)
+    work = plan_run(files, inputs, predict)
     assert (work.mode, [str(scan) for scan in work.scans]) == (mode, scans)
 
 
@@ -107,21 +107,21 @@ REFUSED: dict[str, tuple[list[PurePosixPath], Any, bool, str]] = {
 def test_what_is_ambiguous_is_refused(name: str) -> None:
     files, inputs, predict, said = REFUSED[name]
     with pytest.raises(HemsegError, match=said.replace(".", r"\.")):
-        choose(files, inputs, predict)
+        plan_run(files, inputs, predict)
 
 
 def test_dicom_without_sockets_is_for_mode_legacy() -> None:
     files = tree("README", "a/1", "a/2", "b.mha")
     slices = tree("a/1", "a/2")
-    assert choose(files, dicom=slices) == Work("legacy", tuple(tree("b.mha")), tuple(slices))
-    assert choose(slices, dicom=slices) == Work("legacy", (), tuple(slices))
-    assert choose(slices, dicom=slices, mode="gc") == Work("gc", (), tuple(slices))
+    assert plan_run(files, dicom=slices) == RunPlan("legacy", tuple(tree("b.mha")), tuple(slices))
+    assert plan_run(slices, dicom=slices) == RunPlan("legacy", (), tuple(slices))
+    assert plan_run(slices, dicom=slices, mode="gc") == RunPlan("gc", (), tuple(slices))
     beside = tree("images/ct/u.mha", "images/ct/notes.dcm")
-    assert choose(beside, dicom=beside[1:]).mode == "legacy"  # more than the one image that mode gc wants
-    assert choose(beside, dicom=beside[1:], mode="gc") == Work("gc", tuple(beside[:1]))
-    assert choose(beside, [CT], dicom=beside[1:]) == Work("gc", tuple(beside[:1]))
+    assert plan_run(beside, dicom=beside[1:]).mode == "legacy"  # more than the one image that mode gc wants
+    assert plan_run(beside, dicom=beside[1:], mode="gc") == RunPlan("gc", tuple(beside[:1]))
+    assert plan_run(beside, [CT], dicom=beside[1:]) == RunPlan("gc", tuple(beside[:1]))
     with pytest.raises(HemsegError, match="holds 0"):
-        choose(tree("a/1", "b/2"), dicom=tree("a/1", "b/2"), mode="gc")
+        plan_run(tree("a/1", "b/2"), dicom=tree("a/1", "b/2"), mode="gc")
 
 
 def kit(slug: str, path: str, name: str = "a", **kind: bool) -> dict[str, Any]:
@@ -150,15 +150,15 @@ def test_the_dicom_files_of_a_socket_are_one_case(form: str, path: str, mode: st
     slices = [PurePosixPath(path, f"1.2.{n}.dcm") for n in range(3)]
     others = tree("inputs.json", "age.json", "elsewhere/1.2.9.dcm")
     for inputs in ([item], [json_socket(), item], [item, VALUE]):
-        assert choose(slices + others, inputs, dicom=[*slices, others[-1]]) == Work(mode, (), tuple(slices))
+        assert plan_run(slices + others, inputs, dicom=[*slices, others[-1]]) == RunPlan(mode, (), tuple(slices))
 
 
 def test_sockets_of_the_kit() -> None:
     files = tree("age.json", "images/ct/u.mha")
     for inputs in ([kit("ct", "images/ct")], [json_socket(), kit("ct", "images/ct")]):
-        assert choose(files, inputs) == Work("gc", tuple(tree("images/ct/u.mha")))
+        assert plan_run(files, inputs) == RunPlan("gc", tuple(tree("images/ct/u.mha")))
     misleading = json_socket() | {"image": {"name": "not an image, whatever this says"}}
-    assert choose(files, [misleading, kit("ct", "images/ct")]).mode == "gc"
+    assert plan_run(files, [misleading, kit("ct", "images/ct")]).mode == "gc"
 
 
 def test_a_dicom_set_without_dicom() -> None:
@@ -166,29 +166,29 @@ def test_a_dicom_set_without_dicom() -> None:
     with pytest.raises(
         HemsegError, match=r"should hold the DICOM files of one scan, but holds 0\. Files such as 1\.dcm"
     ):
-        choose(tree("images/ct/1.dcm"), [item])
-    assert choose(tree("images/ct/u.mha"), [item]).scans == tuple(tree("images/ct/u.mha"))
+        plan_run(tree("images/ct/1.dcm"), [item])
+    assert plan_run(tree("images/ct/u.mha"), [item]).scans == tuple(tree("images/ct/u.mha"))
 
 
 def test_a_list_of_slugs_chooses_and_restricts() -> None:
     files = tree("images/ct/u.mha", "images/mr/v.mha")
     both = [CT, socket("mr", "images/mr")]
-    assert choose(files, both, sockets=Sockets(input_slugs=("x", "ct"))).scans == tuple(tree("images/ct/u.mha"))
+    assert plan_run(files, both, sockets=Sockets(input_slugs=("x", "ct"))).scans == tuple(tree("images/ct/u.mha"))
     with pytest.raises(HemsegError, match=r"no image socket of x; it names ct, mr"):
-        choose(files, both, sockets=Sockets(input_slugs=("x",)))
+        plan_run(files, both, sockets=Sockets(input_slugs=("x",)))
 
 
 def test_a_mode_that_is_named_overrides() -> None:
     files = tree("images/ct/u.mha", "v.nii.gz")
-    assert choose(files, [CT], mode="legacy").scans == tuple(sorted(files))
-    assert choose(files, [CT], predict=True, mode="gc").mode == "gc"
-    assert choose(files, [CT], mode="gc-generic").mode == "gc-generic"
-    assert choose(files, mode="instance").scans == tuple(tree("v.nii.gz"))
-    assert choose(tree("v.nii.gz"), mode="gc").scans == tuple(tree("v.nii.gz"))
+    assert plan_run(files, [CT], mode="legacy").scans == tuple(sorted(files))
+    assert plan_run(files, [CT], predict=True, mode="gc").mode == "gc"
+    assert plan_run(files, [CT], mode="gc-generic").mode == "gc-generic"
+    assert plan_run(files, mode="instance").scans == tuple(tree("v.nii.gz"))
+    assert plan_run(tree("v.nii.gz"), mode="gc").scans == tuple(tree("v.nii.gz"))
     with pytest.raises(HemsegError, match="holds 2"):
-        choose(files, mode="gc")
+        plan_run(files, mode="gc")
     with pytest.raises(HemsegError, match="not known"):
-        choose(files, mode="batch")
+        plan_run(files, mode="batch")
 
 
 def test_sockets_from_a_file_and_the_environment(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from conftest import SHARED
 
 from hemseg.errors import HemsegError
-from hemseg.hounsfield import refuse_other_units
+from hemseg.hounsfield import require_hounsfield_units
 from hemseg.volume import read
 from training.data.phantom import Grid, make_phantom
 
@@ -41,8 +41,8 @@ def gray(hu: np.ndarray, window: tuple[float, float]) -> np.ndarray:
 def test_every_usual_window_is_taken(head: tuple[np.ndarray, tuple], part: slice, shift: float) -> None:
     hu, spacing = head
     for window in WINDOWS:
-        refuse_other_units(np.clip(hu[part] + shift, *window), spacing, "scan")
-    refuse_other_units(padded(hu[part] + shift, -3024), spacing, "scan")
+        require_hounsfield_units(np.clip(hu[part] + shift, *window), spacing, "scan")
+    require_hounsfield_units(padded(hu[part] + shift, -3024), spacing, "scan")
 
 
 def one_voxel(array: np.ndarray) -> np.ndarray:
@@ -57,9 +57,9 @@ def test_gray_values_and_other_units_are_not(head: tuple[np.ndarray, tuple], mor
     hu, spacing = head[0][part], head[1]
     for window in GRAY.values():
         with pytest.raises(HemsegError, match="not in HU"):
-            refuse_other_units(more(gray(hu, window)), spacing, "scan")
+            require_hounsfield_units(more(gray(hu, window)), spacing, "scan")
     with pytest.raises(HemsegError, match="intercept is missing"):
-        refuse_other_units(more(hu + 1024), spacing, "scan")
+        require_hounsfield_units(more(hu + 1024), spacing, "scan")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_gray_values_and_other_units_are_not(head: tuple[np.ndarray, tuple], mor
 def test_scaled_values_are_not(head: tuple[np.ndarray, tuple], scaled: Change) -> None:
     hu, spacing = head
     with pytest.raises(HemsegError, match="not in HU"):
-        refuse_other_units(scaled(hu), spacing, "scan")
+        require_hounsfield_units(scaled(hu), spacing, "scan")
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real scans of ../shared/data are not here")
@@ -83,7 +83,7 @@ def test_real_heads(name: str) -> None:
     hu, spacing = read(SHARED / name).in_lps()
     some = hu[len(hu) // 3 :: 6]
     for window in WINDOWS:
-        refuse_other_units(np.clip(some, *window), spacing, "scan")
+        require_hounsfield_units(np.clip(some, *window), spacing, "scan")
     for window in GRAY.values():
         with pytest.raises(HemsegError, match="not in HU"):
-            refuse_other_units(gray(some, window), spacing, "scan")
+            require_hounsfield_units(gray(some, window), spacing, "scan")

@@ -22,7 +22,7 @@ from pydicom import dcmread
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless
 
 from hemseg import resources
-from hemseg.checks import checked
+from hemseg.checks import check_scan
 from hemseg.dicom import source as dicom_source
 from hemseg.dicom.source import Source, members
 from hemseg.errors import HemsegError
@@ -114,7 +114,7 @@ def test_members_of_archives_are_bounded(tmp_path: Path, monkeypatch: pytest.Mon
             patch.setattr(inflation, name, limit)
             with pytest.raises(HemsegError, match=said):
                 members(archive)
-    monkeypatch.setattr(inflation, "room_bytes", lambda: resources.resident_bytes() + (1 << 20))
+    monkeypatch.setattr(inflation, "available_bytes", lambda: resources.resident_bytes() + (1 << 20))
     with pytest.raises(HemsegError, match="give it more memory"):
         members(archive)
 
@@ -146,20 +146,20 @@ def test_spacing_is_limited(spacing: tuple[float, float, float], good: bool, mod
     hu = np.random.default_rng(0).normal(-300, 300, (4, 40, 40)).astype(np.float32)
     settings = model.manifest.preprocessing
     if good:
-        checked(Volume(hu, spacing), settings)
+        check_scan(Volume(hu, spacing), settings)
     else:
         with pytest.raises(HemsegError, match="Correct the spacing"):
-            checked(Volume(hu, spacing), settings)
+            check_scan(Volume(hu, spacing), settings)
 
 
 def test_the_working_grid_counts(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Coarse pixels: the grid is larger than the scan."""
     hu = np.random.default_rng(0).normal(-300, 300, (40, 200, 200)).astype(np.float32)
     taken = max(resources.PROCESS_BYTES, resources.resident_bytes())
-    monkeypatch.setattr(resources, "room_bytes", lambda: taken + (200 << 20))
-    checked(Volume(hu[:, :20, :20], (1.0, 1.0, 5.0)), model.manifest.preprocessing)
+    monkeypatch.setattr(resources, "available_bytes", lambda: taken + (200 << 20))
+    check_scan(Volume(hu[:, :20, :20], (1.0, 1.0, 5.0)), model.manifest.preprocessing)
     with pytest.raises(HemsegError, match="is the header's spacing right"):
-        checked(Volume(hu, (5.0, 5.0, 5.0)), model.manifest.preprocessing)
+        check_scan(Volume(hu, (5.0, 5.0, 5.0)), model.manifest.preprocessing)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from conftest import hemseg_here, process, same_geometry
 from test_folders import rows
 
-from hemseg.io.files import whole
+from hemseg.io.files import atomic_write
 from hemseg.io.marks import mark, marked_jpeg, marked_png, read_mark
 from hemseg.volume import Volume, read, write_mask
 
@@ -244,7 +244,7 @@ def test_files_are_on_the_disk_before_they_have_their_names(tmp_path: Path, monk
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", renamed)
-    with whole(tmp_path / "a") as partial:
+    with atomic_write(tmp_path / "a") as partial:
         partial.write_bytes(b"abc")
     assert done == ["file", "name", "folder"]
 

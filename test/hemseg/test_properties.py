@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import hemseg
-from hemseg.checks import checked
+from hemseg.checks import check_scan
 from hemseg.model import Model
 from hemseg.preprocessing import Settings
 from hemseg.segmentation import segment
@@ -80,7 +80,7 @@ def test_masks_have_the_geometry_of_any_scan(
 @given(arrays.arrays(np.float32, SHAPES, elements=HU), SPACINGS, ORIGINS, DIRECTIONS)
 def test_any_array_is_prepared_or_refused(hu: np.ndarray, spacing: Any, origin: Any, direction: Any) -> None:
     try:
-        volume, working = checked(Volume(hu, spacing, origin, direction), Settings())
+        volume, working = check_scan(Volume(hu, spacing, origin, direction), Settings())
     except hemseg.HemsegError:
         return
     assert np.isfinite(working.hu).all()

@@ -11,7 +11,7 @@ from conftest import python
 
 from hemseg import resources
 from hemseg.errors import HemsegError
-from hemseg.resources import check_memory, check_model_memory, is_out_of_memory, resident_bytes, room_bytes
+from hemseg.resources import available_bytes, check_memory, check_model_memory, is_out_of_memory, resident_bytes
 
 
 @pytest.fixture
@@ -52,10 +52,10 @@ def test_limits_of_containers_count(
     own = 200 << 20  # not what the tests before left in this process
     monkeypatch.setattr(resources, "resident_bytes", lambda: own)
     monkeypatch.setattr(resources, "CGROUP", tmp_path / "none")
-    without = room_bytes()
+    without = available_bytes()
     assert without is not None
     monkeypatch.setattr(resources, "CGROUP", tmp_path)
-    room = room_bytes()
+    room = available_bytes()
     assert room is not None
     if limit == "max":
         assert room > (1 << 30)
@@ -73,7 +73,7 @@ def test_freed_memory_of_threads_goes_back() -> None:
     """Four threads fill memory with pieces below the size that glibc maps apart, and free all but a few."""
     code = """
 import ctypes, sys, threading
-from hemseg.resources import give_back, resident_bytes, share_heap
+from hemseg.resources import release_memory, resident_bytes, share_heap
 if sys.argv[1] == "shared":
     share_heap()
 kept, together = [], threading.Barrier(4)
@@ -84,7 +84,7 @@ def work():
 threads = [threading.Thread(target=work) for _ in range(4)]
 [t.start() for t in threads], [t.join() for t in threads]
 before = resident_bytes()
-give_back()
+release_memory()
 libc = ctypes.CDLL(None)
 libc.fdopen.restype = ctypes.c_void_p
 file = ctypes.c_void_p(libc.fdopen(1, b"w"))
@@ -102,7 +102,7 @@ def test_the_limit_that_grand_challenge_sets(monkeypatch: pytest.MonkeyPatch) ->
     limits = {resource.RLIMIT_DATA: used + (100 << 20)}
     unlimited = resource.RLIM_INFINITY
     monkeypatch.setattr(resources.resource, "getrlimit", lambda kind: (limits.get(kind, unlimited), unlimited))
-    room = room_bytes()
+    room = available_bytes()
     assert room == pytest.approx(resident_bytes() + (100 << 20), abs=5 << 20)
     with pytest.raises(HemsegError, match="give it more"):
         check_memory(Path("scan.mha"), 512 * 512 * 300, 2)
@@ -114,9 +114,9 @@ def test_what_the_process_holds_already_is_no_room_for_a_scan(monkeypatch: pytes
     scan = (Path("scan.mha"), 512 * 512 * 300, 2)  # 550 MB
     monkeypatch.setattr(resources, "resident_bytes", lambda: own)
     base = max(own, resources.PROCESS_BYTES)
-    monkeypatch.setattr(resources, "room_bytes", lambda: base + (540 << 20))
+    monkeypatch.setattr(resources, "available_bytes", lambda: base + (540 << 20))
     check_memory(*scan)
-    monkeypatch.setattr(resources, "room_bytes", lambda: base + (510 << 20))
+    monkeypatch.setattr(resources, "available_bytes", lambda: base + (510 << 20))
     with pytest.raises(HemsegError, match=f"takes about {(base + 512 * 512 * 300 * 7) / 1e9:.1f} GB"):
         check_memory(*scan)
 
@@ -124,12 +124,12 @@ def test_what_the_process_holds_already_is_no_room_for_a_scan(monkeypatch: pytes
 def test_freed_memory_goes_back_before_anything_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     own = [3 << 30]
     monkeypatch.setattr(resources, "resident_bytes", lambda: own[0])
-    monkeypatch.setattr(resources, "room_bytes", lambda: 4 << 30)
+    monkeypatch.setattr(resources, "available_bytes", lambda: 4 << 30)
     with monkeypatch.context() as patch:
-        patch.setattr(resources, "give_back", lambda: None)
+        patch.setattr(resources, "release_memory", lambda: None)
         with pytest.raises(HemsegError, match="give it more"):
             check_memory(Path("scan.mha"), 512 * 512 * 1000, 2)
-    monkeypatch.setattr(resources, "give_back", lambda: own.__setitem__(0, 1 << 30))
+    monkeypatch.setattr(resources, "release_memory", lambda: own.__setitem__(0, 1 << 30))
     check_memory(Path("scan.mha"), 512 * 512 * 1000, 2)
 
 
@@ -147,12 +147,12 @@ def test_a_model_that_cannot_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     check_model_memory(path)  # what is missing is said elsewhere
     with path.open("wb") as file:
         file.truncate(1 << 30)
-    monkeypatch.setattr(resources, "room_bytes", lambda: 2 << 30)
+    monkeypatch.setattr(resources, "available_bytes", lambda: 2 << 30)
     monkeypatch.setattr(resources, "resident_bytes", lambda: 500 << 20)
     said = r"model\.onnx: takes about 3\.2 GB of memory to load, 3\.7 GB with .* can have 2\.1 GB; give it more"
     with pytest.raises(HemsegError, match=said):
         check_model_memory(path)
-    monkeypatch.setattr(resources, "room_bytes", lambda: 4 << 30)
+    monkeypatch.setattr(resources, "available_bytes", lambda: 4 << 30)
     check_model_memory(path)
 
 

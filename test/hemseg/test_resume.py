@@ -19,7 +19,7 @@ from test_folders import rows
 
 import hemseg
 from hemseg.errors import HemsegError
-from hemseg.folder.jobs import Wanted, plan
+from hemseg.folder.jobs import OutputOptions, plan_jobs
 from hemseg.folder.journal import Journal, settings_key_of_weights
 from hemseg.io import fingerprint
 from hemseg.io.fingerprint import Fingerprint, is_same, unchanged
@@ -35,10 +35,10 @@ def done(scan: Path, tmp_path: Path, light: Path) -> tuple[Path, Path]:
     return scan.parent, tmp_path / "out"
 
 
-def left(source: Path, target: Path, weights: Path, wanted: Wanted = Wanted()) -> list[str]:  # noqa: B008
+def left(source: Path, target: Path, weights: Path, options: OutputOptions = OutputOptions()) -> list[str]:  # noqa: B008
     """The cases that the same command would do."""
-    journal, key = Journal(target), settings_key_of_weights(weights, wanted)
-    return [str(job.case) for job in plan(source, target, wanted) if not journal.is_done(job, key)]
+    journal, key = Journal(target), settings_key_of_weights(weights, options)
+    return [str(job.case) for job in plan_jobs(source, target, options) if not journal.is_done(job, key)]
 
 
 def test_another_operating_point_does_all_again_and_finds_more(
@@ -49,7 +49,7 @@ def test_another_operating_point_does_all_again_and_finds_more(
     manifest = json.loads((weights / "manifest.json").read_text())
     few, many = manifest | {"min_lesion_ml": 1000.0}, {"sensitive": {"min_lesion_ml": 0.0}}
     (weights / "manifest.json").write_text(json.dumps(few | {"operating_points": many}))
-    assert len(left(source, target, weights, Wanted(operating_point="sensitive"))) == 2
+    assert len(left(source, target, weights, OutputOptions(operating_point="sensitive"))) == 2
     options = (source, tmp_path / "again", "--weights", weights, "--report")
     hemseg_here("segment", *options)
     assert all(float(row["volume_ml"]) == 0 for row in rows(tmp_path / "again").values())
@@ -143,9 +143,11 @@ def test_the_whole_manifest_counts(
     assert len(left(*done, other)) == 2
 
 
-@pytest.mark.parametrize("wanted", [Wanted(strict=True), Wanted(series="3"), Wanted(format="nii.gz")])
-def test_options_that_change_the_mask_count(done: tuple[Path, Path], light: Path, wanted: Wanted) -> None:
-    assert len(left(*done, light, wanted)) == 2
+@pytest.mark.parametrize(
+    "options", [OutputOptions(strict=True), OutputOptions(series="3"), OutputOptions(format="nii.gz")]
+)
+def test_options_that_change_the_mask_count(done: tuple[Path, Path], light: Path, options: OutputOptions) -> None:
+    assert len(left(*done, light, options)) == 2
 
 
 def test_another_series_of_the_study_is_another_mask(bleed: Phantom, tmp_path: Path, light: Path) -> None:

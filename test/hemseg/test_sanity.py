@@ -19,7 +19,7 @@ from hemseg.folder.journal import Journal, row_of
 from hemseg.preprocessing import WorkingGrid, WorkingImage
 from hemseg.report.findings import RED, findings, overlay
 from hemseg.report.viewer import page
-from hemseg.sanity import implausible, reaches_from_base_to_vertex, refuse_implausible
+from hemseg.sanity import implausible, reaches_from_base_to_vertex, require_plausible
 from hemseg.segmentation import Segmentation
 from hemseg.volume import Volume
 from training.data.phantom import Phantom
@@ -118,7 +118,7 @@ def test_it_is_shown_first_and_in_red(bleed: Phantom, model: hemseg.model.Model,
     assert '<li class="implausible">' not in page(plain, findings(plain, model, "case"))
 
     job = Job(Path("case.mha"), tmp_path / "case.mha", tmp_path / "out" / "case.mha")
-    told = Outcome(job, wrong).told
+    told = Outcome(job, wrong).messages
     assert [line.split(":")[0] for line in told] == ["implausible", "implausible", "warning"]
     row = row_of(Outcome(job, wrong), "key", tmp_path)
     assert row.implausible == " ".join(wrong.implausible)
@@ -128,8 +128,8 @@ def test_it_is_shown_first_and_in_red(bleed: Phantom, model: hemseg.model.Model,
     journal.finish([job])
     assert 'class="implausible">Implausible: A hemorrhage of' in (tmp_path / "summary.html").read_text()
     with pytest.raises(hemseg.HemsegError, match="implausible"):
-        refuse_implausible(wrong)
-    refuse_implausible(plain)
+        require_plausible(wrong)
+    require_plausible(plain)
 
 
 def test_a_summary_of_an_earlier_version_is_read(tmp_path: Path) -> None:

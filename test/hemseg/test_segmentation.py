@@ -9,7 +9,7 @@ from conftest import ROOT, dice, orthonormal, same_geometry
 
 from hemseg.model import Model, load
 from hemseg.preprocessing import working_image
-from hemseg.segmentation import outlined, segment, tiled, working_probability
+from hemseg.segmentation import postprocess, segment, sliding_window, working_probability
 from hemseg.volume import Volume, read
 from training.data.phantom import Grid, Phantom, make_phantom
 
@@ -65,8 +65,8 @@ def test_pieces_brighter_than_blood_are_dropped(model: Model) -> None:
     hu = np.where(behind, np.float32(150), np.float32(60))  # one of the two pieces is as bright as a calcification,
     hu = np.where(x % 4, hu, np.float32(900))  # and both reach into bone
     rim = replace(volume, hu=hu)
-    found = outlined(rim, working, probability, manifest)
-    every = outlined(rim, working, probability, replace(manifest, max_median_hu=0.0))
+    found = postprocess(rim, working, probability, manifest)
+    every = postprocess(rim, working, probability, replace(manifest, max_median_hu=0.0))
     assert len(every.lesions) == 2
     assert len(found.lesions) == 1
     assert found.lesions[0].mean_hu > 100  # the median counts, not the mean
@@ -132,7 +132,7 @@ class Mean:
 @pytest.mark.parametrize("shape", [(5, 6, 7), (8, 8, 8), (9, 20, 8), (30, 17, 23)])
 def test_tiles_cover_everything_and_agree(shape: tuple[int, int, int]) -> None:
     image = np.random.default_rng(0).random((2, *shape)).astype(np.float32)
-    assert np.allclose(tiled(image, Mean(), (8, 8, 8)), image.mean(axis=0), atol=1e-6)  # type: ignore[arg-type]
+    assert np.allclose(sliding_window(image, Mean(), (8, 8, 8)), image.mean(axis=0), atol=1e-6)  # type: ignore[arg-type]
 
 
 def test_one_thread_or_two_the_same_bits(bleed: Phantom, model: Model) -> None:

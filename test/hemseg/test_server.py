@@ -226,11 +226,11 @@ hemseg.model.load = slow
 """
 SLOW_CASE = """
 import hemseg.grand_challenge.server, time
-from hemseg.io.files import whole
+from hemseg.io.files import atomic_write
 def slow(job, model):
-    with whole(job.mask):
+    with atomic_write(job.mask):
         time.sleep(60)
-hemseg.grand_challenge.server.attempt = slow
+hemseg.grand_challenge.server.run_job = slow
 """
 
 

@@ -24,7 +24,7 @@ from hemseg.folder import jobs as folder_jobs
 from hemseg.io import files
 
 def slow(job, model):
-    with files.whole(job.mask) as partial:
+    with files.atomic_write(job.mask) as partial:
         partial.write_bytes(b"half")
         with open(os.environ["BEGUN"], "a") as begun:
             begun.write("x")

@@ -12,7 +12,7 @@ from scipy import ndimage
 from hemseg.errors import HemsegError
 from hemseg.model import Model, load_strip
 from hemseg.preprocessing import Settings, brain_level, leveled, network_input, working_image
-from hemseg.segmentation import input_box, padded_to, tiled
+from hemseg.segmentation import input_box, pad_to_patch, sliding_window
 from hemseg.strip import brain_of, learned_mask, network_slices, saturation, slices_losing_brain, standardized
 from hemseg.volume import Volume
 from training.data.anatomy import Options
@@ -161,17 +161,17 @@ def test_the_level_is_corrected_by_fifteen_hu_at_most() -> None:
 
 def test_a_short_stack_goes_on_with_its_last_slices() -> None:
     image = np.arange(2, dtype=np.float32)[None, :, None, None] + np.ones((1, 2, 3, 3), np.float32)
-    padded = padded_to(image, (6, 5, 5), edge_slices=True)
+    padded = pad_to_patch(image, (6, 5, 5), edge_slices=True)
     assert padded[0, :, 2, 2].tolist() == [1, 1, 1, 2, 2, 2]
     assert padded[0, :, 0, 0].tolist() == [0] * 6
-    assert padded_to(image, (6, 5, 5), edge_slices=False)[0, :, 2, 2].tolist() == [0, 0, 1, 2, 0, 0]
+    assert pad_to_patch(image, (6, 5, 5), edge_slices=False)[0, :, 2, 2].tolist() == [0, 0, 1, 2, 0, 0]
     seen: list[np.ndarray] = []
 
     def network(patches: np.ndarray) -> np.ndarray:
         seen.append(patches)
         return patches[:, :1]
 
-    assert np.array_equal(tiled(image, network, (6, 5, 5), edge_slices=True), image[0])
+    assert np.array_equal(sliding_window(image, network, (6, 5, 5), edge_slices=True), image[0])
     assert seen[0].shape == (1, 1, 6, 5, 5)
 
 

@@ -18,9 +18,9 @@ from test_cli import files
 from test_folders import rows
 
 from hemseg.errors import HemsegError
-from hemseg.folder.jobs import Job, find_scans, plan, refused
+from hemseg.folder.jobs import Job, find_scans, plan_jobs
 from hemseg.folder.journal import Journal
-from hemseg.folder.outputs import files_of, refuse_conflicts
+from hemseg.folder.outputs import files_of, output_conflicts, refuse_conflicts
 from hemseg.io.folders import walk, without_masks
 from hemseg.io.marks import read_mark, voxel_hash
 from hemseg.volume import read
@@ -60,7 +60,7 @@ def test_folders_that_may_not_be_read(scan: Path, tmp_path: Path, light: Path, f
     hemseg_here("segment", scan.parent, tmp_path / "out", "--weights", light)
     forbidden.add("in")
     with pytest.raises(HemsegError, match="may not be read"):
-        plan(scan.parent, tmp_path / "out")
+        plan_jobs(scan.parent, tmp_path / "out")
     with pytest.raises(HemsegError, match="may not be read"):
         walk(scan.parent)
 
@@ -224,9 +224,9 @@ def test_thousands_that_collide_are_counted(tmp_path: Path) -> None:
         for suffix in (".mha", ".mhd"):
             (tmp_path / "in" / str(number)).mkdir(parents=True, exist_ok=True)
             (tmp_path / "in" / str(number) / f"x{suffix}").touch()
-    jobs = plan(tmp_path / "in", tmp_path / "out")
-    assert len(refused(jobs)) == 4000
+    jobs = plan_jobs(tmp_path / "in", tmp_path / "out")
+    assert len(output_conflicts(jobs)) == 4000
     same = [type(job)(job.case, job.scan, tmp_path / "one.mha") for job in jobs]
-    reasons = refused(same)
+    reasons = output_conflicts(same)
     assert len(reasons) == 4000
     assert all("and 3994 more" in reason and reason.count(",") == 4 for reason in reasons.values())

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from hemseg.folder.jobs import Wanted, plan
+from hemseg.folder.jobs import OutputOptions, plan_jobs
 from hemseg.folder.journal import Journal, settings_key
-from hemseg.folder.processes import rows_here
+from hemseg.folder.processes import run_here
 from hemseg.model import Model
 from hemseg.volume import read
 
@@ -29,11 +29,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Path:
     shutil.copy(ROOT / "test" / "cases" / "phantom-intraparenchymal.nii.gz", folder / "bleed.nii.gz")
     shutil.copy(ROOT / "test" / "cases" / "phantom-healthy.nii.gz", folder / NASTY)
     out = tmp_path_factory.mktemp("out")
-    jobs = plan(folder, out, Wanted(report=True))
+    jobs = plan_jobs(folder, out, OutputOptions(report=True))
     journal = Journal(out)
     journal.start([])
     assert settings_key(model.manifest)
-    for row in rows_here(jobs, model, out):
+    for row in run_here(jobs, model, out):
         journal.add(row)
     journal.finish(jobs)
     return out

@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from hemseg.checks import refuse_what_is_no_ct
+from hemseg.checks import require_head_ct
 from hemseg.errors import HemsegError
 from hemseg.volume import Volume, read
 
@@ -226,7 +226,7 @@ def _worker(seeds: range, originals: list[tuple[str, bytes]], folder: str, pipe:
         try:
             volume = read(path)
             said = "read, no CT"
-            refuse_what_is_no_ct(volume)
+            require_head_ct(volume)
             said = "read"
         except HemsegError as error:
             if "\n" in str(error) or path.name not in str(error):

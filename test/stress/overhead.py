@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hemseg.folder.jobs import Job, attempt
+from hemseg.folder.jobs import Job, run_job
 from hemseg.folder.journal import row_of
 from hemseg.folder.outputs import files_of, refuse_conflicts
-from hemseg.io.files import whole
+from hemseg.io.files import atomic_write
 from hemseg.io.fingerprint import unchanged
 from hemseg.io.marks import voxel_hash
 from hemseg.model import load
@@ -44,7 +44,7 @@ def main() -> int:
         scan = folder / "in" / "a.nii.gz"
         write_image(head.volume.hu, head.volume, scan)
         job = Job(Path("a.nii.gz"), scan, folder / "a.nii.gz", thumbnail=folder / "a.jpg")
-        outcome = attempt(job, model)
+        outcome = run_job(job, model)
         assert outcome.result, outcome.error
         mask = outcome.result.mask
 
@@ -54,11 +54,11 @@ def main() -> int:
                 voxel_hash(mask)
             for path in job.outputs:
                 content = path.read_bytes()
-                with whole(folder / "copy") as partial:
+                with atomic_write(folder / "copy") as partial:
                     partial.write_bytes(content)
             row_of(outcome, "key", folder)
 
-        case, more = least(lambda: attempt(job, model), 3), least(added, 9)
+        case, more = least(lambda: run_job(job, model), 3), least(added, 9)
     print(f"a case {case:.3f} CPU s, of which {1000 * more:.0f} ms are added: {100 * more / case:.1f} %")
     return more > SHARE * case
 

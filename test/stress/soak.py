@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from hemseg.folder.jobs import Job, run
+from hemseg.folder.jobs import Job, run_jobs
 from hemseg.model import load
 from hemseg.resources import resident_bytes
 from training.data.phantom import Grid, make_phantom, write_image
@@ -61,7 +61,7 @@ def main() -> int:
         begun, model = time.perf_counter(), load(device="cpu", scans=scans)
         for first in track(range(0, scans, BLOCK), "segmenting", disable=not sys.stderr.isatty()):
             peak = 0
-            for outcome in run(jobs[first : first + BLOCK], model):
+            for outcome in run_jobs(jobs[first : first + BLOCK], model):
                 assert outcome.result, outcome.error
                 assert all(path.is_file() for path in outcome.job.outputs)
                 shutil.rmtree(outcome.job.mask.parent)

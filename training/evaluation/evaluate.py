@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from hemseg.errors import HemsegError
 from hemseg.model import load
 from hemseg.preprocessing import Settings, smoothed, working_image
-from hemseg.segmentation import restored, segment
+from hemseg.segmentation import mask_on_scan, segment
 from hemseg.volume import Volume, read
 from training.data.datasets import Case, DataSet, read_reference
 from training.evaluation.metrics import lesion_counts, overlap, summary, surface, wilson
@@ -62,7 +62,7 @@ def threshold_predictor(settings: Settings, min_ml: float = 0.5) -> Predictor:
         sizes = np.bincount(labels.ravel(), minlength=n + 1) * float(np.prod(working.grid.spacing)) / 1000
         sizes[0] = 0
         kept = (sizes >= min_ml)[labels]
-        mask = volume.from_lps(restored(kept.astype(np.float32), working, 0.5))
+        mask = volume.from_lps(mask_on_scan(kept.astype(np.float32), working, 0.5))
         area = np.repeat(kept.sum(axis=(1, 2)), working.grid.slab)[: working.grid.scan_shape[0]]
         return Prediction(np.ascontiguousarray(mask), area.astype(np.float32))
 

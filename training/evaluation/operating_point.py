@@ -19,7 +19,7 @@ import numpy as np
 from rich.progress import track
 
 from hemseg.model import Manifest, Model
-from hemseg.segmentation import outlined, working_probability
+from hemseg.segmentation import postprocess, working_probability
 from hemseg.volume import Volume, read
 from training.data.datasets import Case, DataSet, read_reference
 from training.evaluation.evaluate import by_slices
@@ -51,7 +51,7 @@ def operating_points(dataset: DataSet, model: Model, split: str = "val") -> list
         first = run(volume, model)
         probability = working_probability(first.working, model)
         for point in points():
-            result = outlined(volume, first.working, probability, _at(model.manifest, point))
+            result = postprocess(volume, first.working, probability, _at(model.manifest, point))
             rows.append({"dataset": case.source or dataset.name, **point, **_counts(result.mask, case, volume)})
     return [_summary(rows, point, name) for name in dict.fromkeys(r["dataset"] for r in rows) for point in points()]
 

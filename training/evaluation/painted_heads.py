@@ -23,7 +23,7 @@ from scipy import ndimage
 
 from hemseg.errors import HemsegError
 from hemseg.model import Model
-from hemseg.segmentation import restored
+from hemseg.segmentation import mask_on_scan
 from hemseg.volume import Volume, read
 from training.config import CONFIGS
 from training.data.datasets import DataSet, Prepared
@@ -85,7 +85,7 @@ def painted_heads(dataset: DataSet, split: str, model: Model, plan: list[Planned
             continue
         volume = read(case.image)
         before = run(volume, model)
-        inside = volume.from_lps(restored(before.working.intracranial.astype(np.float32), before.working, 0.5)) > 0
+        inside = volume.from_lps(mask_on_scan(before.working.intracranial.astype(np.float32), before.working, 0.5)) > 0
         mm = (volume.spacing[2], volume.spacing[1], volume.spacing[0])
         place = place_of(volume.hu, inside, mm)
         for bleed in wanted:

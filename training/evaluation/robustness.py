@@ -19,7 +19,7 @@ import numpy as np
 from rich.progress import track
 from scipy import ndimage
 
-from hemseg.checks import checked
+from hemseg.checks import check_scan
 from hemseg.errors import HemsegError
 from hemseg.model import Model
 from hemseg.segmentation import Segmentation, segment
@@ -153,7 +153,7 @@ FULL_WINDOWS = ((-100.0, 300.0), (0.0, 80.0))
 
 def run(volume: Volume, model: Model) -> Segmentation:
     """Check and segment, as the command line does."""
-    volume, working = checked(volume, model.manifest.preprocessing, strip=model.strip)
+    volume, working = check_scan(volume, model.manifest.preprocessing, strip=model.strip)
     return segment(volume, model, working)
 
 

@@ -19,7 +19,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from hemseg.errors import HemsegError
-from hemseg.io.files import whole
+from hemseg.io.files import atomic_write
 from hemseg.model import Manifest, check_file, cores, session
 
 TOLERANCE = 1e-5  # of a probability: the same sums in another order
@@ -130,7 +130,7 @@ def optimize_weights(folder: Path) -> float:
     check_file(path, manifest.sha256)
     shape = (2, len(manifest.preprocessing.channels), *manifest.patch)
     patches = np.random.default_rng(0).random(shape, np.float32)
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         onnx.save(subpixel(onnx.load(str(path))), str(partial))
         old, new = (session(file, "cpu", cores()).run(None, {"image": patches})[0] for file in (path, partial))
         difference = float(np.abs(old - new).max())

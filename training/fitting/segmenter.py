@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from hemseg.preprocessing import Settings, network_input
-from hemseg.segmentation import input_box, padded_to
+from hemseg.segmentation import input_box, pad_to_patch
 from training.config import Config, Segmenter
 from training.data.augmentation import augmented_patches, random_window
 from training.data.datasets import Prepared
@@ -126,7 +126,7 @@ class Patches(Dataset):
         """Network input and label of a scan or a part of it, at least as large as a patch."""
         image = network_input(hu, inside, self.preprocessing)
         item = np.concatenate([image, label[None].astype(np.float32)])
-        return padded_to(item, self.size, self.preprocessing.edge_slices)
+        return pad_to_patch(item, self.size, self.preprocessing.edge_slices)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = (0, key) if isinstance(key, int) else key
@@ -268,6 +268,6 @@ def _whole(cases: list[Prepared], labels: dict[str, np.ndarray], config: Config)
         hu, inside, label = around_brain(case, labels[case.name], config.preprocessing)
         item = np.concatenate([network_input(hu, inside, config.preprocessing), label[None].astype(np.float32)])
         size = tuple(int(-(-n // s) * s) for n, s in zip(item.shape[1:], step, strict=True))
-        tensor = torch.from_numpy(padded_to(item, size, config.preprocessing.edge_slices))  # type: ignore[arg-type]
+        tensor = torch.from_numpy(pad_to_patch(item, size, config.preprocessing.edge_slices))  # type: ignore[arg-type]
         result.append((tensor[:-1], tensor[-1:]))
     return result
