@@ -16,6 +16,7 @@ test: $(VENV)/.development  ## the test suite, a worker a core (seven to ten min
 shim: $(VENV)/.development  ## the built images under Grand Challenge's own shim, where Python 3.12 is available (SHIM=--short: three runs)
 	$(BIN)/python test/container/shim/run.py $(SHIM)
 
+soak: export PYTHONPATH := $(CURDIR)
 soak: $(VENV)/.development  ## broken files, kills, a thousand scans, other samplings: about an hour (docs/reliability.md)
 	$(BIN)/python test/stress/fuzz.py --count 100000
 	$(BIN)/python test/stress/kills.py --times 60

@@ -1,9 +1,13 @@
-"""Everything is in pyproject.toml but this: a wheel carries the weights, which lie beside the package in a clone."""
+"""Everything is in pyproject.toml but two things that differ between a clone and a wheel.
+
+A wheel carries the weights, which lie beside the package in a clone; and the folder ``training`` is the package
+``hemseg_training`` there. Its modules import each other relatively, so that ``python -m training`` works in a clone.
+"""
 
 import shutil
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 
@@ -22,4 +26,9 @@ class BuildWithWeights(build_py):
             )
 
 
-setup(cmdclass={"build_py": BuildWithWeights})
+packages = [
+    *find_packages(include=["hemseg", "hemseg.*"]),
+    "hemseg_training",
+    *(f"hemseg_training.{name}" for name in find_packages("training")),
+]
+setup(packages=packages, cmdclass={"build_py": BuildWithWeights})

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hemseg.errors import HemsegError
-from training.fitting.hardware import Hardware, rank
+
+from .fitting.hardware import Hardware, rank
 
 if TYPE_CHECKING:
-    from training.config import Config
-    from training.data.datasets import DataSet
+    from .config import Config
+    from .data.datasets import DataSet
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 TRAINING = ("prepare", "classify", "sequence", "cam", "pseudolabel", "segment", "relabel", "resegment")
@@ -50,13 +51,13 @@ def _run(
 ) -> None:
     from importlib.util import find_spec
 
-    from training.pipeline.runner import console, run_stage
+    from .pipeline.runner import console, run_stage
 
     if missing := next((name for name in ("torch", "lightning", "monai") if find_spec(name) is None), None):
         raise ModuleNotFoundError(name=missing)
     hardware.check()
     config, dataset = _config_and_data(config_name, data, run, seed)
-    from training.pipeline.recipe import build_stages  # torch takes seconds; a mistake is told before
+    from .pipeline.recipe import build_stages  # torch takes seconds; a mistake is told before
 
     stages = build_stages(config, dataset, run, hardware=hardware)
     if last != "all":
@@ -72,8 +73,8 @@ def _run(
 def _config_and_data(
     config_name: str, data: list[Path] | None, run: Path, seed: int | None = None
 ) -> tuple[Config, DataSet]:
-    from training.config import load_config
-    from training.data.datasets import load_dataset, together
+    from .config import load_config
+    from .data.datasets import load_dataset, together
 
     config = load_config(config_name)
     if seed is not None:
@@ -86,8 +87,8 @@ def _config_and_data(
 
 def _phantoms(config: Config, run: Path) -> Path:
     """The data set of phantoms that a configuration makes for itself."""
-    from training.data.phantom import Grid, write_dataset
-    from training.pipeline.runner import console, fingerprint
+    from .data.phantom import Grid, write_dataset
+    from .pipeline.runner import console, fingerprint
 
     if not config.phantoms.cases:
         raise HemsegError(f"configuration {config.name} is meant for real data: give --data FOLDER.")
@@ -126,7 +127,7 @@ def status(run: RunOption) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from training.pipeline.runner import states
+    from .pipeline.runner import states
 
     table = Table("stage", "state", "minutes", "figures")
     for name, state, minutes, figures in states(run):
@@ -145,9 +146,9 @@ def _quality(
     """Measure the pseudo-labels of a run against the reference masks of val (Dice, by data set)."""
     import numpy as np
 
-    from training.evaluation.quality import label_quality
-    from training.pipeline.recipe import Variant, build_stages
-    from training.pipeline.runner import run_stage
+    from .evaluation.quality import label_quality
+    from .pipeline.recipe import Variant, build_stages
+    from .pipeline.runner import run_stage
 
     settings, dataset = _config_and_data(config, data, run, seed)
     variant = Variant(permuted=permuted)
@@ -173,9 +174,9 @@ def _strip(
     precision: PrecisionOption = "32-true",
 ) -> None:
     """Train the learned skull strip; writes RUN/strip.onnx."""
-    from training.data.datasets import load_dataset
-    from training.fitting.strip_network import OPTIMIZATION, paired_cases, phantom_cases, train_strip
-    from training.pipeline.runner import in_words
+    from .data.datasets import load_dataset
+    from .fitting.strip_network import OPTIMIZATION, paired_cases, phantom_cases, train_strip
+    from .pipeline.runner import in_words
 
     cases = phantom_cases(phantoms, seed) if phantoms else []
     for i, folder in enumerate(stripped):
@@ -195,9 +196,9 @@ def _stripping(
     strip: Annotated[str, typer.Option(help="An ONNX file in place of the weights' strip, or `paper`.")] = "",
 ) -> None:
     """Measure the skull strip: brain that is lost, muscle that is kept; tables per data set and split."""
-    from training.data.datasets import load_dataset
-    from training.evaluation.stripping import strip_predictor, stripping
-    from training.pipeline.runner import in_words
+    from .data.datasets import load_dataset
+    from .evaluation.stripping import strip_predictor, stripping
+    from .pipeline.runner import in_words
 
     predict = strip_predictor(weights, strip)
     pairs = {heads: stripped} if heads and stripped else {}
@@ -217,8 +218,9 @@ def _robustness(
 ) -> None:
     """Measure weights on scans in other windows, with shifted HU, and cut down to few slices."""
     from hemseg.model import load
-    from training.data.datasets import load_dataset
-    from training.evaluation.robustness import (
+
+    from .data.datasets import load_dataset
+    from .evaluation.robustness import (
         change_summary,
         changed_scans,
         few_slices,
@@ -228,7 +230,7 @@ def _robustness(
         phantom_summary,
         write_all,
     )
-    from training.pipeline.runner import in_words
+    from .pipeline.runner import in_words
 
     model, dataset = load(weights), load_dataset(data)
     parts = split or ["test"]
@@ -258,16 +260,17 @@ def _slices(
 ) -> None:
     """Measure weights on single slices with labels: AUC, found and marked, by kind of hemorrhage."""
     from hemseg.model import load
-    from training.data.datasets import load_dataset
-    from training.evaluation.evaluate import write_table
-    from training.evaluation.single_slices import intracranial_areas, kinds_summary, single_slices, single_summary
-    from training.pipeline.runner import in_words
+
+    from .data.datasets import load_dataset
+    from .evaluation.evaluate import write_table
+    from .evaluation.single_slices import intracranial_areas, kinds_summary, single_slices, single_summary
+    from .pipeline.runner import in_words
 
     model, dataset, areas = load(weights), load_dataset(data), intracranial_areas(data)
     parts, answers = tuple(split or ["test"]), None
     if run:
-        from training.config import load_config
-        from training.experiments.shortcuts import slice_answers
+        from .config import load_config
+        from .experiments.shortcuts import slice_answers
 
         answers = slice_answers(run, dataset, load_config(config), parts)
     rows = [row for part in parts for row in single_slices(dataset, part, model, areas, answers)]
@@ -292,8 +295,8 @@ def _painted(
     seed: Annotated[int, typer.Option(help="Of the picture.")] = 0,
 ) -> None:
     """Measure weights on bleeds painted into held-out heads; or show what training paints."""
-    from training.evaluation.painted_heads import painted_heads, painted_summary, read_plan
-    from training.pipeline.runner import in_words
+    from .evaluation.painted_heads import painted_heads, painted_summary, read_plan
+    from .pipeline.runner import in_words
 
     if run and sheet:
         _write_sheet(run, sheet, config, seed)
@@ -301,8 +304,9 @@ def _painted(
     if not (data and out):
         raise HemsegError("painted: give --data FOLDER --out OUT to measure, or --run RUN --sheet FILE to look.")
     from hemseg.model import load
-    from training.data.datasets import load_dataset
-    from training.evaluation.evaluate import write_table
+
+    from .data.datasets import load_dataset
+    from .evaluation.evaluate import write_table
 
     model, dataset = load(weights), load_dataset(data)
     rows = [row for part in split or ["test"] for row in painted_heads(dataset, part, model, read_plan())]
@@ -316,9 +320,9 @@ def _painted(
 def _write_sheet(run: Path, target: Path, config: str, seed: int) -> None:
     import cv2
 
-    from training.config import load_config
-    from training.data.datasets import training_scans
-    from training.evaluation.painted_heads import sheet
+    from .config import load_config
+    from .data.datasets import training_scans
+    from .evaluation.painted_heads import sheet
 
     settings = load_config(config).preprocessing
     mm = (settings.slice_mm, settings.in_plane_mm, settings.in_plane_mm)
@@ -335,10 +339,11 @@ def _operating_point(
 ) -> None:
     """Cut the answers on val at several thresholds: what is found against what is false, as a table."""
     from hemseg.model import load
-    from training.data.datasets import load_dataset
-    from training.evaluation.evaluate import write_table
-    from training.evaluation.operating_point import operating_points, write_froc
-    from training.pipeline.runner import in_words
+
+    from .data.datasets import load_dataset
+    from .evaluation.evaluate import write_table
+    from .evaluation.operating_point import operating_points, write_froc
+    from .pipeline.runner import in_words
 
     model = load(weights)
     rows = [row for folder in data for row in operating_points(load_dataset(folder), model)]
@@ -351,11 +356,11 @@ def _operating_point(
 @app.command("shortcuts")
 def _shortcuts(config: ConfigOption, run: RunOption, data: DataOption = None, seed: SeedOption = None) -> None:
     """Tell whether the classifier's answer depends on the data set a slice is from (its negative val slices)."""
-    from training.experiments.shortcuts import shortcuts
-    from training.fitting.classifier import SliceNetwork
-    from training.fitting.trainer import load_network
-    from training.pipeline.recipe import build_stages
-    from training.pipeline.runner import in_words, run_stage
+    from .experiments.shortcuts import shortcuts
+    from .fitting.classifier import SliceNetwork
+    from .fitting.trainer import load_network
+    from .pipeline.recipe import build_stages
+    from .pipeline.runner import in_words, run_stage
 
     settings, dataset = _config_and_data(config, data, run, seed)
     stages = build_stages(settings, dataset, run)
@@ -378,10 +383,11 @@ def _measure(
     """Measure weights on data sets: tables and plots (Bland-Altman, Dice by volume, ROC of slices)."""
     from hemseg.model import default_weights
     from hemseg.preprocessing import Settings
-    from training.data.datasets import load_dataset, together
-    from training.evaluation.evaluate import network_predictor, threshold_predictor
-    from training.evaluation.measure import measure_all
-    from training.pipeline.runner import in_words
+
+    from .data.datasets import load_dataset, together
+    from .evaluation.evaluate import network_predictor, threshold_predictor
+    from .evaluation.measure import measure_all
+    from .pipeline.runner import in_words
 
     dataset = together([load_dataset(folder) for folder in data])
     predict = threshold_predictor(Settings()) if threshold else network_predictor(weights or default_weights())
@@ -392,7 +398,7 @@ def _measure(
 @app.command()
 def optimize(folder: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Folder with manifest.json.")]) -> None:
     """Rewrite the graph of weights that an older export made, so that it runs faster; it computes the same."""
-    from training.export.graph import optimize_weights
+    from .export.graph import optimize_weights
 
     print(f"{folder}: rewritten; probabilities differ by {optimize_weights(folder):.1g} at most")
 
@@ -413,9 +419,9 @@ def _record(
     """Write an experiment to docs/results/runs, for the table that `experiments` makes."""
     import json
 
-    from training.evaluation.quality import mean_dice
-    from training.experiments.records import RUNS, gather
-    from training.pipeline.runner import fingerprint, minutes
+    from .evaluation.quality import mean_dice
+    from .experiments.records import RUNS, gather
+    from .pipeline.runner import fingerprint, minutes
 
     record: dict[str, object] = {"id": identity, "order": order, "recipe": recipe, "selection": selection}
     folder = evaluation or (run / f"evaluate{variant}" if run else None)
@@ -435,7 +441,7 @@ def _record(
 @app.command("experiments")
 def _experiments() -> None:
     """Make docs/results/experiments.md from what was recorded."""
-    from training.experiments.records import TABLE, write_experiments
+    from .experiments.records import TABLE, write_experiments
 
     write_experiments()
     print(f"{TABLE} written")
@@ -453,7 +459,7 @@ def _bundle(
     seed: SeedOption = None,
 ) -> None:
     """Write the U-Net of a run as a MONAI bundle; runs what is not done yet."""
-    from training.export.bundle import write_bundle
+    from .export.bundle import write_bundle
 
     _run("export", config, data, run, Hardware(devices, nodes, precision), seed)
     write_bundle(_config_and_data(config, data, run, seed)[0], run, out)
@@ -471,7 +477,7 @@ def _crossval(
     precision: PrecisionOption = "32-true",
 ) -> None:
     """Cross-validate the whole recipe by patient; write the tables to OUT."""
-    from training.experiments.crossval import crossvalidate
+    from .experiments.crossval import crossvalidate
 
     hardware = Hardware(devices, nodes, precision)
     hardware.check()
@@ -483,7 +489,12 @@ def _bench(
     config: ConfigOption, run: RunOption, data: DataOption = None, precision: PrecisionOption = "32-true"
 ) -> None:
     """Time the loader, the network alone and real training, in slices a second and as ratios."""
-    from benchmarks.loader import bench
+    try:
+        from benchmarks.loader import bench
+    except ModuleNotFoundError as error:
+        if error.name != "benchmarks":
+            raise
+        raise HemsegError("bench: the benchmarks come with a clone; run `python -m training bench` there.") from None
 
     rates = bench(*_config_and_data(config, data, run), run, precision=precision)
     for name in ("loader", "network", "training"):
@@ -502,7 +513,7 @@ def _ablate(
     seed: SeedOption = None,
 ) -> None:
     """Run the paper's ablation (Table 2), the supervised upper bound and the threshold; write the tables to OUT."""
-    from training.experiments.ablation import ablate
+    from .experiments.ablation import ablate
 
     hardware = Hardware(devices, nodes, precision)
     hardware.check()
@@ -519,8 +530,8 @@ def _tradeoff(
     seed: SeedOption = None,
 ) -> None:
     """Train U-Nets of other grids and widths on what the weights outline; Dice on val against time, as a table."""
-    from training.experiments.tradeoff import tradeoff
-    from training.pipeline.runner import in_words
+    from .experiments.tradeoff import tradeoff
+    from .pipeline.runner import in_words
 
     for row in tradeoff(*_config_and_data(config, data, run, seed), run, out, epochs):
         print(in_words(row))
@@ -537,7 +548,7 @@ def _control(
     seed: SeedOption = None,
 ) -> None:
     """Train once more with slice labels permuted within each volume: it must fail. Dice beside the threshold's."""
-    from training.experiments.ablation import control
+    from .experiments.ablation import control
 
     hardware = Hardware(devices, nodes, precision)
     hardware.check()
@@ -549,7 +560,7 @@ def _control(
 @app.command()
 def phantoms(folder: Path, cases: int = 20, seed: int = 0, size: int = 256, slices: int = 28) -> None:
     """Make a data set of phantoms: scans, masks, slice labels with subtypes, and a split."""
-    from training.data.phantom import Grid, write_dataset
+    from .data.phantom import Grid, write_dataset
 
     write_dataset(folder, cases, seed, Grid((slices, size, size), (230 / size, 230 / size, 140 / slices)))
 
@@ -557,7 +568,7 @@ def phantoms(folder: Path, cases: int = 20, seed: int = 0, size: int = 256, slic
 @app.command()
 def samples(root: Path = Path("test")) -> None:
     """Make the sample scans of test/cases, their truth, and the masks that the present weights give."""
-    from training.data.samples import write_samples
+    from .data.samples import write_samples
 
     write_samples(root)
 
@@ -568,8 +579,8 @@ def kinds(
     out: Annotated[Path, typer.Option(help="The table.")] = Path("docs/results/phantom_kinds.csv"),
 ) -> None:
     """Measure weights on phantoms of each kind of hemorrhage, and on healthy ones."""
-    from training.data.samples import measure_kinds
-    from training.pipeline.runner import in_words
+    from .data.samples import measure_kinds
+    from .pipeline.runner import in_words
 
     for row in measure_kinds(weights, out):
         print(in_words(row))
@@ -583,7 +594,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in ("hemseg", "training"):
+        if (error.name or "").split(".")[0] in ("hemseg", (__package__ or "").split(".")[0]):
             raise
         print(f"error: training needs {error.name}; `pip install 'hemseg[training]'`.", file=sys.stderr)
         raise SystemExit(1) from None

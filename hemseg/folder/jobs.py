@@ -309,7 +309,7 @@ def run_jobs(jobs: Iterable[Job], model: Model, ended: Callable[[Outcome], objec
 
     ``model.concurrent_scans`` scans are under way at once, each in a thread from the file to the mask, so that reading,
     preparing and writing fill what the network of another one leaves idle; one more may wait for its turn to be given.
-    What goes wrong with a scan becomes a sentence. Closed early, it lets what is under way end, and begins nothing more.
+    What goes wrong with a scan becomes a sentence. Closed early, it lets what is under way end, and begins no more.
 
     Args:
         ended: is called with every outcome as soon as there is one, from its thread: also with those that nobody takes.

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.data.head_space import Space, radial, rotation
+from .head_space import Space, radial, rotation
 
 if TYPE_CHECKING:
-    from training.data.phantom import Grid
+    from .phantom import Grid
 
 SKULLS = ("adult", "child", "infant")
 MUSCLE_HU = (55.0, 65.0)
@@ -168,7 +168,7 @@ class Head:
 
     def tissue(self, s: Space, headrest: bool) -> tuple[np.ndarray, np.ndarray]:
         """HU of a head without hemorrhage, and bool where its cranial cavity is."""
-        from training.data.face import paint_face
+        from .face import paint_face
 
         outer = -s.vault - self.skull_mm  # mm outside the outer table
         hu = np.full(s.x.shape, -1000.0, np.float32)

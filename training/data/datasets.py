@@ -26,8 +26,9 @@ from hemseg.errors import HemsegError
 from hemseg.model import cores
 from hemseg.preprocessing import Settings, Strip, working_image
 from hemseg.volume import read, stem, suffix
-from training.data.tables import RowFaults, decoded, read_table, whole_number, yes_or_no
-from training.pipeline.runner import console
+
+from ..pipeline.runner import console
+from .tables import RowFaults, decoded, read_table, whole_number, yes_or_no
 
 PARTS = ("train", "val", "test")
 IMAGES = ("images", "data")

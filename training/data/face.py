@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.data.head_space import Space
+from .head_space import Space
 
 if TYPE_CHECKING:
-    from training.data.anatomy import Head
+    from .anatomy import Head
 
 Ellipsoid = tuple[tuple[float, float, float], tuple[float, float, float]]
 

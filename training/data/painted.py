@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from training.data.brain import brain_level
+from .brain import brain_level
 
 KINDS = ("intraparenchymal", "subdural", "epidural", "sheet", "subarachnoid", "intraventricular")
 DISTRACTORS = ("calcification", "metal", "air", "sinus", "falx", "rim")

@@ -31,8 +31,9 @@ from rich.progress import track
 from scipy import ndimage
 
 from hemseg.volume import Volume
-from training.data.anatomy import Head, Options
-from training.pipeline.runner import console
+
+from ..pipeline.runner import console
+from .anatomy import Head, Options
 
 KINDS = ("intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural")
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)

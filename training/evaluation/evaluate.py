@@ -19,9 +19,10 @@ from hemseg.model import load
 from hemseg.preprocessing import Settings, smoothed, working_image
 from hemseg.segmentation import mask_on_scan, segment
 from hemseg.volume import Volume, read
-from training.data.datasets import Case, DataSet, read_reference
-from training.evaluation.metrics import lesion_counts, overlap, summary, surface, wilson
-from training.pipeline.runner import console
+
+from ..data.datasets import Case, DataSet, read_reference
+from ..pipeline.runner import console
+from .metrics import lesion_counts, overlap, summary, surface, wilson
 
 METRICS_VERSION = 4  # raised when a figure is added or changes its meaning: evaluations are then made again
 BLOOD_HU = (48.0, 95.0)

@@ -18,11 +18,12 @@ from sklearn.metrics import roc_curve
 
 from hemseg.preprocessing import Settings, working_image
 from hemseg.volume import read
-from training.data.datasets import DataSet
-from training.evaluation.evaluate import Predictor, evaluate
-from training.evaluation.panels import Shown, write_panel
-from training.evaluation.quality import mask_on_grid, reference_on_grid
-from training.experiments.ablation import read_cases
+
+from ..data.datasets import DataSet
+from ..experiments.ablation import read_cases
+from .evaluate import Predictor, evaluate
+from .panels import Shown, write_panel
+from .quality import mask_on_grid, reference_on_grid
 
 
 def measure_all(

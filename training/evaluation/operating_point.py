@@ -21,11 +21,12 @@ from rich.progress import track
 from hemseg.model import Manifest, Model
 from hemseg.segmentation import postprocess, working_probability
 from hemseg.volume import Volume, read
-from training.data.datasets import Case, DataSet, read_reference
-from training.evaluation.evaluate import by_slices
-from training.evaluation.metrics import lesion_counts, overlap
-from training.evaluation.robustness import run
-from training.pipeline.runner import console
+
+from ..data.datasets import Case, DataSet, read_reference
+from ..pipeline.runner import console
+from .evaluate import by_slices
+from .metrics import lesion_counts, overlap
+from .robustness import run
 
 Figure = Callable[[dict[str, Any]], float]
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6)

@@ -25,12 +25,13 @@ from hemseg.errors import HemsegError
 from hemseg.model import Model
 from hemseg.segmentation import mask_on_scan
 from hemseg.volume import Volume, read
-from training.config import CONFIGS
-from training.data.datasets import DataSet, Prepared
-from training.data.painted import CONTRAST_HU, DISTRACTORS, KINDS, distracted, painted, place_of
-from training.evaluation.metrics import lesion_counts, overlap
-from training.evaluation.robustness import run
-from training.pipeline.runner import console
+
+from ..config import CONFIGS
+from ..data.datasets import DataSet, Prepared
+from ..data.painted import CONTRAST_HU, DISTRACTORS, KINDS, distracted, painted, place_of
+from ..pipeline.runner import console
+from .metrics import lesion_counts, overlap
+from .robustness import run
 
 PLAN = CONFIGS / "painted.csv"
 VOLUME_CLASSES = ((0.03, 0.1), (0.1, 0.5), (0.5, 2.0), (2.0, float("inf")))  # mL

@@ -15,7 +15,8 @@ import numpy as np
 
 from hemseg.preprocessing import Settings, WorkingGrid
 from hemseg.volume import Volume, read
-from training.data.datasets import Case, DataSet, read_reference
+
+from ..data.datasets import Case, DataSet, read_reference
 
 
 def reference_on_grid(case: Case, settings: Settings) -> np.ndarray:

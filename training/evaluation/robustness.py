@@ -25,14 +25,15 @@ from hemseg.model import Model
 from hemseg.segmentation import Segmentation, segment
 from hemseg.strip import disc
 from hemseg.volume import Volume, read
-from training.data.anatomy import Options
-from training.data.datasets import DataSet, read_reference
-from training.data.painted import streaked
-from training.data.phantom import Grid, make_phantom
-from training.evaluation.evaluate import write_table
-from training.evaluation.metrics import overlap
-from training.evaluation.stripping import intracranial_reference, kept_slices
-from training.pipeline.runner import console
+
+from ..data.anatomy import Options
+from ..data.datasets import DataSet, read_reference
+from ..data.painted import streaked
+from ..data.phantom import Grid, make_phantom
+from ..pipeline.runner import console
+from .evaluate import write_table
+from .metrics import overlap
+from .stripping import intracranial_reference, kept_slices
 
 WINDOWS = ((-20.0, 100.0), (0.0, 80.0), (-10.0, 70.0), (0.0, 75.0), (-5.0, 85.0), (0.0, 100.0))
 SHIFTS = (-10.0, -5.0, 5.0, 10.0)

@@ -19,10 +19,11 @@ from scipy.stats import rankdata
 from hemseg.errors import HemsegError
 from hemseg.model import Model
 from hemseg.volume import read
-from training.data.datasets import SUBTYPES, DataSet
-from training.evaluation.metrics import wilson
-from training.evaluation.robustness import run
-from training.pipeline.runner import console
+
+from ..data.datasets import SUBTYPES, DataSet
+from ..pipeline.runner import console
+from .metrics import wilson
+from .robustness import run
 
 BRAIN_LEVEL_PX = 6000  # of clearly intracranial area in the original picture: a slice through the brain
 LEAST_MM2 = 10.0  # of a mask that counts as blood

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from training.config import Config
-from training.data.datasets import DataSet
-from training.evaluation.evaluate import METRICS_VERSION, evaluate, threshold_predictor, write_table
-from training.fitting.hardware import Hardware, rank
-from training.pipeline.recipe import Variant, build_stages
-from training.pipeline.runner import Stage, console, run_stage
+from ..config import Config
+from ..data.datasets import DataSet
+from ..evaluation.evaluate import METRICS_VERSION, evaluate, threshold_predictor, write_table
+from ..fitting.hardware import Hardware, rank
+from ..pipeline.recipe import Variant, build_stages
+from ..pipeline.runner import Stage, console, run_stage
 
 ROWS: dict[str, Variant | None] = {
     "threshold without learning": None,

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 
 from hemseg.errors import HemsegError
-from training.config import Config
-from training.data.datasets import DataSet
-from training.evaluation.evaluate import write_table
-from training.evaluation.metrics import summary
-from training.experiments.ablation import markdown, read_cases
-from training.fitting.hardware import Hardware, rank
-from training.pipeline.recipe import build_stages
-from training.pipeline.runner import run_stage
+
+from ..config import Config
+from ..data.datasets import DataSet
+from ..evaluation.evaluate import write_table
+from ..evaluation.metrics import summary
+from ..fitting.hardware import Hardware, rank
+from ..pipeline.recipe import build_stages
+from ..pipeline.runner import run_stage
+from .ablation import markdown, read_cases
 
 TEST, VAL = 0.2, 0.1  # of all patients
 

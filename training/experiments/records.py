@@ -17,7 +17,8 @@ import numpy as np
 from scipy import stats
 
 from hemseg.errors import HemsegError
-from training.experiments.ablation import markdown, read_cases
+
+from .ablation import markdown, read_cases
 
 RUNS = Path("docs/results/runs")
 TABLE = Path("docs/results/experiments.md")

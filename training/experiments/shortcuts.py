@@ -23,10 +23,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from hemseg.errors import HemsegError
-from training.config import Config
-from training.data.datasets import DataSet, prepared
-from training.fitting.classifier import SliceNetwork, network_slices, predicted
-from training.fitting.trainer import load_network
+
+from ..config import Config
+from ..data.datasets import DataSet, prepared
+from ..fitting.classifier import SliceNetwork, network_slices, predicted
+from ..fitting.trainer import load_network
 
 FOLDS = 5
 

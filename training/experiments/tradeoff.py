@@ -10,6 +10,9 @@ test is left alone. Seconds are of the network alone, on one patch and one threa
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,18 +21,18 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from benchmarks.inference import repeated
 from hemseg.model import Model, load
 from hemseg.preprocessing import Settings
 from hemseg.segmentation import segment
 from hemseg.volume import read
-from training.config import Config
-from training.data.datasets import DataSet, prepared
-from training.evaluation.evaluate import evaluate, network_predictor, write_table
-from training.evaluation.quality import mask_on_grid
-from training.experiments.ablation import markdown, read_cases, significance
-from training.pipeline.recipe import WEAK, build_stages
-from training.pipeline.runner import Stage, console, run_stage
+
+from ..config import Config
+from ..data.datasets import DataSet, prepared
+from ..evaluation.evaluate import evaluate, network_predictor, write_table
+from ..evaluation.quality import mask_on_grid
+from ..pipeline.recipe import WEAK, build_stages
+from ..pipeline.runner import Stage, console, run_stage
+from .ablation import markdown, read_cases, significance
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,17 @@ def _add_seconds(rows: list[dict[str, Any]], models: dict[Size, Model]) -> None:
     for row, model in zip(rows, models.values(), strict=True):
         manifest = model.manifest
         image = np.random.default_rng(0).random((1, len(manifest.preprocessing.channels), *manifest.patch), np.float32)
-        seconds = repeated("", lambda model=model, image=image: model(image)).cpu_seconds  # type: ignore[misc]
+        seconds = _median_cpu_seconds(partial(model, image))
         base = base or seconds
         row |= {"CPU seconds": f"{seconds:.2f}", "of the first": f"{seconds / base:.2f}"}
+
+
+def _median_cpu_seconds(call: Callable[[], Any], times: int = 5) -> float:
+    """CPU seconds of a call, after a first one that is not counted."""
+    call()
+    laps = []
+    for _ in range(times):
+        start = time.process_time()
+        call()
+        laps.append(time.process_time() - start)
+    return statistics.median(laps)

@@ -25,15 +25,16 @@ import hemseg
 from hemseg.model import Manifest, Model, load_strip
 from hemseg.segmentation import segment
 from hemseg.volume import read
-from training.config import Config
-from training.fitting.segmenter import build_unet
+
+from ..config import Config
+from ..fitting.segmenter import build_unet
 
 
 def bundle_network(
     channels: list[int], strides: list[list[int]], residual_units: int, in_channels: int, weights: str = ""
 ) -> nn.Module:
     """The network of a bundle: probabilities (n, 1, z, y, x) of patches (n, channel, z, y, x), both float32."""
-    from training.config import Segmenter
+    from ..config import Segmenter
 
     settings = Segmenter(tuple(channels), tuple((s[0], s[1], s[2]) for s in strides), residual_units)
     network = build_unet(settings, in_channels)
@@ -91,14 +92,14 @@ def write_bundle(config: Config, run: Path, out: Path) -> None:
 def _inference(config: Config) -> dict[str, Any]:
     s = config.segmenter
     network = {
-        "_target_": "training.export.bundle.bundle_network",
+        "_target_": f"{__name__}.bundle_network",
         "channels": s.channels,
         "strides": s.strides,
         "residual_units": s.residual_units,
         "in_channels": len(config.preprocessing.channels),
     }
     return {
-        "imports": ["$from training.export.bundle import run_case"],
+        "imports": [f"$from {__name__} import run_case"],
         "bundle_root": ".",
         "scan": "scan.nii.gz",
         "mask": "mask.nii.gz",

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 import hemseg
 from hemseg.errors import HemsegError
 from hemseg.model import Manifest
-from training.config import Config
-from training.export.graph import subpixel
+
+from ..config import Config
+from .graph import subpixel
 
 OPSET = 18
 STRIP = "strip.onnx"

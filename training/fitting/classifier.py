@@ -23,11 +23,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import binary_auroc
 
 from hemseg.errors import HemsegError
-from training.config import Classifier, Config, Sequence
-from training.data.augmentation import augmented_slices
-from training.data.datasets import Prepared
-from training.fitting.hardware import Hardware
-from training.fitting.trainer import Task, fit, load_network, loader, micro_batch, save_network
+
+from ..config import Classifier, Config, Sequence
+from ..data.augmentation import augmented_slices
+from ..data.datasets import Prepared
+from .hardware import Hardware
+from .trainer import Task, fit, load_network, loader, micro_batch, save_network
 
 LAYERS = {
     "resnet18": ("basic", [2, 2, 2, 2]),

@@ -8,7 +8,8 @@ from pathlib import Path
 import lightning as L
 
 from hemseg.errors import HemsegError
-from training.fitting.hardware import rank
+
+from .hardware import rank
 
 
 class History(L.Callback):

@@ -10,11 +10,12 @@ import torch
 from rich.progress import track
 
 from hemseg.segmentation import input_box
-from training.config import Config
-from training.data.datasets import Prepared
-from training.data.painted import distracted, painted, place_of
-from training.fitting.classifier import Slices, network_slices
-from training.pipeline.runner import console
+
+from ..config import Config
+from ..data.datasets import Prepared
+from ..data.painted import distracted, painted, place_of
+from ..pipeline.runner import console
+from .classifier import Slices, network_slices
 
 SEEN_MM2 = 25.0  # so much of a slice must be painted for a yes
 DISTRACTED = 0.5  # share of the copies with something bright that is no blood, too

@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from hemseg.preprocessing import Settings, network_input
 from hemseg.segmentation import input_box, pad_to_patch
-from training.config import Config, Segmenter
-from training.data.augmentation import augmented_patches, random_window
-from training.data.datasets import Prepared
-from training.data.painted import UNKNOWN, Place, distracted, noisy, painted, place_of, streaked
-from training.fitting.hardware import Hardware, rank
-from training.fitting.trainer import Task, fit, load_network, loader, save_network
-from training.pipeline.runner import console
+
+from ..config import Config, Segmenter
+from ..data.augmentation import augmented_patches, random_window
+from ..data.datasets import Prepared
+from ..data.painted import UNKNOWN, Place, distracted, noisy, painted, place_of, streaked
+from ..pipeline.runner import console
+from .hardware import Hardware, rank
+from .trainer import Task, fit, load_network, loader, save_network
 
 RARE = -4.0  # first logit: about one voxel in fifty is hemorrhage, or training spends its first epochs learning that
 

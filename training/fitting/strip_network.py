@@ -31,15 +31,16 @@ from hemseg.model import cores
 from hemseg.preprocessing import WorkingGrid
 from hemseg.strip import HU_RANGE, MULTIPLE, STRIP_MM, brain_of, scaled, standardized
 from hemseg.volume import Volume, read
-from training.config import Optimization
-from training.data.anatomy import Options
-from training.data.datasets import DataSet
-from training.data.phantom import KINDS, Grid, make_phantom
-from training.evaluation.stripping import enclosed_below_brain, intracranial_reference, kept_slices
-from training.export.to_onnx import TOLERANCE, WithSigmoid, write_onnx
-from training.fitting.hardware import Hardware
-from training.fitting.trainer import Task, fit, loader, save_network
-from training.pipeline.runner import console
+
+from ..config import Optimization
+from ..data.anatomy import Options
+from ..data.datasets import DataSet
+from ..data.phantom import KINDS, Grid, make_phantom
+from ..evaluation.stripping import enclosed_below_brain, intracranial_reference, kept_slices
+from ..export.to_onnx import TOLERANCE, WithSigmoid, write_onnx
+from ..pipeline.runner import console
+from .hardware import Hardware
+from .trainer import Task, fit, loader, save_network
 
 CANVAS = 128  # pixels of 2 mm: a slice is centred on it for training
 OPTIMIZATION = Optimization("adamw", lr=3e-3, schedule="onecycle", weight_decay=1e-3, batch=24, epochs=8, patience=8)

@@ -22,9 +22,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hemseg.errors import HemsegError, first_line
-from training.config import Optimization
-from training.fitting.curves import History, write_curves
-from training.fitting.hardware import Hardware, rank, world_size
+
+from ..config import Optimization
+from .curves import History, write_curves
+from .hardware import Hardware, rank, world_size
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", ".*does not have many workers.*")

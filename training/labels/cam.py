@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hemseg.errors import HemsegError
-from training.config import Cam
-from training.fitting.classifier import SliceNetwork
+
+from ..config import Cam
+from ..fitting.classifier import SliceNetwork
 
 METHODS = ("cam", "layercam")
 

@@ -15,8 +15,9 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from hemseg.errors import HemsegError
-from training.config import Classifier, Pseudolabels
-from training.fitting.classifier import SliceNetwork, predicted, to_network_size
+
+from ..config import Classifier, Pseudolabels
+from ..fitting.classifier import SliceNetwork, predicted, to_network_size
 
 METHODS = ("clusters", "pieces")
 

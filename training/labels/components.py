@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from training.config import Classifier, Pseudolabels
-from training.data.brain import brain_level
-from training.fitting.classifier import SliceNetwork
-from training.labels.clusters import Choice, differential_logits
+from ..config import Classifier, Pseudolabels
+from ..data.brain import brain_level
+from ..fitting.classifier import SliceNetwork
+from .clusters import Choice, differential_logits
 
 CLIPPED_HU = 97.0  # bone and what saturates the window
 WITH_FIRST = 0.3  # pieces whose removal costs this share of the first one's are taken out together with it

@@ -16,9 +16,10 @@ from torch import nn
 
 from hemseg.preprocessing import Settings, smoothed
 from hemseg.segmentation import network_probability
-from training.config import Config, SelfTraining
-from training.data.datasets import Prepared
-from training.labels.outline import half_maximum
+
+from ..config import Config, SelfTraining
+from ..data.datasets import Prepared
+from .outline import half_maximum
 
 REPEATED = 8  # a multiple of the strides along z
 _IN_PLANE = np.ones((3, 3), bool)

@@ -32,13 +32,14 @@ from hemseg.model import Manifest, default_weights, load, load_strip
 from hemseg.preprocessing import PREPROCESSING_VERSION, smoothed, working_image
 from hemseg.segmentation import working_probability
 from hemseg.volume import read
-from training.config import Config, Segmenter
-from training.data.datasets import Case, DataSet, Prepared, prepare, prepared
-from training.evaluation.evaluate import METRICS_VERSION, evaluate, network_predictor, write_table
-from training.evaluation.panels import Shown, write_panel
-from training.evaluation.quality import reference_on_grid
-from training.export.to_onnx import STATES, export_model, write_states
-from training.fitting.classifier import (
+
+from ..config import Config, Segmenter
+from ..data.datasets import Case, DataSet, Prepared, prepare, prepared
+from ..evaluation.evaluate import METRICS_VERSION, evaluate, network_predictor, write_table
+from ..evaluation.panels import Shown, write_panel
+from ..evaluation.quality import reference_on_grid
+from ..export.to_onnx import STATES, export_model, write_states
+from ..fitting.classifier import (
     SliceNetwork,
     Slices,
     Volumes,
@@ -51,16 +52,16 @@ from training.fitting.classifier import (
     train_classifier,
     train_sequence,
 )
-from training.fitting.hardware import Hardware
-from training.fitting.painted_slices import painted_slices
-from training.fitting.segmenter import LEFT_OUT, build_unet, train_segmenter
-from training.fitting.trainer import load_network
-from training.labels.cam import activation_maps
-from training.labels.clusters import METHODS, choose
-from training.labels.components import choose_pieces
-from training.labels.outline import half_maximum
-from training.labels.self_training import false_peak, relabelled, teacher_probability
-from training.pipeline.runner import Stage, console, fingerprint, minutes
+from ..fitting.hardware import Hardware
+from ..fitting.painted_slices import painted_slices
+from ..fitting.segmenter import LEFT_OUT, build_unet, train_segmenter
+from ..fitting.trainer import load_network
+from ..labels.cam import activation_maps
+from ..labels.clusters import METHODS, choose
+from ..labels.components import choose_pieces
+from ..labels.outline import half_maximum
+from ..labels.self_training import false_peak, relabelled, teacher_probability
+from .runner import Stage, console, fingerprint, minutes
 
 WEAK = ("train", "val")  # what the weakly supervised stages may see, and of it the slice labels alone
 

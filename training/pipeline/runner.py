@@ -20,7 +20,8 @@ from typing import Any
 from rich.console import Console
 
 from hemseg.errors import HemsegError
-from training.fitting.hardware import rank
+
+from ..fitting.hardware import rank
 
 console = Console(stderr=True)
 DONE = "done.json"
