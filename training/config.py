@@ -139,7 +139,8 @@ class SelfTraining:
     doubt: float = 0.1  # a piece of the pseudo-label with a lower mean probability is taken out
     patches_per_case: int = 1
     single_slices: int = 0  # as the segmenter's, of later rounds; 0: the same
-    hard_negatives: bool = False  # healthy single slices are drawn the more often, the surer the U-Net calls them ill
+    hard_negatives: int = 0  # of the healthy single slices each so-manieth is shown to the U-Net before; those that it
+    # calls ill are drawn more often. 0: none
     optimization: Optimization = field(default_factory=lambda: Optimization("adam", lr=5e-4, batch=4, epochs=12))
 
 

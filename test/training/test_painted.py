@@ -152,7 +152,7 @@ def test_healthy_slices_that_fooled_the_unet_are_drawn_more_often() -> None:
     labels = {case.name: np.zeros(case.hu.shape, np.int8) for case in cases}
     settings = Segmenter(train_patch=(8, 32, 32), augment=True, narrow=0.1, single_slices=4)
     config = replace(Config("test"), preprocessing=Settings(in_plane_mm=2.0, edge_slices=True), segmenter=settings)
-    patches = Patches(cases, labels, config, {"case12": 1.0})
+    patches = Patches(cases, labels, config, {"case10": 0.0, "case11": 0.0, "case12": 1.0, "case13": 0.0})
     drawn = [patches._number(1, np.random.default_rng(i)) for i in range(200)]
     assert 90 < drawn.count(3) < 160  # 1.15 of 1.6
     assert set(drawn) == {1, 2, 3, 4}

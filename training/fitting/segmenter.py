@@ -95,9 +95,9 @@ class Patches(Dataset):
         ill = [(labels[c.name] > 0).any() for c in singles]
         self.volumes = len(volumes)
         self.ill, self.healthy = (self.volumes + np.flatnonzero(np.equal(ill, has)) for has in (True, False))
-        odds = np.array(
-            [LEAST_ODDS + (false_peaks or {}).get(singles[i - self.volumes].name, 0.0) for i in self.healthy]
-        )
+        peaks = false_peaks or {}
+        usual = float(np.mean(list(peaks.values()))) if peaks else 0.0  # of those that it was not shown
+        odds = np.array([LEAST_ODDS + peaks.get(singles[i - self.volumes].name, usual) for i in self.healthy])
         self.odds = odds / odds.sum() if len(odds) else odds
         cases = [*volumes, *singles]
         self.scans = [around_brain(c, labels[c.name], config.preprocessing) for c in cases]

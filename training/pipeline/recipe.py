@@ -385,13 +385,15 @@ def relabel(
     cases: list[Prepared], network: torch.nn.Module, config: Config, labels: Path, folder: Path
 ) -> dict[str, Any]:
     """Labels of the second round (`training.labels.self_training`); one .npz a case, like the first round's."""
-    settings, changed, left_out = config.self_training, [], 0
+    settings, changed, left_out, healthy = config.self_training, [], 0, 0
     for case in track(cases, "relabel", console=console):
         before = _load(labels, case.name)["mask"]
         mask = np.zeros_like(before)
         hard: dict[str, Any] = {}
         if settings.hard_negatives and case.split == "train" and len(case.hu) == 1 and case.labels[0] == 0:
-            hard = {"false_peak": false_peak(network, case, config)}
+            if healthy % settings.hard_negatives == 0:
+                hard = {"false_peak": false_peak(network, case, config)}
+            healthy += 1
         if (case.labels == 1).any():
             probability = teacher_probability(network, case, config)
             reach = config.pseudolabels.refine_mm
