@@ -18,6 +18,16 @@ from hemseg.preprocessing import Settings
 CONFIGS = Path(__file__).parent / "configs"
 
 
+def _formerly(default: Any, key: str = "", **values: str) -> Any:
+    """A field whose key, or values of which, had other names: those are still read, and a run that has them stands.
+
+    Args:
+        key: the former key.
+        values: former values, each under its present name.
+    """
+    return field(default=default, metadata={"key": key, "values": values})
+
+
 @dataclass(frozen=True)
 class Optimization:
     """How a network is trained. ``patience``: epochs without a better validation loss before it stops."""
@@ -85,12 +95,14 @@ class Pseudolabels:
     intracranial: bool = False  # cluster only inside the skull
     smooth: bool = False  # cluster the bilateral-filtered intensities
     min_pixels: int = 0  # drop in-plane specks below this area (working-grid pixels)
-    method: str = "clusters"  # clusters (the paper's) | pieces (training/labels/components.py)
-    contrast_hu: float = 14.0  # pieces: candidates are so much brighter than the slice's brain
-    max_hu: float = 0.0  # pieces: candidates that are brighter in the mean are the skull's blurred edge; 0: no limit
-    pieces: int = 8  # pieces: at most so many candidates a slice
-    opening_mm: float = 0.0  # pieces: candidates lose what is thinner than about twice this (the skull's blurred edge)
-    rounds: int = 3  # pieces: after the first, take out so many more while the classifier still says yes
+    method: str = _formerly("clusters", components="pieces")  # clusters (the paper's) | components: labels/methods.py
+    # of `components` alone:
+    contrast_hu: float = 14.0  # candidates are so much brighter than the slice's brain
+    max_hu: float = 0.0  # candidates that are brighter in the mean are the skull's blurred edge; 0: no limit
+    candidates: int = _formerly(8, key="pieces")  # at most so many per slice
+    opening_mm: float = 0.0  # candidates lose what is thinner than about twice this (the skull's blurred edge)
+    rounds: int = 3  # after the first, take out so many more while the classifier still says yes
+    # of every method:
     min_drop: float = 0.0  # nothing is chosen in a slice whose logit no removal lowers by so much; 0: no limit
     leave_out_empty: bool = False  # positive slices without a pseudo-label do not count in the U-Net's loss
     refine_mm: float = 0.0  # outline at half maximum, at most so far outside the chosen cluster; 0: the cluster itself
@@ -123,7 +135,7 @@ class Segmenter:
     optimization: Optimization = field(default_factory=lambda: Optimization("adam", lr=1e-3, batch=4))
     threshold: float = 0.5
     min_lesion_ml: float = 0.0
-    min_peak: float = 0.0  # connected pieces whose highest probability stays below it are dropped
+    min_peak: float = 0.0  # connected components whose highest probability stays below it are dropped
     operating_points: dict[str, dict[str, float]] = field(default_factory=dict)  # others, by name
     max_median_hu: float = 0.0  # and those with a higher median: calcifications; 0: no limit
 
@@ -135,12 +147,12 @@ class SelfTraining:
     enabled: bool = False
     rounds: int = 1
     core: float = 0.7  # probability from which the first U-Net adds to a label
-    sure: float = 0.95  # and what a piece must reach somewhere to be added
-    doubt: float = 0.1  # a piece of the pseudo-label with a lower mean probability is taken out
+    sure: float = 0.95  # and what a component must reach somewhere to be added
+    doubt: float = 0.1  # a component of the pseudo-label with a lower mean probability is taken out
     patches_per_case: int = 1
     single_slices: int = 0  # as the segmenter's, of later rounds; 0: the same
-    hard_negatives: int = 0  # of the healthy single slices each so-manieth is shown to the U-Net before; those that it
-    # calls ill are drawn more often. 0: none
+    # each n-th healthy single slice is shown to the U-Net before, and drawn the more often the surer that is of blood
+    hard_negatives: int = 0
     optimization: Optimization = field(default_factory=lambda: Optimization("adam", lr=5e-4, batch=4, epochs=12))
 
 
@@ -233,12 +245,22 @@ def _on_top(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return base | values | both
 
 
+def _present_names(kind: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """The mapping with former keys and values under their present names (`_formerly`)."""
+    renamed = [f for f in dataclasses.fields(kind) if f.metadata]
+    keys = {f.metadata["key"]: f.name for f in renamed if f.metadata["key"]}
+    former = {f.name: {old: new for new, old in f.metadata["values"].items()} for f in renamed}
+    present = {keys.get(key, key): value for key, value in values.items()}
+    return {k: former.get(k, {}).get(v, v) if isinstance(v, str) else v for k, v in present.items()}
+
+
 def _build(kind: Any, values: Any, where: str) -> Any:
     """A value of type ``kind`` from plain YAML; HemsegError says where it does not fit."""
     if dataclasses.is_dataclass(kind):
         if not isinstance(values, dict):
             raise HemsegError(f"{where}: expects a mapping, not {values!r}.")
         hints = typing.get_type_hints(kind)
+        values = _present_names(kind, values)
         for key in values:
             if key not in hints:
                 near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import COARSE, dice
+from conftest import COARSE, ROOT, dice
 
 from hemseg.errors import HemsegError
 from hemseg.model import load
 from hemseg.volume import Volume
 from training.config import Cam, Classifier, Export, Pseudolabels, load_config
 from training.data.augmentation import augmented_patches, augmented_slices, degraded
+from training.data.brain import brain_level
 from training.data.datasets import Case, DataSet, Prepared, load_dataset, together
 from training.data.phantom import make_phantom, write_dataset
 from training.evaluation.evaluate import Prediction, evaluate, figures_of, share, threshold_predictor
@@ -27,9 +29,12 @@ from training.export.to_onnx import export_model
 from training.fitting.classifier import SliceNetwork
 from training.fitting.segmenter import LEFT_OUT, build_unet, combined_loss
 from training.labels.cam import activation_maps
-from training.labels.components import brain_level, choose_pieces
+from training.labels.components import choose_components
+from training.labels.differential import Probe, SliceView
 from training.labels.outline import half_maximum
-from training.pipeline.recipe import build_stages, label_of, permuted
+from training.pipeline.context import label_of, permuted
+from training.pipeline.recipe import build_stages
+from training.pipeline.runner import fingerprint
 
 TINY = Classifier(
     backbone="resnet18", widths=(4, 4, 8, 8), output_stride=8, image_size=(64, 48), windows=((0, 80), (-20, 100))
@@ -103,7 +108,7 @@ def test_patients_are_found_by_a_true_positive_slice() -> None:
     assert figures["healthy_median_ml"] == pytest.approx(0.3)
 
 
-# --- maps and pieces --------------------------------------------------------------------------------------------------
+# --- maps and components ----------------------------------------------------------------------------------------------
 
 
 class BloodCounter(SliceNetwork):
@@ -125,44 +130,69 @@ def two_bleeds() -> tuple[np.ndarray, np.ndarray]:
     return hu, blood
 
 
-def test_pieces_take_every_bleed_and_no_calcification() -> None:
+def view_of(hu: np.ndarray, activation: float = 1.0) -> SliceView:
+    return SliceView(hu, hu, np.full_like(hu, activation), np.ones(hu.shape, bool))
+
+
+def test_components_take_every_bleed_and_no_calcification() -> None:
     hu, blood = two_bleeds()
-    everywhere = np.ones(hu.shape, bool)
-    settings = Pseudolabels(method="pieces", threshold=0.2, min_pixels=4)
-    arguments = (everywhere, BloodCounter(TINY), TINY)
-    choice = choose_pieces(hu, hu, np.ones_like(hu), *arguments, settings)
+    settings, probe = Pseudolabels(threshold=0.2, min_pixels=4), Probe(BloodCounter(TINY), TINY)
+    choice = choose_components(view_of(hu), probe, settings)
     assert np.array_equal(choice.mask, blood)
     assert len(choice.sizes) == 3
-    first_alone = choose_pieces(hu, hu, np.ones_like(hu), *arguments, replace(settings, rounds=0))
+    first_alone = choose_components(view_of(hu), probe, replace(settings, rounds=0))
     assert first_alone.mask.sum() == 80  # the small bleed costs less than the share that goes with the first one
-    assert not choose_pieces(hu, hu, np.zeros_like(hu), *arguments, settings).mask.any()
+    assert not choose_components(view_of(hu, activation=0), probe, settings).mask.any()
     limit = float(hu[blood].max()) - 1  # candidates above a limit are bone and brain in one voxel
-    below = choose_pieces(hu, hu, np.ones_like(hu), *arguments, replace(settings, max_hu=limit))
+    below = choose_components(view_of(hu), probe, replace(settings, max_hu=limit))
     assert below.mask.sum() < blood.sum()
     assert len(below.sizes) < 3
-    brain = np.full_like(hu, 32)
-    assert not choose_pieces(brain, brain, np.ones_like(hu), *arguments, settings).mask.any()
+    assert not choose_components(view_of(np.full_like(hu, 32)), probe, settings).mask.any()
     assert brain_level(np.full((4, 4), 500.0), np.ones((4, 4), bool)) == 30
 
 
-def test_pieces_that_hardly_matter_are_not_chosen() -> None:
+def test_components_that_hardly_matter_are_not_chosen() -> None:
     hu = np.full((64, 48), 32, np.float32)
     hu[20:26, 20:26] = 65
-    where = (hu, hu, np.ones_like(hu), np.ones(hu.shape, bool), BloodCounter(TINY), TINY)
-    settings = Pseudolabels(method="pieces")
-    drop = max(choose_pieces(*where, settings).drops)
-    assert choose_pieces(*where, replace(settings, min_drop=drop - 1e-3)).mask.any()
-    assert not choose_pieces(*where, replace(settings, min_drop=drop)).mask.any()
+    view, probe, settings = view_of(hu), Probe(BloodCounter(TINY), TINY), Pseudolabels()
+    drop = max(choose_components(view, probe, settings).drops)
+    assert choose_components(view, probe, replace(settings, min_drop=drop - 1e-3)).mask.any()
+    assert not choose_components(view, probe, replace(settings, min_drop=drop)).mask.any()
 
 
 def test_nothing_is_chosen_when_nothing_lowers_the_logit() -> None:
     hu = np.full((64, 48), 32, np.float32)
     hu[8:14, 8:14] = 92
-    choice = choose_pieces(
-        hu, hu, np.ones_like(hu), np.ones(hu.shape, bool), BloodCounter(TINY), TINY, Pseudolabels(method="pieces")
-    )
+    choice = choose_components(view_of(hu), Probe(BloodCounter(TINY), TINY), Pseudolabels())
     assert not choice.mask.any()
     assert choice.chosen == 0
+
+
+def test_former_names_are_read_and_leave_runs_valid(tmp_path: Path) -> None:
+    (tmp_path / "old.yaml").write_text("pseudolabels: {method: pieces, pieces: 6}")
+    (tmp_path / "new.yaml").write_text("pseudolabels: {method: components, candidates: 6}")
+    old, new = (load_config(tmp_path / f"{name}.yaml").pseudolabels for name in ("old", "new"))
+    assert old == new == Pseudolabels(method="components", candidates=6)
+    plain = {"Pseudolabels": {"method": "pieces", "pieces": 6}}  # what was hashed under the former names
+    assert fingerprint(new) == fingerprint(plain)
+
+
+def test_the_readme_adds_a_method_in_ten_lines() -> None:
+    from training.labels import methods
+
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "training" / "README.md").read_text(), re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    hu, blood = two_bleeds()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(methods, "METHODS", dict(methods.METHODS))
+        exec(compile(code, "training/README.md", "exec"), {})  # noqa: S102  our own page
+        (name,) = set(methods.METHODS) - {"clusters", "components"}
+        method = methods.choose_method(name)
+        choice = method(view_of(hu), Probe(BloodCounter(TINY), TINY), Pseudolabels())
+        assert (choice.mask & blood).any()
+        assert not method(view_of(np.full_like(hu, 32)), Probe(BloodCounter(TINY), TINY), Pseudolabels()).mask.any()
+    with pytest.raises(HemsegError, match="known: clusters, components"):
+        methods.choose_method("pieces of eight")
 
 
 def test_rounds_of_self_training_follow_one_another(two_sets: tuple[Path, Path], tmp_path: Path) -> None:

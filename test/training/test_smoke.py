@@ -20,7 +20,7 @@ from hemseg.model import load
 from hemseg.segmentation import segment
 from hemseg.volume import read
 from training.config import load_config
-from training.data.datasets import load_dataset, prepared
+from training.data.datasets import load_dataset
 from training.data.phantom import Grid, make_phantom
 from training.evaluation.evaluate import network_predictor, threshold_predictor
 
@@ -121,14 +121,13 @@ def test_weak_stages_need_no_masks(smoke: Path, tmp_path: Path) -> None:
     assert all(c.reference is None for c in without.cases)
     for stage in ("prepare", "classify", "sequence", "cam"):
         shutil.copytree(smoke / stage, tmp_path / "run" / stage)
-    from training.fitting.classifier import SliceNetwork
-    from training.fitting.trainer import load_network
-    from training.pipeline.recipe import make_pseudolabels
+    from training.pipeline.context import Context
+    from training.pipeline.steps import make_pseudolabels
 
-    config = load_config("smoke")
-    network = load_network(SliceNetwork(config.classifier), tmp_path / "run" / "sequence" / "network.pt")
-    cases = list(prepared(tmp_path / "run" / "prepare", without, "val"))
-    make_pseudolabels(cases, network, config, tmp_path / "run" / "cam", tmp_path)  # type: ignore[arg-type]
+    context = Context(load_config("smoke"), without, tmp_path / "run")
+    make_pseudolabels(context, tmp_path)
+    cases = context.cases("val")
+    assert cases
     for case in cases:
         a, b = (np.load(f / f"{case.name}.npz")["mask"] for f in (smoke / "pseudolabel", tmp_path))
         assert np.array_equal(a, b)

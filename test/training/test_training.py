@@ -35,7 +35,8 @@ from training.fitting.classifier import (
 from training.fitting.segmenter import Patches, build_unet, combined_loss
 from training.fitting.trainer import EpochSampler
 from training.labels.cam import activation_maps, raw_maps
-from training.labels.clusters import choose, intensity_clusters, trial_images
+from training.labels.clusters import choose_cluster, intensity_clusters, trial_images
+from training.labels.differential import Probe, SliceView
 from training.pipeline.runner import Stage, run_stage
 
 TINY = Classifier(
@@ -341,13 +342,17 @@ def blood_on_brain() -> tuple[np.ndarray, np.ndarray]:
     return hu, blood
 
 
+def probe() -> Probe:
+    return Probe(BrightNetwork(TINY), TINY)
+
+
 @pytest.mark.parametrize("how", ["lowest", "mean"])
 def test_differential_prediction_finds_the_blood(how: str) -> None:
     hu, blood = blood_on_brain()
     activation = np.zeros(hu.shape, np.float32)
     activation[14:36, 6:34] = 1.0
     settings = Pseudolabels(threshold=0.7, clusters=3, replace=how)
-    choice = choose(hu, hu, activation, np.ones(hu.shape, bool), BrightNetwork(TINY), TINY, settings, -20.0, 0)
+    choice = choose_cluster(SliceView(hu, hu, activation, np.ones(hu.shape, bool)), probe(), settings)
     assert np.array_equal(choice.mask, blood)
     assert choice.chosen == int(np.argmax(choice.drops)) + 1
     assert sum(choice.sizes) == (activation > 0).sum()
@@ -356,10 +361,10 @@ def test_differential_prediction_finds_the_blood(how: str) -> None:
 
 def test_nothing_is_chosen_where_no_removal_matters() -> None:
     hu, blood = blood_on_brain()
-    where = (np.ones_like(hu), np.ones(hu.shape, bool), BrightNetwork(TINY), TINY)
+    view = SliceView(hu, hu, np.ones_like(hu), np.ones(hu.shape, bool))
     least = Pseudolabels(clusters=3, min_drop=float(blood.sum()) - 1)
-    assert choose(hu, hu, *where, least, -20.0, 0).mask[blood].all()
-    none = choose(hu, hu, *where, replace(least, min_drop=float(blood.sum())), -20.0, 0)
+    assert choose_cluster(view, probe(), least).mask[blood].all()
+    none = choose_cluster(view, probe(), replace(least, min_drop=float(blood.sum())))
     assert none.chosen == 0
     assert not none.mask.any()
     assert none.drops
@@ -368,16 +373,16 @@ def test_nothing_is_chosen_where_no_removal_matters() -> None:
 def test_degenerate_regions_are_defined() -> None:
     hu, _ = blood_on_brain()
     everywhere = np.ones(hu.shape, bool)
-    arguments = (everywhere, BrightNetwork(TINY), TINY)
-    nothing = choose(hu, hu, np.zeros_like(hu), *arguments, Pseudolabels(), -20.0, 0)
+    view = SliceView(hu, hu, np.ones_like(hu), everywhere)
+    nothing = choose_cluster(replace(view, activation=np.zeros_like(hu)), probe(), Pseudolabels())
     assert not nothing.mask.any()
     assert nothing.chosen == 0
     flat = np.full_like(hu, 60)
-    one = choose(flat, flat, np.ones_like(hu), *arguments, Pseudolabels(), -20.0, 0)
+    one = choose_cluster(replace(view, hu=flat, intensities=flat), probe(), Pseudolabels())
     assert one.mask.all()
-    whole = choose(hu, hu, np.ones_like(hu), *arguments, Pseudolabels(clusters=0), -20.0, 0)
+    whole = choose_cluster(view, probe(), Pseudolabels(clusters=0))
     assert whole.mask.all()
-    outside = choose(hu, hu, np.ones_like(hu), ~everywhere, *arguments[1:], Pseudolabels(intracranial=True), -20.0, 0)
+    outside = choose_cluster(replace(view, intracranial=~everywhere), probe(), Pseudolabels(intracranial=True))
     assert not outside.mask.any()
     assert intensity_clusters(np.array([5.0, 1.0, 5.0]), 4).tolist() == [2, 1, 2]
 

@@ -27,7 +27,7 @@ from hemseg.model import cores
 from hemseg.preprocessing import Settings, Strip, working_image
 from hemseg.volume import read, stem, suffix
 
-from ..pipeline.runner import console
+from ..console import console
 from .tables import RowFaults, decoded, read_table, whole_number, yes_or_no
 
 PARTS = ("train", "val", "test")

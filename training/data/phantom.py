@@ -32,7 +32,7 @@ from scipy import ndimage
 
 from hemseg.volume import Volume
 
-from ..pipeline.runner import console
+from ..console import console
 from .anatomy import Head, Options
 
 KINDS = ("intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural")

@@ -20,8 +20,8 @@ from hemseg.preprocessing import Settings, smoothed, working_image
 from hemseg.segmentation import mask_on_scan, segment
 from hemseg.volume import Volume, read
 
+from ..console import console
 from ..data.datasets import Case, DataSet, read_reference
-from ..pipeline.runner import console
 from .metrics import lesion_counts, overlap, summary, surface, wilson
 
 METRICS_VERSION = 4  # raised when a figure is added or changes its meaning: evaluations are then made again

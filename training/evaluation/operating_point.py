@@ -22,8 +22,8 @@ from hemseg.model import Manifest, Model
 from hemseg.segmentation import postprocess, working_probability
 from hemseg.volume import Volume, read
 
+from ..console import console
 from ..data.datasets import Case, DataSet, read_reference
-from ..pipeline.runner import console
 from .evaluate import by_slices
 from .metrics import lesion_counts, overlap
 from .robustness import run

@@ -27,9 +27,9 @@ from hemseg.segmentation import mask_on_scan
 from hemseg.volume import Volume, read
 
 from ..config import CONFIGS
+from ..console import console
 from ..data.datasets import DataSet, Prepared
 from ..data.painted import CONTRAST_HU, DISTRACTORS, KINDS, distracted, painted, place_of
-from ..pipeline.runner import console
 from .metrics import lesion_counts, overlap
 from .robustness import run
 

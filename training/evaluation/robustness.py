@@ -26,11 +26,11 @@ from hemseg.segmentation import Segmentation, segment
 from hemseg.strip import disc
 from hemseg.volume import Volume, read
 
+from ..console import console
 from ..data.anatomy import Options
 from ..data.datasets import DataSet, read_reference
 from ..data.painted import streaked
 from ..data.phantom import Grid, make_phantom
-from ..pipeline.runner import console
 from .evaluate import write_table
 from .metrics import overlap
 from .stripping import intracranial_reference, kept_slices

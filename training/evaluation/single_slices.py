@@ -20,8 +20,8 @@ from hemseg.errors import HemsegError
 from hemseg.model import Model
 from hemseg.volume import read
 
+from ..console import console
 from ..data.datasets import SUBTYPES, DataSet
-from ..pipeline.runner import console
 from .metrics import wilson
 from .robustness import run
 

@@ -30,8 +30,8 @@ from hemseg.preprocessing import working_image
 from hemseg.strip import AIR_HU, LOST, brain_of, disc, saturation
 from hemseg.volume import Volume, read
 
+from ..console import console
 from ..data.datasets import Case, DataSet, read_reference
-from ..pipeline.runner import console
 from .evaluate import write_table
 
 Strip = Callable[[Volume], np.ndarray]  # a scan -> its intracranial mask, bool (z, y, x) in LPS order on its own grid

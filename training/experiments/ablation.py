@@ -16,11 +16,13 @@ import numpy as np
 from scipy import stats
 
 from ..config import Config
+from ..console import console
 from ..data.datasets import DataSet
 from ..evaluation.evaluate import METRICS_VERSION, evaluate, threshold_predictor, write_table
 from ..fitting.hardware import Hardware, rank
-from ..pipeline.recipe import Variant, build_stages
-from ..pipeline.runner import Stage, console, run_stage
+from ..pipeline.names import WITHOUT_LEARNING, Variant, stage_names
+from ..pipeline.recipe import build_stages
+from ..pipeline.runner import Stage, run_stage
 
 ROWS: dict[str, Variant | None] = {
     "threshold without learning": None,
@@ -88,9 +90,9 @@ def _row(
 ) -> tuple[Stage, dict[str, Stage]]:
     if variant is not None:
         stages = build_stages(config, dataset, run, variant, hardware)
-        return stages[f"evaluate{variant.labels}"], stages
+        return stages[stage_names(variant).evaluate], stages
     stage = Stage(
-        "evaluate@baseline",
+        WITHOUT_LEARNING,
         (),
         (config.preprocessing, dataset.fingerprint, dataset.splits, METRICS_VERSION),
         lambda folder: evaluate(dataset, threshold_predictor(config.preprocessing), folder),

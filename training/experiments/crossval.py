@@ -20,6 +20,7 @@ from ..data.datasets import DataSet
 from ..evaluation.evaluate import write_table
 from ..evaluation.metrics import summary
 from ..fitting.hardware import Hardware, rank
+from ..pipeline.names import stage_names
 from ..pipeline.recipe import build_stages
 from ..pipeline.runner import run_stage
 from .ablation import markdown, read_cases
@@ -53,16 +54,17 @@ def crossvalidate(config: Config, dataset: DataSet, run: Path, folds: int, out: 
     """Run all folds; writes ``table.md``, ``table.csv`` and ``per_case.csv`` to ``out``."""
     per_case: list[dict[str, Any]] = []
     table = []
+    names = stage_names()
     shared = build_stages(config, dataset, run, hardware=hardware)
-    run_stage(shared["prepare"], run, shared)
+    run_stage(shared[names.prepare], run, shared)
     for number, fold in enumerate(split_into_folds(dataset, folds, config.seed), start=1):
         place = run / f"fold{number}"
         place.mkdir(exist_ok=True)
-        if not (place / "prepare").exists() and rank() == 0:
-            (place / "prepare").symlink_to(Path("..") / "prepare", target_is_directory=True)
+        if not (place / names.prepare).exists() and rank() == 0:
+            (place / names.prepare).symlink_to(Path("..") / names.prepare, target_is_directory=True)
         stages = build_stages(config, fold, place, hardware=hardware)
-        run_stage(stages["evaluate"], place, stages)
-        cases = read_cases(place / "evaluate" / "per_case.csv")
+        run_stage(stages[names.evaluate], place, stages)
+        cases = read_cases(place / names.evaluate / "per_case.csv")
         per_case += [{"fold": number, **case} for case in cases]
         table.append({"fold": str(number), **_shown(cases)})
     table.append({"fold": "all", **_shown(per_case)})

@@ -28,6 +28,7 @@ from ..config import Config
 from ..data.datasets import DataSet, prepared
 from ..fitting.classifier import SliceNetwork, network_slices, predicted
 from ..fitting.trainer import load_network
+from ..pipeline.names import stage_names
 
 FOLDS = 5
 
@@ -88,13 +89,16 @@ def _negatives(
 
 def slice_answers(run: Path, dataset: DataSet, config: Config, splits: tuple[str, ...]) -> dict[str, float]:
     """The highest probability that the run's classifier gives to a slice of each case of some splits."""
-    network = load_network(SliceNetwork(replace(config.classifier, pretrained="")), run / "sequence" / "network.pt")
+    stages = stage_names()
+    network = load_network(
+        SliceNetwork(replace(config.classifier, pretrained="")), run / stages.sequence / "network.pt"
+    )
     answers = {}
     for case in dataset.part(*splits):
         names = (case.name, f"{dataset.name}_{case.name}")  # the latter where the run has several data sets
-        name = next((n for n in names if (run / "prepare" / f"{n}.npz").exists()), None)
+        name = next((n for n in names if (run / stages.prepare / f"{n}.npz").exists()), None)
         if name is None:
             raise HemsegError(f"{run}: has not prepared {case.name}; give the run that was made with {dataset.name}.")
-        (found,) = prepared(run / "prepare", replace(dataset, cases=(replace(case, name=name),)), case.split)
-        answers[case.name] = float(torch.sigmoid(predicted(network, network_slices(found, config))).max())  # type: ignore[arg-type]
+        (found,) = prepared(run / stages.prepare, replace(dataset, cases=(replace(case, name=name),)), case.split)
+        answers[case.name] = float(torch.sigmoid(predicted(network, network_slices(found, config))).max())
     return answers

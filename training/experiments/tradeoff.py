@@ -27,11 +27,14 @@ from hemseg.segmentation import segment
 from hemseg.volume import read
 
 from ..config import Config
+from ..console import console
 from ..data.datasets import DataSet, prepared
 from ..evaluation.evaluate import evaluate, network_predictor, write_table
 from ..evaluation.quality import mask_on_grid
-from ..pipeline.recipe import WEAK, build_stages
-from ..pipeline.runner import Stage, console, run_stage
+from ..pipeline.context import WEAK
+from ..pipeline.names import stage_names
+from ..pipeline.recipe import build_stages
+from ..pipeline.runner import Stage, run_stage
 from .ablation import markdown, read_cases, significance
 
 
@@ -85,15 +88,16 @@ def tradeoff(
         own, folder = size.of(config, epochs), run / size.name
         folder.mkdir(parents=True, exist_ok=True)
         stages = build_stages(own, dataset, folder)
-        stages["pseudolabel"] = Stage(
-            "pseudolabel",
-            ("prepare",),
+        names = stage_names()
+        stages[names.pseudolabel] = Stage(
+            names.pseudolabel,
+            (names.prepare,),
             (teacher.manifest.sha256,),
-            partial(teacher_labels, dataset, teacher, own.preprocessing, folder / "prepare"),
+            partial(teacher_labels, dataset, teacher, own.preprocessing, folder / names.prepare),
         )
-        run_stage(stages["export"], folder, stages)
-        models[size] = load(folder / "export", "cpu", threads=1)
-        evaluate(dataset, network_predictor(folder / "export"), folder / "val", ("val",))
+        run_stage(stages[names.export], folder, stages)
+        models[size] = load(folder / names.export, "cpu", threads=1)
+        evaluate(dataset, network_predictor(folder / names.export), folder / "val", ("val",))
         cases = _outlined(dataset, folder / "val")
         rows.append(_row(size, own, cases, next(iter(per_case.values()), None)))
         per_case[size.name] = cases

@@ -28,6 +28,7 @@ from hemseg.volume import read
 
 from ..config import Config
 from ..fitting.segmenter import build_unet
+from ..pipeline.names import stage_names
 
 
 def bundle_network(
@@ -77,12 +78,12 @@ def write_bundle(config: Config, run: Path, out: Path) -> None:
     (out / "models").mkdir(exist_ok=True)
     (out / "docs").mkdir(exist_ok=True)
     rounds = config.self_training.rounds if config.self_training.enabled else 0
-    last = f"resegment{rounds if rounds > 1 else ''}" if rounds else "segment"
-    (out / "models" / "model.pt").write_bytes((run / last / "network.pt").read_bytes())
-    manifest = Manifest.read(run / "export")
+    names = stage_names(rounds=rounds)
+    (out / "models" / "model.pt").write_bytes((run / names.unets[-1] / "network.pt").read_bytes())
+    manifest = Manifest.read(run / names.export)
     manifest.write(out / "configs")
     if manifest.strip_file:
-        shutil.copyfile(run / "export" / manifest.strip_file, out / "configs" / manifest.strip_file)
+        shutil.copyfile(run / names.export / manifest.strip_file, out / "configs" / manifest.strip_file)
     what = f"hemseg {manifest.version}: research only, not a medical device.\n"
     (out / "docs" / "README.md").write_text(f"{what}\nLicence of the weights: {manifest.license}\n")
     (out / "configs" / "metadata.json").write_text(json.dumps(_metadata(manifest), indent=2) + "\n")

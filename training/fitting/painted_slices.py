@@ -12,9 +12,9 @@ from rich.progress import track
 from hemseg.segmentation import input_box
 
 from ..config import Config
+from ..console import console
 from ..data.datasets import Prepared
 from ..data.painted import distracted, painted, place_of
-from ..pipeline.runner import console
 from .classifier import Slices, network_slices
 
 SEEN_MM2 = 25.0  # so much of a slice must be painted for a yes

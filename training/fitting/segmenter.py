@@ -18,10 +18,10 @@ from hemseg.preprocessing import Settings, network_input
 from hemseg.segmentation import input_box, pad_to_patch
 
 from ..config import Config, Segmenter
+from ..console import console
 from ..data.augmentation import augmented_patches, random_window
 from ..data.datasets import Prepared
 from ..data.painted import UNKNOWN, Place, distracted, noisy, painted, place_of, streaked
-from ..pipeline.runner import console
 from .hardware import Hardware, rank
 from .trainer import Task, fit, load_network, loader, save_network
 

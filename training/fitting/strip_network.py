@@ -33,12 +33,12 @@ from hemseg.strip import HU_RANGE, MULTIPLE, STRIP_MM, brain_of, scaled, standar
 from hemseg.volume import Volume, read
 
 from ..config import Optimization
+from ..console import console
 from ..data.anatomy import Options
 from ..data.datasets import DataSet
 from ..data.phantom import KINDS, Grid, make_phantom
 from ..evaluation.stripping import enclosed_below_brain, intracranial_reference, kept_slices
 from ..export.to_onnx import TOLERANCE, WithSigmoid, write_onnx
-from ..pipeline.runner import console
 from .hardware import Hardware
 from .trainer import Task, fit, loader, save_network
 

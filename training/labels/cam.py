@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -12,8 +13,6 @@ from hemseg.errors import HemsegError
 
 from ..config import Cam
 from ..fitting.classifier import SliceNetwork
-
-METHODS = ("cam", "layercam")
 
 
 def activation_maps(network: SliceNetwork, hu: Tensor, settings: Cam) -> Tensor:
@@ -42,19 +41,26 @@ def _normalized_map(network: SliceNetwork, hu: Tensor, settings: Cam) -> Tensor:
 
 
 def raw_maps(network: SliceNetwork, hu: Tensor, settings: Cam) -> Tensor:
-    """Maps (n, y', x') at the resolution of the stage, not normalised."""
+    """Maps (n, y', x') at the resolution of the stage, not normalised.
+
+    Raises:
+        HemsegError: a method that is not known, or that does not know the stage.
+    """
+    if settings.method not in METHODS:
+        raise HemsegError(f"cam.method {settings.method!r} is not known; known: {', '.join(METHODS)}.")
     network.eval()
-    if settings.method == "cam":
-        if settings.stage != 4:
-            raise HemsegError("cam.stage: `cam` is defined for stage 4 alone; use `layercam` for earlier ones.")
-        with torch.no_grad():
-            return torch.einsum("nchw,c->nhw", network.stages(hu)[-1], network.fc.weight[0])
-    if settings.method == "layercam":
-        return _layercam(network, hu, settings.stage)
-    raise HemsegError(f"cam.method {settings.method!r} is not known; known: {', '.join(METHODS)}.")
+    return METHODS[settings.method](network, hu, settings.stage)
 
 
-def _layercam(network: SliceNetwork, hu: Tensor, stage: int) -> Tensor:
+def class_activation(network: SliceNetwork, hu: Tensor, stage: int) -> Tensor:
+    """CAM (Zhou et al. 2016): the last stage's activations, weighted by the linear layer."""
+    if stage != 4:
+        raise HemsegError("cam.stage: `cam` is defined for stage 4 alone; use `layercam` for earlier ones.")
+    with torch.no_grad():
+        return torch.einsum("nchw,c->nhw", network.stages(hu)[-1], network.fc.weight[0])
+
+
+def layercam(network: SliceNetwork, hu: Tensor, stage: int) -> Tensor:
     """LayerCAM (Jiang et al. 2021): every activation weighted by its own positive gradient."""
     with torch.enable_grad():
         maps = network.stages(hu.requires_grad_(False))
@@ -62,3 +68,7 @@ def _layercam(network: SliceNetwork, hu: Tensor, stage: int) -> Tensor:
         logits = network.fc(maps[-1].mean(dim=(2, 3)))[:, 0]
         (gradient,) = torch.autograd.grad(logits.sum(), activation)
     return (gradient.relu() * activation.detach()).sum(dim=1).relu()
+
+
+Method = Callable[[SliceNetwork, Tensor, int], Tensor]  # network, slices (n, y, x), stage 1..4 -> maps (n, y', x')
+METHODS: dict[str, Method] = {"cam": class_activation, "layercam": layercam}  # a new one is a line here

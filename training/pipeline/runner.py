@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from hemseg.errors import HemsegError
 
+from ..console import console, in_words
 from ..fitting.hardware import rank
+from .names import folder_of, without_suffix
 
-console = Console(stderr=True)
 DONE = "done.json"
 
 
@@ -31,6 +30,7 @@ def fingerprint(*parts: Any) -> str:
     """A short hash of plain values and dataclasses.
 
     A field at its default does not count: a new setting, whose default is what was done before, leaves old runs valid.
+    A field, or a value, that was renamed counts under its former name (its ``metadata``), for the same reason.
     """
     text = json.dumps([_plain(p) for p in parts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -42,7 +42,12 @@ def _plain(value: Any) -> Any:
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     fields = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
-    return {type(value).__name__: {f.name: _plain(v) for f, v in fields if v != _default(f)}}
+    return {type(value).__name__: dict(_former(f, _plain(v)) for f, v in fields if v != _default(f))}
+
+
+def _former(field: dataclasses.Field, value: Any) -> tuple[str, Any]:
+    name, values = field.metadata.get("key"), field.metadata.get("values", {})
+    return name or field.name, values.get(value, value) if isinstance(value, str) else value
 
 
 def _default(field: dataclasses.Field) -> Any:
@@ -124,13 +129,9 @@ def minutes(run: Path, variant: str = "") -> dict[str, float]:
         variant: suffix of a variant's stages (``@resnet``): of its own ones, and of those it shares.
     """
     taken = {p.parent.name: float(_read(p)["minutes"]) for p in sorted(run.glob(f"*/{DONE}"))}
-    kept = {}
-    for stage in dict.fromkeys(name.partition("@")[0] for name in taken):
-        for suffix in (variant, variant.partition("-")[0], ""):
-            if stage + suffix in taken:
-                kept[stage + suffix] = taken[stage + suffix]
-                break
-    return kept
+    stages = dict.fromkeys(without_suffix(name) for name in taken)
+    folders = (folder_of(stage, variant, set(taken)) for stage in stages)
+    return {folder: taken[folder] for folder in folders if folder}
 
 
 def states(run: Path) -> list[tuple[str, str, str, str]]:
@@ -151,11 +152,6 @@ def states(run: Path) -> list[tuple[str, str, str, str]]:
         else:
             rows.append((folder.name, "not done", "", f"{epochs} epochs so far" if epochs else ""))
     return rows
-
-
-def in_words(figures: dict[str, Any]) -> str:
-    """Names and values in one line, three significant digits."""
-    return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,0 +1,166 @@
+"""Commands that run the recipe more than once, and the record of what was run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hemseg.errors import HemsegError
+
+from ..fitting.hardware import Hardware
+from .inputs import config_and_data
+from .options import (
+    ConfigOption,
+    DataOption,
+    DevicesOption,
+    NodesOption,
+    PrecisionOption,
+    RunOption,
+    SeedOption,
+    TablesOption,
+)
+
+app = typer.Typer()
+
+
+@app.command("ablate")
+def _ablate(
+    config: ConfigOption,
+    run: RunOption,
+    out: TablesOption,
+    data: DataOption = None,
+    devices: DevicesOption = 1,
+    nodes: NodesOption = 1,
+    precision: PrecisionOption = "32-true",
+    seed: SeedOption = None,
+) -> None:
+    """Run the paper's ablation (Table 2), the supervised upper bound and the threshold; write the tables to OUT."""
+    from ..experiments.ablation import ablate
+
+    hardware = Hardware(devices, nodes, precision)
+    hardware.check()
+    ablate(*config_and_data(config, data, run, seed), run, out, hardware)
+
+
+@app.command("crossval")
+def _crossval(
+    config: ConfigOption,
+    run: RunOption,
+    out: TablesOption,
+    data: DataOption = None,
+    folds: Annotated[int, typer.Option(help="Disjoint test sets of a fifth of the patients each.")] = 3,
+    devices: DevicesOption = 1,
+    nodes: NodesOption = 1,
+    precision: PrecisionOption = "32-true",
+) -> None:
+    """Cross-validate the whole recipe by patient; write the tables to OUT."""
+    from ..experiments.crossval import crossvalidate
+
+    hardware = Hardware(devices, nodes, precision)
+    hardware.check()
+    crossvalidate(*config_and_data(config, data, run), run, folds, out, hardware)
+
+
+@app.command("control")
+def _control(
+    config: ConfigOption,
+    run: RunOption,
+    data: DataOption = None,
+    devices: DevicesOption = 1,
+    nodes: NodesOption = 1,
+    precision: PrecisionOption = "32-true",
+    seed: SeedOption = None,
+) -> None:
+    """Train once more with slice labels permuted within each volume: it must fail. Dice beside the threshold's."""
+    from ..experiments.ablation import control
+
+    hardware = Hardware(devices, nodes, precision)
+    hardware.check()
+    for name, dice in control(*config_and_data(config, data, run, seed), run, hardware).items():
+        for source, value in dice.items():
+            print(f"{name}, {source} {value:.4f}" if source else f"{name} {value:.4f}")
+
+
+@app.command("tradeoff")
+def _tradeoff(
+    config: ConfigOption,
+    run: RunOption,
+    out: TablesOption,
+    data: DataOption = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Of each U-Net.")] = 20,
+    seed: SeedOption = None,
+) -> None:
+    """Train U-Nets of other grids and widths on what the weights outline; Dice on val against time, as a table."""
+    from ..console import in_words
+    from ..experiments.tradeoff import tradeoff
+
+    for row in tradeoff(*config_and_data(config, data, run, seed), run, out, epochs):
+        print(in_words(row))
+
+
+@app.command("shortcuts")
+def _shortcuts(config: ConfigOption, run: RunOption, data: DataOption = None, seed: SeedOption = None) -> None:
+    """Measure whether the classifier's answer depends on the data set a slice is from (its negative val slices)."""
+    from ..console import in_words
+    from ..experiments.shortcuts import shortcuts
+    from ..fitting.classifier import SliceNetwork
+    from ..fitting.trainer import load_network
+    from ..pipeline.names import stage_names
+    from ..pipeline.recipe import build_stages
+    from ..pipeline.runner import run_stage
+
+    settings, dataset = config_and_data(config, data, run, seed)
+    stages, names = build_stages(settings, dataset, run), stage_names()
+    run_stage(stages[names.classify], run, stages)
+    network = SliceNetwork(replace(settings.classifier, pretrained=""))
+    load_network(network, run / names.classify / "network.pt")
+    for row in shortcuts(network, dataset, settings, run / names.prepare):
+        print(in_words(row))
+
+
+@app.command("record")
+def _record(
+    identity: Annotated[str, typer.Argument(metavar="ID", help="Name of the experiment.")],
+    recipe: Annotated[str, typer.Option(help="What was done, in a few words.")],
+    order: Annotated[int, typer.Option(help="Its place in the table.")],
+    evaluation: Annotated[Path | None, typer.Option(help="Folder of tables; by default that of the run.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of the run that made it, if one did.")] = None,
+    variant: Annotated[str, typer.Option(help="Suffix of the run's stages, such as @supervised.")] = "",
+    config: Annotated[str, typer.Option(help="The run's configuration.")] = "",
+    data: DataOption = None,
+    selection: Annotated[str, typer.Option(help="What val masks were used for.")] = "",
+    seed: SeedOption = None,
+) -> None:
+    """Write an experiment to docs/results/runs, for the table that `experiments` makes."""
+    import json
+
+    from ..evaluation.quality import mean_dice
+    from ..experiments.records import RUNS, gather
+    from ..pipeline.names import with_suffix
+    from ..pipeline.runner import fingerprint, minutes
+
+    record: dict[str, object] = {"id": identity, "order": order, "recipe": recipe, "selection": selection}
+    folder = evaluation or (run / with_suffix("evaluate", variant) if run else None)
+    if folder is None:
+        raise HemsegError("record: give --run RUN, or --evaluation FOLDER.")
+    record["test"] = gather(folder)
+    if run:
+        settings, dataset = config_and_data(config, data, run, seed)
+        record |= {"config": settings.name, "config_hash": fingerprint(settings), "seed": settings.seed}
+        record["label_dice_val"] = mean_dice(dataset, settings.preprocessing, run / with_suffix("pseudolabel", variant))
+        record["minutes"] = round(sum(minutes(run, variant).values()), 1)
+    RUNS.mkdir(parents=True, exist_ok=True)
+    (RUNS / f"{identity}.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{RUNS / identity}.json written")
+
+
+@app.command("experiments")
+def _experiments() -> None:
+    """Make docs/results/experiments.md from what was recorded."""
+    from ..experiments.records import TABLE, write_experiments
+
+    write_experiments()
+    print(f"{TABLE} written")

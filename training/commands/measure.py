@@ -1,0 +1,258 @@
+"""Commands that measure weights, masks and labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hemseg.errors import HemsegError
+
+from .inputs import config_and_data
+from .options import (
+    ConfigOption,
+    DataOption,
+    DataSetsOption,
+    RunOption,
+    SeedOption,
+    SplitOption,
+    StrippedOption,
+    TablesOption,
+    WeightsOption,
+)
+
+app = typer.Typer()
+
+
+@app.command("measure")
+def _measure(
+    data: DataSetsOption,
+    out: TablesOption,
+    split: SplitOption = None,
+    weights: WeightsOption = None,
+    threshold: Annotated[bool, typer.Option("--threshold", help="A threshold without learning instead.")] = False,
+    pictures: Annotated[Path | None, typer.Option(help="Folder for panels of real scans: keep them private.")] = None,
+) -> None:
+    """Measure weights on data sets: tables and plots (Bland-Altman, Dice by volume, ROC of slices)."""
+    from hemseg.model import default_weights
+    from hemseg.preprocessing import Settings
+
+    from ..console import in_words
+    from ..data.datasets import load_dataset, together
+    from ..evaluation.evaluate import network_predictor, threshold_predictor
+    from ..evaluation.measure import measure_all
+
+    dataset = together([load_dataset(folder) for folder in data])
+    predict = threshold_predictor(Settings()) if threshold else network_predictor(weights or default_weights())
+    for name, value in measure_all(dataset, predict, tuple(split or ["test"]), out, pictures).items():
+        print(in_words({name: value}))
+
+
+@app.command("quality")
+def _quality(
+    config: ConfigOption,
+    run: RunOption,
+    data: DataOption = None,
+    seed: SeedOption = None,
+    permuted: Annotated[bool, typer.Option("--permuted", help="Those of `control`, of permuted slice labels.")] = False,
+) -> None:
+    """Measure the pseudo-labels of a run against the reference masks of val (Dice, by data set)."""
+    import numpy as np
+
+    from ..evaluation.quality import label_quality
+    from ..pipeline.names import Variant, stage_names
+    from ..pipeline.recipe import build_stages
+    from ..pipeline.runner import run_stage
+
+    settings, dataset = config_and_data(config, data, run, seed)
+    variant = Variant(permuted=permuted)
+    stage = stage_names(variant).pseudolabel
+    stages = build_stages(settings, dataset, run, variant)
+    run_stage(stages[stage], run, stages)
+    for source in dataset.sources():
+        rows = label_quality(source, settings.preprocessing, run / stage)
+        for row in rows:
+            print(f"{row['case']:24} Dice {row['dice']:.3f}  volume x {row['volume_ratio']:.2f}  {row['subtypes']}")
+        if rows:
+            print(f"{source.name}: mean Dice {np.mean([row['dice'] for row in rows]):.3f}, val, {len(rows)} cases")
+
+
+@app.command("slices")
+def _slices(
+    data: Annotated[Path, typer.Option(help="A data set of single slices, such as rsna-slices.")],
+    out: TablesOption,
+    split: SplitOption = None,
+    weights: WeightsOption = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of a run whose slice classifier is asked, too.")] = None,
+    config: Annotated[str, typer.Option(help="The run's configuration.")] = "best",
+) -> None:
+    """Measure weights on single slices with labels: AUC, found and marked, by kind of hemorrhage."""
+    from hemseg.model import load
+
+    from ..console import in_words
+    from ..data.datasets import load_dataset
+    from ..evaluation.evaluate import write_table
+    from ..evaluation.single_slices import intracranial_areas, kinds_summary, single_slices, single_summary
+
+    model, dataset, areas = load(weights), load_dataset(data), intracranial_areas(data)
+    parts, answers = tuple(split or ["test"]), None
+    if run:
+        from ..config import load_config
+        from ..experiments.shortcuts import slice_answers
+
+        answers = slice_answers(run, dataset, load_config(config), parts)
+    rows = [row for part in parts for row in single_slices(dataset, part, model, areas, answers)]
+    tables = {"slices": rows, "summary": single_summary(rows), "kinds": kinds_summary(rows)}
+    for name, table in tables.items():
+        write_table(table, out / f"{name}.csv")
+    for row in (*tables["summary"], *tables["kinds"]):
+        print(in_words(row))
+
+
+@app.command()
+def kinds(
+    weights: WeightsOption = None,
+    out: Annotated[Path, typer.Option(help="The table.")] = Path("docs/results/phantom_kinds.csv"),
+) -> None:
+    """Measure weights on phantoms of each kind of hemorrhage, and on healthy ones."""
+    from ..console import in_words
+    from ..data.samples import measure_kinds
+
+    for row in measure_kinds(weights, out):
+        print(in_words(row))
+
+
+@app.command("painted")
+def _painted(
+    data: Annotated[Path | None, typer.Option(help="A data set, to measure on.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the tables.")] = None,
+    split: SplitOption = None,
+    weights: WeightsOption = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of a run, to paint into its prepared training scans.")
+    ] = None,
+    sheet: Annotated[Path | None, typer.Option(help="The picture of these to write: keep it private.")] = None,
+    config: Annotated[str, typer.Option(help="The run's configuration.")] = "best",
+    seed: Annotated[int, typer.Option(help="Of the picture.")] = 0,
+) -> None:
+    """Measure weights on bleeds painted into held-out heads; or show what training paints."""
+    from ..console import in_words
+    from ..evaluation.painted_heads import painted_heads, painted_summary, read_plan
+
+    if run and sheet:
+        _write_sheet(run, sheet, config, seed)
+        return
+    if not (data and out):
+        raise HemsegError("painted: give --data FOLDER --out OUT to measure, or --run RUN --sheet FILE to look.")
+    from hemseg.model import load
+
+    from ..data.datasets import load_dataset
+    from ..evaluation.evaluate import write_table
+
+    model, dataset = load(weights), load_dataset(data)
+    rows = [row for part in split or ["test"] for row in painted_heads(dataset, part, model, read_plan())]
+    summary = painted_summary(rows)
+    write_table(rows, out / "bleeds.csv")
+    write_table(summary, out / "summary.csv")
+    for row in summary:
+        print(in_words(row))
+
+
+def _write_sheet(run: Path, target: Path, config: str, seed: int) -> None:
+    import cv2
+
+    from ..config import load_config
+    from ..data.datasets import training_scans
+    from ..evaluation.painted_heads import sheet
+
+    settings = load_config(config).preprocessing
+    mm = (settings.slice_mm, settings.in_plane_mm, settings.in_plane_mm)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(target), sheet(training_scans(run, 60, seed), mm, seed))
+    print(f"{target} written")
+
+
+@app.command("operating-point")
+def _operating_point(
+    data: DataSetsOption,
+    out: TablesOption,
+    weights: WeightsOption = None,
+) -> None:
+    """Cut the answers on val at several thresholds: what is found against what is false, as a table."""
+    from hemseg.model import load
+
+    from ..console import in_words
+    from ..data.datasets import load_dataset
+    from ..evaluation.evaluate import write_table
+    from ..evaluation.operating_point import operating_points, write_froc
+
+    model = load(weights)
+    rows = [row for folder in data for row in operating_points(load_dataset(folder), model)]
+    write_table(rows, out / "operating_points.csv")
+    write_froc(rows, model.manifest, out / "froc.png")
+    for row in rows:
+        print(in_words(row))
+
+
+@app.command("stripping")
+def _stripping(
+    data: DataSetsOption,
+    out: TablesOption,
+    heads: Annotated[str, typer.Option(help="Name of the data set of whole heads that --stripped belongs to.")] = "",
+    stripped: StrippedOption = None,
+    weights: WeightsOption = None,
+    strip: Annotated[str, typer.Option(help="An ONNX file in place of the weights' strip, or `paper`.")] = "",
+) -> None:
+    """Measure the skull strip: brain that is lost, muscle that is kept; tables per data set and split."""
+    from ..console import in_words
+    from ..data.datasets import load_dataset
+    from ..evaluation.stripping import strip_predictor, stripping
+
+    predict = strip_predictor(weights, strip)
+    pairs = {heads: stripped} if heads and stripped else {}
+    tables = stripping([load_dataset(folder) for folder in data], pairs, predict, out)
+    for name in ("lost_brain_summary", "whole_heads_summary"):
+        for row in tables.get(name, []):
+            print(in_words(row))
+
+
+@app.command("robustness")
+def _robustness(
+    data: Annotated[Path, typer.Option(help="A data set with reference masks.")],
+    out: TablesOption,
+    split: SplitOption = None,
+    stripped: StrippedOption = None,
+    weights: WeightsOption = None,
+) -> None:
+    """Measure weights on scans in other windows, with shifted HU, and cut down to few slices."""
+    from hemseg.model import load
+
+    from ..console import in_words
+    from ..data.datasets import load_dataset
+    from ..evaluation.robustness import (
+        change_summary,
+        changed_scans,
+        few_slices,
+        few_summary,
+        good_references,
+        phantom_heads,
+        phantom_summary,
+        write_all,
+    )
+
+    model, dataset = load(weights), load_dataset(data)
+    parts = split or ["test"]
+    changed = [row for part in parts for row in changed_scans(dataset, part, model, stripped)]
+    few = [row for part in parts for row in few_slices(dataset, part, model)]
+    heads = phantom_heads(model)
+    summaries = {
+        "changes_summary": change_summary(changed, good_references(data)),
+        "few_slices_summary": few_summary(few),
+        "phantom_heads_summary": phantom_summary(heads),
+    }
+    tables = {"changes": changed, "few_slices": few, "phantom_heads": heads}
+    write_all(summaries | tables, out)
+    for rows in summaries.values():
+        for row in rows:
+            print(in_words(row))

@@ -1,0 +1,36 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]  # Lightning's names
+
+ConfigOption = Annotated[
+    str, typer.Option("--config", help="A YAML file, or the bare name of one in training/configs.")
+]
+RunOption = Annotated[Path, typer.Option("--run", help="Folder of the run.")]
+DataOption = Annotated[
+    list[Path] | None,
+    typer.Option("--data", help="A data set; may be given several times. Without it, phantoms are made in the run."),
+]
+DataSetsOption = Annotated[list[Path], typer.Option("--data", help="A data set; may be given several times.")]
+SplitOption = Annotated[
+    list[str] | None, typer.Option("--split", help="A split to measure on; may be given several times.")
+]
+StrippedOption = Annotated[
+    Path | None, typer.Option("--stripped", help="The same scans without what lies outside the skull.")
+]
+WeightsOption = Annotated[
+    Path | None, typer.Option("--weights", help="Folder with manifest.json; by default hemseg's weights.")
+]
+TablesOption = Annotated[Path, typer.Option("--out", help="Folder for the tables.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Instead of the configuration's seed.")]
+DevicesOption = Annotated[
+    int, typer.Option("--devices", help="Devices per node; start one process for each (torchrun, srun).")
+]
+NodesOption = Annotated[int, typer.Option("--nodes", help="Nodes.")]
+PrecisionOption = Annotated[Precision, typer.Option("--precision", help="Of the arithmetic in training.")]

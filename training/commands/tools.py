@@ -1,0 +1,122 @@
+"""Commands that make data, weights and files for others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hemseg.errors import HemsegError
+
+from ..fitting.hardware import Hardware
+from .inputs import config_and_data, run_stages
+from .options import (
+    ConfigOption,
+    DataOption,
+    DevicesOption,
+    NodesOption,
+    PrecisionOption,
+    RunOption,
+    SeedOption,
+)
+
+app = typer.Typer()
+
+
+@app.command("strip")
+def _strip(
+    run: RunOption,
+    stripped: Annotated[list[Path], typer.Option(help="Data set of scans without what lies outside the skull.")],
+    heads: Annotated[Path | None, typer.Option(help="The same scans (of the first --stripped) as whole heads.")] = None,
+    phantoms: Annotated[int, typer.Option(help="Phantoms beside them.")] = 96,
+    epochs: Annotated[int, typer.Option(min=1, help="Times through all scans.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of weights, order and phantoms.")] = 0,
+    precision: PrecisionOption = "32-true",
+) -> None:
+    """Train the learned skull strip; writes RUN/strip.onnx."""
+    from ..console import in_words
+    from ..data.datasets import load_dataset
+    from ..fitting.strip_network import OPTIMIZATION, paired_cases, phantom_cases, train_strip
+
+    cases = phantom_cases(phantoms, seed) if phantoms else []
+    for i, folder in enumerate(stripped):
+        whole = load_dataset(heads) if heads and i == 0 else None
+        cases += paired_cases(whole, load_dataset(folder), folder)
+    optimization = replace(OPTIMIZATION, epochs=epochs, patience=epochs)
+    print(in_words(train_strip(cases, run, Hardware(precision=precision), seed, optimization)))
+
+
+@app.command()
+def phantoms(
+    folder: Annotated[Path, typer.Argument(help="Where to.")],
+    cases: Annotated[int, typer.Option(help="How many; one in five is healthy.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of heads, hemorrhages and noise.")] = 0,
+    size: Annotated[int, typer.Option(help="Pixels of a slice, along each side of 230 mm.")] = 256,
+    slices: Annotated[int, typer.Option(help="Of 140 mm.")] = 28,
+) -> None:
+    """Make a data set of phantoms: scans, masks, slice labels with subtypes, and a split."""
+    from ..data.phantom import Grid, write_dataset
+
+    write_dataset(folder, cases, seed, Grid((slices, size, size), (230 / size, 230 / size, 140 / slices)))
+
+
+@app.command()
+def samples(root: Annotated[Path, typer.Option(help="The folder that has these.")] = Path("test")) -> None:
+    """Make the sample scans of test/cases, their truth, and the masks that the present weights give."""
+    from ..data.samples import write_samples
+
+    write_samples(root)
+
+
+@app.command("bundle")
+def _bundle(
+    config: ConfigOption,
+    run: RunOption,
+    out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
+    data: DataOption = None,
+    devices: DevicesOption = 1,
+    nodes: NodesOption = 1,
+    precision: PrecisionOption = "32-true",
+    seed: SeedOption = None,
+) -> None:
+    """Write the U-Net of a run as a MONAI bundle; runs what is not done yet."""
+    from ..export.bundle import write_bundle
+
+    run_stages("export", config, data, run, Hardware(devices, nodes, precision), seed)
+    write_bundle(config_and_data(config, data, run, seed)[0], run, out)
+
+
+@app.command()
+def optimize(folder: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Folder with manifest.json.")]) -> None:
+    """Rewrite the graph of weights that an older export made, so that it runs faster; it computes the same."""
+    from ..export.graph import optimize_weights
+
+    print(f"{folder}: rewritten; probabilities differ by {optimize_weights(folder):.1g} at most")
+
+
+@app.command("bench")
+def _bench(
+    config: ConfigOption, run: RunOption, data: DataOption = None, precision: PrecisionOption = "32-true"
+) -> None:
+    """Time the loader, the network alone and real training, in slices a second and as ratios."""
+    try:
+        from benchmarks.loader import bench
+    except ModuleNotFoundError as error:
+        if error.name != "benchmarks":
+            raise
+        raise HemsegError("bench: the benchmarks come with a clone; run `python -m training bench` there.") from None
+
+    rates = bench(*config_and_data(config, data, run), run, precision=precision)
+    for name in ("loader", "network", "training"):
+        print(f"{name:9} {rates[name]:8.1f} slices/s, {rates[name] / rates['network']:.2f} of the network alone")
+
+
+@app.command("cli-pages")
+def _cli_pages(out: Annotated[Path, typer.Option(help="Folder of the pages.")] = Path("docs")) -> None:
+    """Write cli.md and training-cli.md: every command and option of `hemseg` and `python -m training`."""
+    from .reference import write_pages
+
+    for page in write_pages(out):
+        print(f"{page} written")

@@ -1,0 +1,144 @@
+"""What the stages of a run share: configuration, data, folder, variant, hardware, and the files of earlier stages."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hemseg.errors import HemsegError
+from hemseg.model import Manifest, default_weights
+
+from ..config import Config
+from ..data.datasets import DataSet, Prepared, prepared
+from ..fitting.classifier import SliceNetwork, Volumes
+from ..fitting.hardware import Hardware
+from ..fitting.segmenter import LEFT_OUT, build_unet
+from ..fitting.trainer import load_network
+from .names import StageNames, Variant, stage_names
+
+WEAK = ("train", "val")  # what the weakly supervised stages may see, and of it the slice labels alone
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What the steps of a run have in common; each gets it and the folder that it writes to.
+
+    Attributes:
+        config: the configuration with the variant's changes (`vary`).
+        run: the run's folder, with a folder per stage.
+    """
+
+    config: Config
+    dataset: DataSet
+    run: Path
+    variant: Variant = field(default_factory=Variant)
+    hardware: Hardware = field(default_factory=Hardware)
+
+    @cached_property
+    def names(self) -> StageNames:
+        """Of this variant's stages."""
+        own = self.config.self_training
+        return stage_names(self.variant, own.rounds if own.enabled and not self.variant.reference else 0)
+
+    @cached_property
+    def strip_file(self) -> Path | None:
+        """The ONNX file of the learned skull strip that the configuration asks for."""
+        return strip_path(self.config)
+
+    @cached_property
+    def strip_sha256(self) -> str:
+        """Of `strip_file`; '' without one."""
+        return hashlib.sha256(self.strip_file.read_bytes()).hexdigest() if self.strip_file else ""
+
+    @cached_property
+    def classifier(self) -> SliceNetwork:
+        """The trained slice classifier; evaluation asks for it once per case."""
+        network = SliceNetwork(replace(self.config.classifier, pretrained=""))
+        return load_network(network, self.network_file(self.names.sequence))  # type: ignore[return-value]
+
+    def network_file(self, stage: str) -> Path:
+        """The weights that a stage wrote."""
+        return self.run / stage / "network.pt"
+
+    def unet(self, stage: str) -> torch.nn.Module:
+        """The U-Net that a stage trained."""
+        network = build_unet(self.config.segmenter, len(self.config.preprocessing.channels))
+        return load_network(network, self.network_file(stage))
+
+    def cases(self, *splits: str, without: tuple[str, ...] = ()) -> list[Prepared]:
+        """Prepared scans of some splits, but for those of the data sets ``without``."""
+        found = list(prepared(self.run / self.names.prepare, self.dataset.without(without), *splits))
+        return [permuted(case, self.config.seed) for case in found] if self.variant.permuted else found
+
+    def train_and_val(self, without: tuple[str, ...]) -> tuple[list[Prepared], list[Prepared]]:
+        """What a network learns from and is validated on."""
+        return self.cases("train", without=without), self.cases("val", without=without)
+
+    def volumes(self, without: tuple[str, ...]) -> tuple[Volumes, Volumes]:
+        """The same as the classifier sees them."""
+        train, val = self.train_and_val(without)
+        return Volumes(train, self.config), Volumes(val, self.config)
+
+    def labels(self, stage: str) -> dict[str, np.ndarray]:
+        """The labels that a stage wrote for all weak cases, as the U-Net is to learn them."""
+        return {case.name: label_of(load_case(self.run / stage, case.name)) for case in self.dataset.part(*WEAK)}
+
+    def false_peaks(self, stage: str) -> dict[str, float]:
+        """How sure the U-Net of the round before was of blood in healthy single slices, where ``stage`` wrote it."""
+        saved = ((case.name, load_case(self.run / stage, case.name)) for case in self.dataset.part("train"))
+        return {name: float(file["false_peak"]) for name, file in saved if "false_peak" in file}
+
+
+def vary(config: Config, variant: Variant) -> Config:
+    """The configuration of a variant."""
+    if not variant.lstm:
+        config = replace(config, sequence=replace(config.sequence, enabled=False))
+    if not variant.kmeans:
+        config = replace(config, pseudolabels=replace(config.pseudolabels, clusters=0))
+    return config
+
+
+def permuted(case: Prepared, seed: int) -> Prepared:
+    """The case with the labels of its slices shuffled among them; slices that carry none keep their place."""
+    labels, known = case.labels.copy(), case.labels >= 0
+    rng = np.random.default_rng([seed, zlib.crc32(case.name.encode())])
+    labels[known] = rng.permutation(labels[known])
+    return replace(case, labels=labels)
+
+
+def strip_path(config: Config) -> Path | None:
+    """The ONNX file of the learned skull strip that a configuration asks for; None: the paper's steps.
+
+    Raises:
+        HemsegError: there is no such file, or hemseg's weights have none.
+    """
+    if not config.strip:
+        return None
+    if config.strip != "weights":
+        path = Path(config.strip)
+    else:
+        folder = default_weights()
+        path = folder / (Manifest.read(folder).strip_file or "strip.onnx")
+    if not path.is_file():
+        raise HemsegError(f"{path}: there is no such file; the configuration's `strip` names a learned skull strip.")
+    return path
+
+
+def label_of(saved: dict[str, np.ndarray]) -> np.ndarray:
+    """A saved pseudo-label as the U-Net is to learn it, int8 (z, y, x): 1, 0, and `LEFT_OUT` for whole slices."""
+    label = saved["mask"].astype(np.int8)
+    if "left_out" in saved:
+        label[saved["left_out"]] = LEFT_OUT
+    return label
+
+
+def load_case(folder: Path, name: str) -> dict[str, np.ndarray]:
+    """The arrays that a stage saved for a case."""
+    with np.load(folder / f"{name}.npz") as file:
+        return dict(file)
