@@ -14,8 +14,9 @@ from hemseg.errors import HemsegError
 from hemseg.names import printable
 
 if TYPE_CHECKING:
-    from hemseg.folder.jobs import Job
-    from hemseg.folder.journal import Journal, Row
+    from hemseg.folder.journal import Journal
+    from hemseg.folder.plan import Job
+    from hemseg.folder.rows import Row
 
 app = typer.Typer(
     help="Find intracranial hemorrhage on non-contrast head CT, outline it in 3D. Research only, not a medical device.",
@@ -90,9 +91,10 @@ def segment(
     """
     from contextlib import ExitStack
 
-    from hemseg.folder.jobs import OutputOptions, plan_jobs
-    from hemseg.folder.journal import Journal, settings_key_of_weights
+    from hemseg.folder.journal import Journal
     from hemseg.folder.outputs import refuse_conflicts
+    from hemseg.folder.plan import OutputOptions, plan_jobs
+    from hemseg.folder.rows import settings_key_of_weights
     from hemseg.io.files import exclusive_access, remove_leftovers
     from hemseg.model import default_weights
     from hemseg.streams import print_text

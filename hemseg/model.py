@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ import numpy as np
 from hemseg.errors import HemsegError, first_line
 from hemseg.manifest_values import check_values
 from hemseg.preprocessing import Settings, Strip
-from hemseg.resources import check_model_memory, share_heap
+from hemseg.resources import check_model_memory, cores, share_heap
 from hemseg.strip import learned_mask
 
 logger = logging.getLogger("hemseg")
@@ -201,16 +200,6 @@ def checked_probability(answer: Any, shape: tuple[int, ...], weights: Path) -> n
             "the weights are damaged, or were made for other input."
         )
     return answer
-
-
-def cores() -> int:
-    """CPU cores that this process may use: a container's limit counts, the machine's number does not."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(allowed, -(-int(quota) // int(period))))
-    except (OSError, ValueError):
-        return allowed
 
 
 def load(weights: str | Path | None = None, device: str = "auto", threads: int = 0, scans: int = 1) -> Model:

@@ -23,13 +23,15 @@ from urllib.parse import quote
 
 from hemseg import __version__
 from hemseg.errors import HemsegError
-from hemseg.folder.jobs import Job, Outcome, OutputOptions
-from hemseg.folder.outputs import JOURNAL, files_of, is_journal
+from hemseg.folder.jobs import Outcome
+from hemseg.folder.outputs import files_of
+from hemseg.folder.plan import Job, OutputOptions
+from hemseg.io.files import write_text
 from hemseg.io.fingerprint import Fingerprint, content_of, is_same
 from hemseg.io.marks import mark, read_mark
+from hemseg.io.output_folder import JOURNAL, is_journal
 from hemseg.model import Manifest
 from hemseg.names import case_name, from_cell, printable, to_cell
-from hemseg.report.findings import write_text
 
 logger = logging.getLogger("hemseg")
 CSV, HTML = JOURNAL, "summary.html"

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hemseg.errors import HemsegError, one_line
-from hemseg.folder.jobs import Job, known_refusal, run_jobs
+from hemseg.folder.jobs import run_jobs
 from hemseg.folder.outputs import refuse_conflicts
+from hemseg.folder.plan import Job, known_refusal
 from hemseg.grand_challenge.outputs import (
     RESULTS,
     check_mounts,

@@ -16,8 +16,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from hemseg.io.files import write_text
 from hemseg.names import printable
-from hemseg.report.findings import write_text
 from hemseg.segmentation import Segmentation
 
 # grey level -> HU: single HU from -20 to 100, coarser steps outside
@@ -85,10 +85,9 @@ def _geometry(result: Segmentation) -> str:
 def _lesion_rows(result: Segmentation, found: dict[str, Any]) -> str:
     """Table rows; each knows the picture to go to."""
     volume = result.volume
-    direction = np.array(volume.direction).reshape(3, 3)
     rows = []
     for lesion in found["lesions"]:
-        index = np.linalg.solve(direction, np.array(lesion["centroid_mm"]) - volume.origin) / volume.spacing
+        index = np.linalg.solve(volume.cosines, np.array(lesion["centroid_mm"]) - volume.origin) / volume.spacing
         voxel = np.clip(np.round(index[::-1]).astype(int), 0, np.array(volume.hu.shape) - 1)
         z = int(volume.indices_in_lps(voxel[None])[0, 0])
         first, last = lesion["slices"]

@@ -13,7 +13,8 @@ from conftest import ROOT, hemseg, same_geometry
 from helpers.faults import write_faulty
 
 from hemseg.errors import HemsegError
-from hemseg.folder.jobs import OutputOptions, find_scans, plan_jobs
+from hemseg.folder.plan import OutputOptions, plan_jobs
+from hemseg.folder.scans import find_scans
 
 
 def files(folder: Path) -> set[str]:

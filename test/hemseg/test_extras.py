@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, python
 from helpers.series import write_series
 
-from hemseg.volume import read
+from hemseg.scan import read
 
 WITHOUT = """
 import runpy, sys

@@ -18,13 +18,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import ROOT, hemseg, process, python, same_geometry
+from hemseg.folder.rows import Row, settings_key_of_weights
 from test_cli import files
 
 from hemseg import model as hemseg_model
 from hemseg.folder import jobs as folder_jobs
 from hemseg.folder import processes
-from hemseg.folder.jobs import Job, plan_jobs, run_jobs
-from hemseg.folder.journal import Journal, Row, settings_key_of_weights
+from hemseg.folder.jobs import run_jobs
+from hemseg.folder.journal import Journal
+from hemseg.folder.plan import Job, plan_jobs
 from hemseg.io.files import atomic_write, exclusive_access, remove_leftovers
 from hemseg.model import Model, load
 from hemseg.names import case_name, to_cell

@@ -19,8 +19,8 @@ from hemseg.model import load
 from hemseg.names import case_name, from_cell, printable, to_cell
 from hemseg.report import viewer
 from hemseg.report.findings import findings
+from hemseg.scan import read
 from hemseg.segmentation import segment
-from hemseg.volume import read
 from training.data.phantom import Phantom
 
 

@@ -18,7 +18,7 @@ from scipy.stats import rankdata
 
 from hemseg.errors import HemsegError
 from hemseg.model import Model
-from hemseg.volume import read
+from hemseg.scan import read
 
 from ..data.datasets import SUBTYPES, DataSet
 from ..pipeline.runner import console

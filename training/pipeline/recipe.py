@@ -30,8 +30,8 @@ import hemseg
 from hemseg.errors import HemsegError
 from hemseg.model import Manifest, default_weights, load, load_strip
 from hemseg.preprocessing import PREPROCESSING_VERSION, smoothed, working_image
+from hemseg.scan import read
 from hemseg.segmentation import working_probability
-from hemseg.volume import read
 
 from ..config import Config, Segmenter
 from ..data.datasets import Case, DataSet, Prepared, prepare, prepared
