@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from hemseg.choices import Device
 from hemseg.errors import HemsegError, first_line
 from hemseg.manifest_values import check_values
 from hemseg.preprocessing import Settings, Strip
@@ -29,7 +30,7 @@ logger = logging.getLogger("hemseg")
 FORMAT = 6  # of the manifest; raised when an older hemseg could misread a newer one
 MANIFEST = "manifest.json"
 PLATFORM_MODEL = Path("/opt/ml/model")  # where Grand Challenge unpacks a model tarball
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = get_args(Device)
 ROUNDING = 1e-5  # of a sigmoid, at most
 DEFAULT_POINT = "balanced"
 POINT_KEYS = ("threshold", "min_peak", "min_lesion_ml")  # what an operating point may set
@@ -214,7 +215,7 @@ def load(weights: str | Path | None = None, device: str = "auto", threads: int =
             beside it.
 
     Raises:
-        HemsegError: weights missing, damaged or of a newer format; CUDA asked for but not to be had.
+        HemsegError: weights missing, damaged or of a newer format; CUDA asked for but not available.
     """
     folder = Path(weights) if weights is not None else default_weights()
     manifest = Manifest.read(folder)

@@ -24,7 +24,9 @@ class FileIdentity(Protocol):
 class SliceStack(Protocol):
     """How the slices of a DICOM series lie in an even volume, see `hemseg.dicom.stack.Stack`."""
 
-    series: Any
+    @property
+    def series(self) -> Any:
+        """The slices, see `hemseg.dicom.stacks.Series`."""
 
     def to_slices(self, mask: np.ndarray) -> np.ndarray:
         """A mask (z, y, x) of the even volume on the slices as they are, (slice, row, column)."""

@@ -7,10 +7,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hemseg.choices import MASK_FORMATS, SAME, MaskFormat
 from hemseg.errors import HemsegError
 from hemseg.folder.scans import Found, find_scans, own_name
 from hemseg.io.folders import may_be_dicom
-from hemseg.io.formats import MASK_FORMATS, SAME, MaskFormat, mask_name, stem, suffix
+from hemseg.io.formats import mask_name, stem, suffix
 from hemseg.names import name_problem
 from hemseg.report.probability import probability_path
 

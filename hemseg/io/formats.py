@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -74,10 +73,6 @@ METAIMAGE = ImageFormat(
     in_two_files=(".mhd",),
 )
 NRRD = ImageFormat("NRRD", (".nrrd",), "NrrdImageIO", nrrd_orientation, write_like=write_nrrd)
-
-MaskFormat = Literal["same", "mha", "nii.gz", "dicom-seg"]
-SAME: MaskFormat = "same"  # as the scan
-MASK_FORMATS = {"mha": ".mha", "nii.gz": ".nii.gz", "dicom-seg": ".dcm"}  # that can be asked for; the suffix of each
 
 FORMATS = {suffix: form for form in (NIFTI, METAIMAGE, NRRD) for suffix in form.suffixes}
 SUFFIXES = tuple(FORMATS)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 # from the ground up; a module imports what lies below it or beside it, a package stands for all that is in it
 LAYERS = (
-    ("hemseg", "hemseg.names", "hemseg.errors", "hemseg.streams", "hemseg.manifest_values"),
+    ("hemseg", "hemseg.names", "hemseg.errors", "hemseg.choices", "hemseg.streams", "hemseg.manifest_values"),
     ("hemseg.volume", "hemseg.resources"),
     ("hemseg.io", "hemseg.signals"),
     ("hemseg.dicom",),

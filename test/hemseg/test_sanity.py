@@ -18,6 +18,7 @@ from hemseg.cli import app
 from hemseg.folder.jobs import Outcome
 from hemseg.folder.journal import Journal
 from hemseg.folder.plan import Job
+from hemseg.folder.rows import row_of
 from hemseg.preprocessing import WorkingGrid, WorkingImage
 from hemseg.report.findings import RED, findings, overlay
 from hemseg.report.viewer import page

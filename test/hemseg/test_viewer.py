@@ -15,6 +15,7 @@ from hemseg.folder.rows import settings_key
 from hemseg.folder.journal import Journal
 from hemseg.folder.plan import OutputOptions, plan_jobs
 from hemseg.folder.processes import run_here
+from hemseg.folder.rows import settings_key
 from hemseg.model import Model
 from hemseg.scan import read
 

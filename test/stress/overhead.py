@@ -18,6 +18,7 @@ from hemseg.folder.rows import row_of
 from hemseg.folder.jobs import run_job
 from hemseg.folder.outputs import files_of, refuse_conflicts
 from hemseg.folder.plan import Job
+from hemseg.folder.rows import row_of
 from hemseg.io.files import atomic_write
 from hemseg.io.fingerprint import unchanged
 from hemseg.io.marks import voxel_hash
