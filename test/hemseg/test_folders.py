@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import ROOT, hemseg, process, python, same_geometry
-from hemseg.folder.rows import Row, settings_key_of_weights
 from test_cli import files
 
 from hemseg import model as hemseg_model

@@ -15,7 +15,6 @@ import pytest
 import SimpleITK as sitk
 from conftest import hemseg_here
 from helpers.series import write_series
-from hemseg.folder.rows import settings_key_of_weights
 from test_folders import rows
 
 import hemseg

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SHARED
-from hemseg.folder.rows import row_of
 from typer.testing import CliRunner
 
 import hemseg

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from hemseg.folder.rows import settings_key
 
 from hemseg.folder.journal import Journal
 from hemseg.folder.plan import OutputOptions, plan_jobs

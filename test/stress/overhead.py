@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hemseg.folder.rows import row_of
-
 from hemseg.folder.jobs import run_job
 from hemseg.folder.outputs import files_of, refuse_conflicts
 from hemseg.folder.plan import Job
