@@ -73,8 +73,8 @@ def stages(scan: Path, folder: Path) -> list[Row]:
 
     from hemseg.checks import check_scan
     from hemseg.model import load
+    from hemseg.scan import read
     from hemseg.segmentation import postprocess, working_probability
-    from hemseg.volume import read
 
     model = load(device="cpu")
     lap("start-up: libraries, runtime, model")

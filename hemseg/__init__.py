@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hemseg.api import segment as segment
     from hemseg.errors import HemsegError as HemsegError
+    from hemseg.scan import read as read
     from hemseg.segmentation import Lesion as Lesion
     from hemseg.segmentation import Segmentation as Segmentation
     from hemseg.volume import Volume as Volume
-    from hemseg.volume import read as read
 
 __version__ = "0.1.0"
 __all__ = ["HemsegError", "Lesion", "Segmentation", "Volume", "read", "segment"]
@@ -25,7 +25,7 @@ _HOMES = {
     "Lesion": "segmentation",
     "Segmentation": "segmentation",
     "Volume": "volume",
-    "read": "volume",
+    "read": "scan",
 }
 
 

@@ -13,13 +13,17 @@ from typing import Any, Protocol
 import numpy as np
 import SimpleITK as sitk
 
+import hemseg.dicom_out.seg  # noqa: F401  Segmentation.save knows DICOM by it
 from hemseg.checks import check_scan
+from hemseg.dicom.reading import read_series
+from hemseg.dicom.source import Source, is_dicom
 from hemseg.errors import HemsegError
+from hemseg.io.images import from_itk
 from hemseg.model import MANIFEST, Manifest, Model, default_weights, load
-from hemseg.sanity import require_plausible
-from hemseg.segmentation import Segmentation
+from hemseg.scan import read
+from hemseg.segmentation import Segmentation, require_plausible
 from hemseg.segmentation import segment as segment_volume
-from hemseg.volume import Volume, from_itk, read
+from hemseg.volume import Volume
 
 
 class NiftiImage(Protocol):
@@ -164,8 +168,6 @@ def _of_files(paths: Sequence[Any], series: str) -> Volume:
     files = [Path(os.fsdecode(path)) for path in paths]
     if missing := [path for path in files if not path.is_file()]:
         raise HemsegError(f"{missing[0]}: there is no such file.")
-    from hemseg.dicom.reading import Source, is_dicom, read_series
-
     if other := [path for path in files if not is_dicom(path)]:
         raise HemsegError(f"{other[0]}: is no DICOM file; a list is for those of one scan, give others one at a time.")
     return read_series([Source(path) for path in files], Path(os.path.commonpath([p.parent for p in files])), series)

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
+from hemseg.components import TOUCHING
 from hemseg.errors import HemsegError
 from hemseg.hounsfield import require_hounsfield_units
 from hemseg.preprocessing import (
@@ -69,9 +70,8 @@ def require_head_ct(volume: Volume) -> None:
         HemsegError: every voxel is the same, the axes are not at right angles, or the values are not HU.
     """
     name = volume.path or "the scan"
-    cosines = np.array(volume.direction).reshape(3, 3)
-    if not np.allclose(cosines @ cosines.T, np.eye(3), atol=0.01):
-        raise HemsegError(f"{name}: the axes of its direction matrix are not at right angles; mend the header.")
+    if not np.allclose(volume.cosines @ volume.cosines.T, np.eye(3), atol=0.01):
+        raise HemsegError(f"{name}: the axes of its direction matrix are not at right angles; fix the header.")
     _, (depth, *plane) = volume.in_lps()
     limits = [(mm, IN_PLANE_LIMITS_MM) for mm in plane] + [(depth, SLICE_LIMITS_MM)]
     if any(not low <= mm <= high for mm, (low, high) in limits):
@@ -162,7 +162,7 @@ def _odd_anatomy(working: WorkingImage, settings: Settings) -> list[str]:
 
 def _bone_of_head(bone: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """The connected components of bone at the edge of the cranial cavity: no table, no headrest; bool (z, y, x)."""
-    labels, n = ndimage.label(bone, np.ones((3, 3, 3)))
+    labels, n = ndimage.label(bone, TOUCHING)
     near = np.stack([cv2.dilate(plane, np.ones((9, 9), np.uint8)) for plane in inside.astype(np.uint8)]).astype(bool)
     touching = np.bincount(labels[near], minlength=n + 1) > 0
     touching[0] = False

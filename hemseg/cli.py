@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hemseg import __version__
+from hemseg import __version__, choices
 from hemseg.errors import HemsegError
 from hemseg.names import printable
 
 if TYPE_CHECKING:
-    from hemseg.folder.jobs import Job
-    from hemseg.folder.journal import Journal, Row
+    from hemseg.folder.journal import Journal
+    from hemseg.folder.plan import Job
+    from hemseg.folder.rows import Row
 
 app = typer.Typer(
     help="Find intracranial hemorrhage on non-contrast head CT, outline it in 3D. Research only, not a medical device.",
@@ -25,7 +26,7 @@ app = typer.Typer(
 Weights = Annotated[
     Path | None, typer.Option(help="Folder with manifest.json; by default the weights that came with hemseg.")
 ]
-Device = Annotated[str, typer.Option(help="auto (CUDA where it works, else CPU), cpu, or cuda (CUDA or an error).")]
+Device = Annotated[choices.Device, typer.Option(help="auto: CUDA where it works, else CPU; cuda: CUDA, or an error.")]
 
 
 @app.command()
@@ -38,8 +39,8 @@ def segment(
     ],
     target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A folder; for one scan also the mask's file name.")],
     form: Annotated[
-        str, typer.Option("--format", help="Of the masks: same (as the scan; mha for DICOM), mha, nii.gz, dicom-seg.")
-    ] = "same",
+        choices.MaskFormat, typer.Option("--format", help="Of the masks; same: as the scan, mha for DICOM.")
+    ] = choices.SAME,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write a picture of each case, <case>.png.")] = False,
     report: Annotated[
         bool, typer.Option("--report", help="Also write <case>/report.html, a viewer to open, and report.json.")
@@ -72,11 +73,9 @@ def segment(
     ] = False,
     weights: Weights = None,
     device: Device = "auto",
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress and no table; errors are still told.")
-    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table, but errors.")] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Tell weights, device, the chosen series and every warning.")
+        bool, typer.Option("--verbose", "-v", help="Also print weights, device, the chosen series and every warning.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")] = False,
 ) -> None:
@@ -90,9 +89,10 @@ def segment(
     """
     from contextlib import ExitStack
 
-    from hemseg.folder.jobs import OutputOptions, plan_jobs
-    from hemseg.folder.journal import Journal, settings_key_of_weights
+    from hemseg.folder.journal import Journal
     from hemseg.folder.outputs import refuse_conflicts
+    from hemseg.folder.plan import OutputOptions, plan_jobs
+    from hemseg.folder.rows import settings_key_of_weights
     from hemseg.io.files import exclusive_access, remove_leftovers
     from hemseg.model import default_weights
     from hemseg.streams import print_text
@@ -181,14 +181,18 @@ def _work(
             rows.append(row)
             if journal:
                 journal.add(row)
-            told = [("error", row.error, "red")] if row.error else []
-            told += [("implausible", f"{row.case}: {row.implausible}", "red")] if row.implausible and not quiet else []
-            told += [("warning", f"{row.case}: {row.warnings}", "yellow")] if row.warnings and not quiet else []
-            told += [("series", f"{row.case}: {row.series}", "")] if row.series and verbose else []
-            for kind, text, style in told:
+            for kind, text, style in _messages(row, quiet, verbose):
                 bar.console.print(f"{kind}: {text}", style=style, markup=False, highlight=False, soft_wrap=True)
             bar.advance(task)
     return rows
+
+
+def _messages(row: Row, quiet: bool, verbose: bool) -> list[tuple[str, str, str]]:
+    """What is printed of a case beside its line in the table: kind, text and color."""
+    about = [("implausible", row.implausible, "red", not quiet), ("warning", row.warnings, "yellow", not quiet)]
+    about.append(("series", row.series, "", verbose))
+    errors = [("error", row.error, "red")] if row.error else []
+    return errors + [(kind, f"{row.case}: {text}", style) for kind, text, style, shown in about if text and shown]
 
 
 def _print_table(rows: list[Row]) -> None:
@@ -218,7 +222,7 @@ def _print_table(rows: list[Row]) -> None:
 
 @app.command()
 def info(weights: Weights = None, device: Device = "auto") -> None:
-    """Tell versions, weights and the device that inference would run on."""
+    """Print versions, weights and the device that inference would run on."""
     import platform
 
     import cv2

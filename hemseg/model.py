@@ -9,28 +9,28 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from hemseg.choices import Device
 from hemseg.errors import HemsegError, first_line
 from hemseg.manifest_values import check_values
 from hemseg.preprocessing import Settings, Strip
-from hemseg.resources import check_model_memory, share_heap
+from hemseg.resources import check_model_memory, cores, share_heap
 from hemseg.strip import learned_mask
 
 logger = logging.getLogger("hemseg")
 FORMAT = 6  # of the manifest; raised when an older hemseg could misread a newer one
 MANIFEST = "manifest.json"
 PLATFORM_MODEL = Path("/opt/ml/model")  # where Grand Challenge unpacks a model tarball
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = get_args(Device)
 ROUNDING = 1e-5  # of a sigmoid, at most
 DEFAULT_POINT = "balanced"
 POINT_KEYS = ("threshold", "min_peak", "min_lesion_ml")  # what an operating point may set
@@ -203,16 +203,6 @@ def checked_probability(answer: Any, shape: tuple[int, ...], weights: Path) -> n
     return answer
 
 
-def cores() -> int:
-    """CPU cores that this process may use: a container's limit counts, the machine's number does not."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(allowed, -(-int(quota) // int(period))))
-    except (OSError, ValueError):
-        return allowed
-
-
 def load(weights: str | Path | None = None, device: str = "auto", threads: int = 0, scans: int = 1) -> Model:
     """Load weights.
 
@@ -225,7 +215,7 @@ def load(weights: str | Path | None = None, device: str = "auto", threads: int =
             beside it.
 
     Raises:
-        HemsegError: weights missing, damaged or of a newer format; CUDA asked for but not to be had.
+        HemsegError: weights missing, damaged or of a newer format; CUDA asked for but not available.
     """
     folder = Path(weights) if weights is not None else default_weights()
     manifest = Manifest.read(folder)

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from scipy import ndimage, sparse
 
+from hemseg.components import TOUCHING, drop_small_components, largest_component
 from hemseg.volume import Volume
 
 PREPROCESSING_VERSION = 3  # raised when the same settings give other voxels: training then prepares anew
@@ -228,7 +229,7 @@ def intracranial_mask(hu: np.ndarray, settings: Settings) -> np.ndarray:
     Returns:
         bool (z, y, x).
     """
-    head = _largest_piece(hu > settings.head_floor_hu, settings, opening_mm=2.0)
+    head = _largest_component_opened(hu > settings.head_floor_hu, settings, opening_mm=2.0)
     smooth = smoothed(hu, settings)
     # not every clipped voxel is skull: a few percent of bone in a voxel clip it, and thin blood lies there
     skull = _skull(head & (smooth >= skull_threshold(smooth, head, settings)))
@@ -236,7 +237,7 @@ def intracranial_mask(hu: np.ndarray, settings: Settings) -> np.ndarray:
         return np.stack([ndimage.binary_fill_holes(s) for s in head]) if head.any() else head
     inside = _hull(skull) & ~skull
     tissue = inside & (hu > settings.hu_range[0] + AIR_HU)
-    brain = _enclosed(_largest_piece(tissue, settings, opening_mm=3.0), skull, settings)
+    brain = _enclosed(_largest_component_opened(tissue, settings, opening_mm=3.0), skull, settings)
     # give back what the opening took: thin blood along the skull belongs to the inside
     grown = _grown(brain, tissue, steps=round(5.0 / settings.in_plane_mm))
     return np.stack([ndimage.binary_fill_holes(s) for s in grown]) & inside
@@ -253,13 +254,8 @@ def _grown(brain: np.ndarray, tissue: np.ndarray, steps: int) -> np.ndarray:
 
 
 def _skull(bone: np.ndarray) -> np.ndarray:
-    """The pieces of bone at least a twentieth as large as the largest: vault, flap, face; not calcifications."""
-    labels, n = ndimage.label(bone, np.ones((3, 3, 3)))
-    if n == 0:
-        return bone
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return (sizes >= 0.05 * sizes.max())[labels]
+    """The components of bone at least a twentieth as large as the largest: vault, flap, face; not calcifications."""
+    return drop_small_components(bone, share=0.05, structure=TOUCHING)
 
 
 def skull_hull(bone: np.ndarray) -> np.ndarray:
@@ -277,17 +273,12 @@ def _hull(skull: np.ndarray) -> np.ndarray:
     return filled.astype(bool)
 
 
-def _largest_piece(mask: np.ndarray, settings: Settings, opening_mm: float) -> np.ndarray:
-    """The largest connected piece after an in-plane opening that cuts thin bridges."""
+def _largest_component_opened(mask: np.ndarray, settings: Settings, opening_mm: float) -> np.ndarray:
+    """The largest connected component after an in-plane opening that cuts thin bridges."""
     side = 2 * round(opening_mm / settings.in_plane_mm) + 1
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
     opened = np.stack([cv2.morphologyEx(s, cv2.MORPH_OPEN, disc) for s in mask.astype(np.uint8)])
-    labels, n = ndimage.label(opened)
-    if n == 0:
-        return np.zeros(mask.shape, bool)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return labels == sizes.argmax()
+    return largest_component(opened)
 
 
 def _enclosed(brain: np.ndarray, skull: np.ndarray, settings: Settings) -> np.ndarray:

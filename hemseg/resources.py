@@ -1,4 +1,4 @@
-"""How much memory a scan will take and how much there is: a sentence now in place of a silent kill later."""
+"""Memory and cores: how much a scan will take and how much there is; a sentence now in place of a silent kill later."""
 
 from __future__ import annotations
 
@@ -177,3 +177,13 @@ def _field(path: Path, name: str) -> int:
         if line.split()[:1] == [name]:
             return int(line.split()[1])
     raise ValueError(f"{path} has no {name}")
+
+
+def cores() -> int:
+    """CPU cores that this process may use: a container's limit counts, the machine's number does not."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(allowed, -(-int(quota) // int(period))))
+    except (OSError, ValueError):
+        return allowed

@@ -6,17 +6,13 @@ answers with hundreds of mL and does not know. They are loose: what breaks one i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import cv2
 import numpy as np
 from scipy import ndimage
 
-from hemseg.errors import HemsegError
-
-if TYPE_CHECKING:
-    from hemseg.preprocessing import WorkingImage
-    from hemseg.segmentation import Segmentation
+from hemseg.components import drop_small_components
+from hemseg.preprocessing import WorkingImage
+from hemseg.volume import Volume
 
 MOST_ML = 250.0  # the largest hemorrhages that anyone survives to a scan have 150 to 200 mL
 MOST_SHARE = 0.2  # of the intracranial volume
@@ -28,16 +24,20 @@ TOP, BASE = 0.5, 0.7  # area of the first and the last slice of a whole head, as
 LEAST_HEIGHT = 0.6  # of a whole head's mask, as a share of the diameter of its largest slice
 
 
-def implausible(result: Segmentation) -> tuple[str, ...]:
-    """What cannot be about a result, in sentences; empty for almost all."""
-    working = result.working
-    mask, _ = result.volume.with_voxels(result.mask).in_lps()
+def implausible(mask: np.ndarray, ml: float, volume: Volume, working: WorkingImage) -> tuple[str, ...]:
+    """What cannot be about a result, in sentences; empty for almost all.
+
+    Args:
+        mask: uint8 (z, y, x) of 0 and 1 on the scan's own grid.
+        ml: its volume.
+        volume, working: the scan, and on the working grid.
+    """
     blood = np.zeros(working.hu.shape, bool)
-    if result.mask.any():
-        blood = working.grid.from_scan(mask.astype(np.float32)) >= 0.5
+    if mask.any():
+        in_lps, _ = volume.with_voxels(mask).in_lps()
+        blood = working.grid.from_scan(in_lps.astype(np.float32)) >= 0.5
     voxel_ml = float(np.prod(working.grid.spacing)) / 1000
     intracranial_ml = float(working.intracranial.sum()) * voxel_ml
-    ml = result.volume_ml
     said = []
     if ml > MOST_ML:
         said.append(f"A hemorrhage of {ml:.0f} mL is more than a head can hold ({MOST_ML:.0f} mL).")
@@ -54,17 +54,6 @@ def implausible(result: Segmentation) -> tuple[str, ...]:
             "the inside of the skull was not found."
         )
     return tuple(said)
-
-
-def require_plausible(result: Segmentation) -> None:
-    """For those who want no result rather than one that cannot be.
-
-    Raises:
-        HemsegError: the result is implausible.
-    """
-    if result.implausible:
-        name = result.volume.path or "the scan"
-        raise HemsegError(f"{name}: is refused, as its result is implausible: {' '.join(result.implausible)}")
 
 
 def reaches_from_base_to_vertex(working: WorkingImage) -> bool:
@@ -119,12 +108,7 @@ def rim_share(blood: np.ndarray, working: WorkingImage) -> float:
 
 def _saturated_skull(hu: np.ndarray) -> np.ndarray:
     """Voxels at the highest value of the whole scan, in components as large as bones of a skull; bool (z, y, x)."""
-    labels, n = ndimage.label(hu >= hu.max() - 0.5)
-    if n == 0:
-        return np.zeros(hu.shape, bool)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return (sizes >= 0.05 * sizes.max())[labels]
+    return drop_small_components(hu >= hu.max() - 0.5, share=0.05)
 
 
 def _goes_around(near: np.ndarray, head: np.ndarray) -> bool:

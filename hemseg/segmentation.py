@@ -13,19 +13,21 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
+from hemseg.components import TOUCHING, labeled_sizes
+from hemseg.errors import HemsegError
+from hemseg.io.masks import write_mask
 from hemseg.model import Manifest, Model
 from hemseg.preprocessing import Settings, WorkingImage, network_input, working_image
 from hemseg.sanity import implausible
-from hemseg.volume import Volume, write_mask
+from hemseg.volume import Volume
 
 Network = Callable[[np.ndarray], np.ndarray]  # patches (n, channel, z, y, x) -> probability (n, 1, z, y, x)
 MIDLINE_MM = 5.0
-_TOUCHING = np.ones((3, 3, 3), bool)  # lesions are 26-connected
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """One connected piece of hemorrhage.
+    """One connected component of hemorrhage.
 
     Attributes:
         centroid: (x, y, z) in mm, LPS, as the scan's header has it.
@@ -51,7 +53,7 @@ class Segmentation:
     Attributes:
         mask: uint8 (z, y, x) of 0 and 1 on the scan's own grid.
         volume_ml: hemorrhage in mL (what the voxel spacing in the header makes of it).
-        lesions: the connected pieces, largest first.
+        lesions: the connected components, largest first.
         seconds: wall time.
         slice_probability: float32 (slice,), the network's largest probability in each slice of the scan, before
             the threshold, from inferior to superior.
@@ -83,11 +85,24 @@ class Segmentation:
         Raises:
             HemsegError: it cannot be written, or not in this format.
         """
-        if Path(path).suffix.lower() == ".dcm":
-            from hemseg.dicom_out.seg import write_segmentation
-
-            return write_segmentation(self, Path(path))
+        if writer := WRITERS.get(Path(path).suffix.lower()):
+            return writer(self, Path(path))
         return write_mask(self.mask, self.volume, path)
+
+
+WRITERS: dict[str, Callable[[Segmentation, Path], Path]] = {}
+"""Who writes results in formats that hold more than an image, by suffix: `hemseg.dicom_out` adds DICOM."""
+
+
+def require_plausible(result: Segmentation) -> None:
+    """For those who want no result rather than one that cannot be.
+
+    Raises:
+        HemsegError: the result is implausible.
+    """
+    if result.implausible:
+        name = result.volume.path or "the scan"
+        raise HemsegError(f"{name}: is refused, as its result is implausible: {' '.join(result.implausible)}")
 
 
 def segment(volume: Volume, model: Model, working: WorkingImage | None = None) -> Segmentation:
@@ -121,7 +136,8 @@ def postprocess(volume: Volume, working: WorkingImage, probability: np.ndarray, 
         working=working,
         working_probability=probability,
     )
-    return replace(result, implausible=implausible(result))
+    found = implausible(mask, result.volume_ml, volume, working)
+    return replace(result, implausible=found)
 
 
 def working_probability(working: WorkingImage, model: Model) -> np.ndarray:
@@ -163,16 +179,16 @@ def input_box(intracranial: np.ndarray, settings: Settings) -> tuple[slice, slic
 
 
 def drop_uncertain_components(probability: np.ndarray, threshold: float, min_peak: float) -> np.ndarray:
-    """Probability (z, y, x) without the pieces above ``threshold`` whose highest value stays below ``min_peak``."""
+    """Probability (z, y, x) without the components above ``threshold`` whose highest value stays below ``min_peak``."""
     box = _bounding_box(probability >= threshold)
     if min_peak <= threshold or box is None:
         return probability
     result = probability.copy()
-    pieces, _ = ndimage.label(probability[box] >= threshold, _TOUCHING)
-    for i, where in enumerate(ndimage.find_objects(pieces), start=1):
-        here, piece = result[box][where], pieces[where] == i
-        if here[piece].max() < min_peak:
-            here[piece] = 0
+    labels, _ = labeled_sizes(probability[box] >= threshold, TOUCHING)
+    for i, where in enumerate(ndimage.find_objects(labels), start=1):
+        here, component = result[box][where], labels[where] == i
+        if here[component].max() < min_peak:
+            here[component] = 0
     return result
 
 
@@ -194,11 +210,11 @@ def sliding_window(
     padded = pad_to_patch(image, patch, edge_slices)
     total = np.zeros(padded.shape[1:], np.float32)
     weight = np.zeros(padded.shape[1:], np.float32)
-    tent = _tent(patch)
+    blending = _blending_weights(patch)
     for corner in itertools.product(*(_starts(n, p) for n, p in zip(padded.shape[1:], patch))):
         tile = tuple(slice(c, c + p) for c, p in zip(corner, patch))
-        total[tile] += tent * model(padded[(None, slice(None), *tile)])[0, 0]
-        weight[tile] += tent
+        total[tile] += blending * model(padded[(None, slice(None), *tile)])[0, 0]
+        weight[tile] += blending
     inner = tuple(slice(before, before + n) for (before, _), n in zip(padding[1:], shape))
     return (total / weight)[inner]
 
@@ -218,7 +234,7 @@ def _starts(size: int, patch: int) -> list[int]:
     return [round(i * (size - patch) / (count - 1)) for i in range(count)]
 
 
-def _tent(patch: tuple[int, int, int]) -> np.ndarray:
+def _blending_weights(patch: tuple[int, int, int]) -> np.ndarray:
     """Blending weights of a patch: largest in the middle, positive everywhere."""
     z, y, x = (1.0 - np.abs(np.arange(n) - (n - 1) / 2) / ((n + 1) / 2) for n in patch)
     return (z[:, None, None] * y[:, None] * x).astype(np.float32)
@@ -252,16 +268,15 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
 def _lesions(
     mask: np.ndarray, volume: Volume, manifest: Manifest, working: WorkingImage
 ) -> tuple[np.ndarray, tuple[Lesion, ...]]:
-    """Split a mask into connected pieces; drop those that are too small, or too bright for blood."""
+    """Split a mask into connected components; drop those that are too small, or too bright for blood."""
     mask = np.ascontiguousarray(mask)
     box = _bounding_box(mask)
     if box is None:
         return mask, ()
-    labels, n = ndimage.label(mask[box], _TOUCHING)
-    sizes = np.bincount(labels.ravel(), minlength=n + 1)[1:] * volume.voxel_ml
-    keep = np.concatenate([[False], sizes >= manifest.min_lesion_ml])
+    labels, sizes = labeled_sizes(mask[box], TOUCHING)
+    keep = sizes * volume.voxel_ml >= manifest.min_lesion_ml
+    keep[0] = False
     mask[box] = keep[labels]
-    direction = np.array(volume.direction).reshape(3, 3)
     lesions = []
     for i, where in enumerate(ndimage.find_objects(labels), start=1):
         if not keep[i]:
@@ -271,11 +286,11 @@ def _lesions(
         if manifest.max_median_hu and np.median(hu) > manifest.max_median_hu:
             mask[tuple(voxels.T)] = 0
             continue
-        at = np.array(volume.origin) + direction @ (voxels.mean(axis=0)[::-1] * volume.spacing)
+        at = np.array(volume.origin) + volume.cosines @ (voxels.mean(axis=0)[::-1] * volume.spacing)
         side, skull_mm = _place(working.grid.nearest(volume.indices_in_lps(voxels)), working)
         lesions.append(
             Lesion(
-                volume_ml=float(sizes[i - 1]),
+                volume_ml=float(sizes[i] * volume.voxel_ml),
                 centroid=(float(at[0]), float(at[1]), float(at[2])),
                 slices=(int(voxels[:, 0].min()), int(voxels[:, 0].max())),
                 mean_hu=float(hu.mean()),

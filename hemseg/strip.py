@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
+from hemseg.components import labeled_sizes
+
 HU_RANGE = (-20.0, 100.0)  # what the network sees; the training data hold no more
 STRIP_MM = 2.0  # its pixels
 MULTIPLE = 16  # its strides
@@ -99,15 +101,13 @@ def saturation(hu: np.ndarray) -> float:
 
 def _joined(inside: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
     """The largest component and those above and below it: blank slices cut a stack, another head lies beside."""
-    labels, n = ndimage.label(inside)
-    if n < 2:
+    labels, sizes = labeled_sizes(inside)
+    if len(sizes) <= 2:  # the background and one component
         return inside
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
     main = labels == sizes.argmax()
     shadow = main.any(axis=0)
     least = LEAST_ML * 1000 / float(np.prod(spacing))
-    keep = np.zeros(n + 1, bool)
+    keep = np.zeros(len(sizes), bool)
     keep[sizes.argmax()] = True
     for i in np.flatnonzero(sizes >= least):
         own = (labels == i).any(axis=0)
@@ -145,10 +145,8 @@ def brain_of(plane: np.ndarray, top: float, mm: float) -> np.ndarray:
     filled = closed[margin:-margin, margin:-margin] != outside
     inside = (filled & (bone == 0) & (plane > AIR_HU)).astype(np.uint8)
     opened = cv2.morphologyEx(inside, cv2.MORPH_OPEN, disc(OPENING_MM, mm))
-    labels, n = ndimage.label(opened)
-    areas = np.bincount(labels.ravel(), minlength=n + 1) * mm * mm / 100
-    areas[0] = 0
-    return (areas >= BRAIN_CM2)[labels]
+    labels, sizes = labeled_sizes(opened)
+    return (sizes * mm * mm / 100 >= BRAIN_CM2)[labels]
 
 
 def slices_losing_brain(hu: np.ndarray, intracranial: np.ndarray, spacing: tuple[float, float, float]) -> list[int]:

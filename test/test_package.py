@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, dice
 
 from hemseg import __version__
-from hemseg.volume import read
+from hemseg.scan import read
 
 SAMPLE = ROOT / "test" / "cases" / "phantom-lobar.mha"
 

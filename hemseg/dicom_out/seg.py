@@ -13,12 +13,11 @@ from hemseg import __version__
 from hemseg.errors import HemsegError, OutputError
 from hemseg.io.files import atomic_write
 from hemseg.io.marks import mark
+from hemseg.segmentation import WRITERS, Segmentation
+from hemseg.volume import SliceStack
 
 if TYPE_CHECKING:
     from pydicom import Dataset
-
-    from hemseg.dicom.stack import Stack
-    from hemseg.segmentation import Segmentation
 
 logger = logging.getLogger("hemseg")
 _DATE, _TIME = r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])", r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?"
@@ -92,7 +91,7 @@ def ill_formed(dataset: Dataset) -> list[str]:
     return found
 
 
-def referenced_images(stack: Stack, voxels: np.ndarray) -> tuple[list[Dataset], np.ndarray, list[str]]:
+def referenced_images(stack: SliceStack, voxels: np.ndarray) -> tuple[list[Dataset], np.ndarray, list[str]]:
     """The files that a segmentation or a parametric map refers to, and its frames in their order.
 
     Args:
@@ -113,7 +112,7 @@ def referenced_images(stack: Stack, voxels: np.ndarray) -> tuple[list[Dataset], 
     return headers, frames, emptied
 
 
-def require_highdicom(path: Path, result: Segmentation, kind: str) -> tuple[Any, Any, Stack]:
+def require_highdicom(path: Path, result: Segmentation, kind: str) -> tuple[Any, Any, SliceStack]:
     """What an object that refers to DICOM slices is made with.
 
     Args:
@@ -193,3 +192,6 @@ def write_segmentation(result: Segmentation, path: Path) -> Path:
         needed = next((n for n in NEEDED if n in str(error) or not sources[0].get(n)), type(error).__name__)
         raise HemsegError(f"{path}: the scan's headers do not allow a DICOM segmentation ({needed}).") from None
     return path
+
+
+WRITERS[".dcm"] = write_segmentation

@@ -9,137 +9,26 @@ line; and when its files are there, the mask as it was written.
 from __future__ import annotations
 
 import csv
-import hashlib
-import html
 import io
-import json
 import logging
-import math
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from dataclasses import astuple, fields
 from pathlib import Path
-from urllib.parse import quote
 
-from hemseg import __version__
 from hemseg.errors import HemsegError
-from hemseg.folder.jobs import Job, Outcome, OutputOptions
-from hemseg.folder.outputs import JOURNAL, files_of, is_journal
+from hemseg.folder.outputs import files_of
+from hemseg.folder.plan import Job
+from hemseg.folder.rows import Row, source_of
+from hemseg.folder.summary_page import write_summary_page
+from hemseg.io.files import write_text
 from hemseg.io.fingerprint import Fingerprint, content_of, is_same
-from hemseg.io.marks import mark, read_mark
-from hemseg.model import Manifest
+from hemseg.io.marks import read_mark
+from hemseg.io.output_folder import JOURNAL, is_journal
 from hemseg.names import case_name, from_cell, printable, to_cell
-from hemseg.report.findings import write_text
 
 logger = logging.getLogger("hemseg")
 CSV, HTML = JOURNAL, "summary.html"
-NO_OPTIONS = OutputOptions()
-NUMBERS = ("volume_ml", "lesions", "largest_ml", "seconds")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A case, in printable characters.
-
-    ``scan`` and ``made_by`` tell whether it would come out the same again, ``mask_sha256`` whether the mask is as it
-    was written, ``checksum`` whether the line is (`holds`); ``source`` is the scan's path as seen from the folder.
-    """
-
-    case: str
-    status: str  # done or failed
-    volume_ml: str = ""
-    lesions: str = ""
-    largest_ml: str = ""
-    seconds: str = ""
-    warnings: str = ""
-    error: str = ""
-    series: str = ""
-    mask: str = ""
-    scan: str = ""
-    made_by: str = ""
-    implausible: str = ""
-    source: str = ""
-    mask_sha256: str = ""
-    checksum: str = ""
-
-    @property
-    def sealed(self) -> Row:
-        """The row with its checksum."""
-        return replace(self, checksum=self._checksum())
-
-    @property
-    def holds(self) -> bool:
-        """Whether hemseg wrote the row and nothing in it was changed, but perhaps how its numbers are spelled."""
-        return self.status in ("done", "failed") and bool(self.checksum) and self.checksum == self._checksum()
-
-    def _checksum(self) -> str:
-        values = asdict(self)
-        del values["checksum"]
-        for name in NUMBERS:
-            try:
-                values[name] = float(values[name] or 0)
-            except ValueError:
-                return ""
-            if not math.isfinite(values[name]):
-                return ""
-        return f"crc:{hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]}"
-
-
-def settings_key(manifest: Manifest, options: OutputOptions = NO_OPTIONS) -> str:
-    """What the masks of a run have in common: the version of hemseg, the weights with their whole manifest, and the
-    options that change a mask.
-    """
-    weights = hashlib.sha256(json.dumps(asdict(manifest), sort_keys=True).encode()).hexdigest()[:16]
-    settings = [f"format {options.format}"]
-    settings += [f"series {options.series}"] if options.series else []
-    settings += ["strict"] if options.strict else []
-    return printable(f"hemseg {__version__}, weights {weights}, {', '.join(settings)}")
-
-
-def settings_key_of_weights(folder: Path, options: OutputOptions = NO_OPTIONS) -> str:
-    """`settings_key` of a folder of weights at the operating point that is asked for.
-
-    Raises:
-        HemsegError: see `Manifest.read` and `Manifest.at`.
-    """
-    return settings_key(Manifest.read(folder).at(options.operating_point), options)
-
-
-def row_of(outcome: Outcome, key: str, target: Path) -> Row:
-    """The line of an outcome."""
-    job, result = outcome.job, outcome.result
-    if result is None:
-        return failed_row(job, key, target, outcome.error)
-    try:
-        mask = content_of([job.mask])
-    except OSError:  # somebody removed it
-        mask = ""
-    return Row(
-        case=case_name(job.case),
-        status="done",
-        volume_ml=f"{result.volume_ml:.3f}",
-        lesions=str(len(result.lesions)),
-        largest_ml=f"{result.lesions[0].volume_ml:.3f}" if result.lesions else "0.000",
-        seconds=f"{result.seconds:.2f}",
-        warnings=printable(" ".join(result.volume.warnings)),
-        series=printable(result.volume.chosen),
-        mask=printable(os.path.relpath(job.mask, target)),
-        scan=str(result.volume.fingerprint or ""),
-        made_by=key,
-        implausible=printable(" ".join(result.implausible)),
-        source=_source(job, target),
-        mask_sha256=mask and f"sha256:{mask}",
-    ).sealed
-
-
-def failed_row(job: Job, key: str, target: Path, error: str) -> Row:
-    """The line of a job that could not be done."""
-    source = _source(job, target)
-    return Row(case_name(job.case), "failed", error=printable(error), made_by=key, source=source).sealed
-
-
-def _source(job: Job, target: Path) -> str:
-    return printable(os.path.relpath(job.scan, target))
 
 
 class Journal:
@@ -210,7 +99,7 @@ class Journal:
         if case not in self._known:
             return False
         row = self.rows.get(case)
-        if row and row.source != _source(job, self.path.parent):  # perhaps the same scan in another place
+        if row and row.source != source_of(job, self.path.parent):  # perhaps the same scan in another place
             known = Fingerprint.parse(row.scan)
             if not (known and is_same(files_of(job), known)):
                 return False
@@ -259,7 +148,7 @@ class Journal:
         first = {case: self.rows[case] for case in order if case in self.rows}
         self.rows = first | self.rows
         self._write()
-        write_html(found, self.path.with_name(HTML))
+        write_summary_page(found, self.path.with_name(HTML))
         self.rows = first
 
     def _write(self) -> None:
@@ -280,81 +169,3 @@ def _lines(text: str, delimiter: str) -> list[dict[str, str]]:
     except csv.Error:
         pass
     return found
-
-
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="generator" content="{mark}"><title>hemseg: {title}</title>
-<meta name="viewport" content="width=device-width">
-<style>
- body {{ font: 15px system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222 }}
- table {{ border-collapse: collapse; width: 100% }}
- th, td {{ text-align: left; padding: .4rem .6rem; border-bottom: 1px solid #ddd; vertical-align: middle }}
- th button {{ font: inherit; font-weight: 600; background: none; border: 0; padding: 0; cursor: pointer }}
- td.number {{ text-align: right; font-variant-numeric: tabular-nums }}
- tr.failed td, .implausible {{ color: #a00 }} .implausible {{ font-weight: 600 }} img {{ height: 72px; background: #000; display: block }} .note {{ color: #666 }}
-</style>
-<h1>{title}</h1>
-<p>{done} of {all} scans done{failed}. Hemorrhage was found in {found}.</p>
-<p class="note">{notice}</p>
-<table><thead><tr><th></th>{heads}</tr></thead><tbody>
-{rows}
-</tbody></table>
-<script>
- const body = document.querySelector("tbody");
- document.querySelectorAll("th button").forEach((button, column) => button.addEventListener("click", () => {{
-   const down = button.dataset.down = button.dataset.down === "1" ? "0" : "1";
-   const key = row => {{ const v = row.cells[column + 1].dataset.value; return isNaN(v) || v === "" ? v : +v }};
-   const rows = [...body.rows].sort((a, b) => {{
-     const x = key(a), y = key(b), order = typeof x === typeof y ? (x < y ? -1 : x > y ? 1 : 0) : typeof x === "number" ? 1 : -1;
-     return down === "1" ? -order : order;
-   }});
-   body.append(...rows);
- }}));
-</script>
-</html>
-"""  # noqa: E501
-NOTICE = "Research software, not a medical device: not for diagnosis, triage or treatment."
-
-
-def write_html(cases: list[tuple[Job, Row]], path: Path) -> None:
-    """A table that can be sorted, with a thumbnail of each case and a link to its report."""
-
-    def link(to: Path, text: str) -> str:
-        return f'<a href="{quote(os.path.relpath(to, path.parent))}">{text}</a>'
-
-    lines = []
-    for job, row in cases:
-        name = html.escape(row.case)
-        cell = name
-        picture = ""
-        if row.status == "done":
-            if job.report:
-                cell = link(job.report.with_suffix(".html"), name)
-            if job.thumbnail and job.thumbnail.is_file():
-                where = quote(os.path.relpath(job.thumbnail, path.parent))
-                picture = f'<img loading="lazy" alt="" src="{where}">'
-        said = html.escape(row.error or row.warnings)
-        if row.implausible:
-            said = f'<span class="implausible">Implausible: {html.escape(row.implausible)}</span> {said}'
-        numbers = "".join(
-            f'<td class="number" data-value="{html.escape(v)}">{html.escape(v)}</td>'
-            for v in (row.volume_ml, row.lesions, row.largest_ml, row.seconds)
-        )
-        lines.append(
-            f'<tr class="{html.escape(row.status)}"><td>{picture}</td><td data-value="{name}">{cell}</td>'
-            f'{numbers}<td data-value="{said}">{said}</td></tr>'
-        )
-    failed = sum(row.status != "done" for _, row in cases)
-    heads = ("case", "volume (mL)", "lesions", "largest (mL)", "seconds", "warnings and errors")
-    page = PAGE.format(
-        mark=mark(),
-        title=html.escape(printable(path.parent.resolve().name)),
-        done=len(cases) - failed,
-        all=len(cases),
-        failed=f", {failed} failed" if failed else "",
-        found=sum(float(row.volume_ml or 0) > 0 for _, row in cases),
-        notice=NOTICE,
-        heads="".join(f"<th><button>{head}</button></th>" for head in heads),
-        rows="\n".join(lines),
-    )
-    write_text(page, path)

@@ -10,37 +10,16 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hemseg.errors import HemsegError
+from hemseg.folder.plan import Job
 from hemseg.io.fingerprint import content_of
 from hemseg.io.integrity import voxel_files
 from hemseg.io.marks import read_mark
 
-if TYPE_CHECKING:
-    from hemseg.folder.jobs import Job
-
-JOURNAL = "summary.csv"
 NAMED_CASES = 5  # that would write the same file
 NAMED = 20  # files that an error names
-Listed = Callable[["Job", Path], bool]
-
-
-def is_output_folder(folder: Path) -> bool:
-    """Whether hemseg's table of a folder of scans lies in it, of whatever version."""
-    if not (folder / JOURNAL).is_file():  # a pipe would be waited for
-        return False
-    try:
-        with (folder / JOURNAL).open("rb") as file:
-            return is_journal(file.readline(1 << 12).decode(errors="replace"))
-    except OSError:
-        return False
-
-
-def is_journal(line: str) -> bool:
-    """Whether a line is the first of a table of hemseg's: also of an older version's, or as a spreadsheet saves it."""
-    names = line.lstrip("\ufeff").replace('"', "").replace(";", ",").replace("\t", ",").strip().split(",")
-    return names[:2] == ["case", "status"] and {"volume_ml", "mask", "made_by"} <= set(names)
+Listed = Callable[[Job, Path], bool]
 
 
 def files_of(job: Job) -> list[Path]:

@@ -17,9 +17,11 @@ from pathlib import Path
 from threading import Thread
 
 from hemseg.errors import HemsegError
-from hemseg.folder.jobs import Job, Outcome, run_job, run_jobs
-from hemseg.folder.journal import Row, failed_row, row_of, settings_key
-from hemseg.model import Model, cores, load
+from hemseg.folder.jobs import Outcome, run_job, run_jobs
+from hemseg.folder.plan import Job
+from hemseg.folder.rows import Row, failed_row, row_of, settings_key
+from hemseg.model import Model, load
+from hemseg.resources import cores
 from hemseg.signals import leave_to_parent, signals_blocked
 
 _model: Model | None = None  # of a worker process
@@ -35,7 +37,7 @@ def run_here(
     """Do the jobs in this process, in order.
 
     Args:
-        key: `hemseg.folder.journal.settings_key`; that of the model and no options when empty.
+        key: `hemseg.folder.rows.settings_key`; that of the model and no options when empty.
         late: when the rows are not taken to the end, it gets those of the scans that were under way then.
     """
     key = key or settings_key(model.manifest)

@@ -18,8 +18,9 @@ from typing import Any
 
 from hemseg.errors import HemsegError, first_line
 from hemseg.folder.descendants import adopt_orphans, descendants, end_processes
-from hemseg.folder.jobs import Job, run_job
-from hemseg.folder.journal import Row, failed_row, row_of
+from hemseg.folder.jobs import run_job
+from hemseg.folder.plan import Job
+from hemseg.folder.rows import Row, failed_row, row_of
 from hemseg.model import load
 from hemseg.signals import ended_with, handlers_restored
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hemseg.errors import HemsegError, one_line
-from hemseg.folder.jobs import Job, known_refusal, run_jobs
+from hemseg.folder.jobs import run_jobs
 from hemseg.folder.outputs import refuse_conflicts
+from hemseg.folder.plan import Job, known_refusal
 from hemseg.grand_challenge.outputs import (
     RESULTS,
     check_mounts,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from hemseg.model import Model
 
 logger = logging.getLogger("hemseg")
+WITH_RESULTS = ("legacy", "gc-generic")  # modes that write evalutils' results.json
 
 
 def run_container(
@@ -69,7 +71,10 @@ def run_container(
         replace(job, refusal=known_refusal(job, unread))
         for job in plan_jobs(run_plan, source, target, predict, sockets)
     ]
-    results = (target / RESULTS,) if run_plan.mode in ("legacy", "gc-generic") else ()
+    with_results = run_plan.mode in WITH_RESULTS
+    if with_results:
+        require_evalutils(run_plan.mode)
+    results = (target / RESULTS,) if with_results else ()
     check_outputs([*(path for job in jobs for path in job.outputs), *results], source, files, (target, predict))
     refuse_conflicts(jobs, tables=[path for path in results if not is_results(path)], overwrite=overwrite)
     for folder in (target, predict):
@@ -86,8 +91,16 @@ def run_container(
     return [*failed, *errors, *unreadable]
 
 
+def require_evalutils(mode: str) -> None:
+    """Raise HemsegError if evalutils is not installed, before any work is done."""
+    try:
+        import evalutils  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise HemsegError(f"mode {mode} needs {error.name}; `pip install 'hemseg[grand-challenge]'`.") from None
+
+
 def _perform(mode: str, jobs: Sequence[Job], source: Path, target: Path, model: Model) -> list[str]:
-    if mode in ("legacy", "gc-generic"):
+    if mode in WITH_RESULTS:
         from hemseg.grand_challenge.evalutils_layout import HemorrhageSegmentation
 
         algorithm = HemorrhageSegmentation(source, target, model, jobs)

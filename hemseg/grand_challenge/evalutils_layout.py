@@ -17,13 +17,15 @@ import SimpleITK as sitk
 from evalutils import SegmentationAlgorithm
 from pandas import DataFrame
 
-from hemseg.folder.jobs import Job, Outcome, run_jobs
+from hemseg.folder.jobs import Outcome, run_jobs
+from hemseg.folder.plan import Job
 from hemseg.grand_challenge.outputs import RESULTS, print_messages, results_entry
+from hemseg.io.files import write_json
+from hemseg.io.images import from_itk
+from hemseg.io.writers import mask_to_itk
 from hemseg.model import Model
 from hemseg.names import printable
-from hemseg.report.findings import write_json
 from hemseg.segmentation import segment
-from hemseg.volume import from_itk, mask_to_itk
 
 logger = logging.getLogger("hemseg")
 

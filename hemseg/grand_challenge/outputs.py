@@ -15,10 +15,12 @@ from typing import Any
 
 from hemseg.dicom.reading import is_dicom
 from hemseg.errors import HemsegError
-from hemseg.folder.jobs import Found, Job, Outcome, find_studies, own_name
+from hemseg.folder.jobs import Outcome
+from hemseg.folder.plan import Job
+from hemseg.folder.scans import Found, find_studies, own_name
 from hemseg.grand_challenge.sockets import OUTPUT, RunPlan, Sockets
 from hemseg.io.folders import unreadable_dicom, walk, without_masks
-from hemseg.volume import mask_name, suffix
+from hemseg.io.formats import mask_name, suffix
 
 RESULTS = "results.json"  # of evalutils' layout
 Identity = tuple[int, int]  # of a file or folder, however it is reached: device and inode

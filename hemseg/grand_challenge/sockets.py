@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hemseg.errors import HemsegError, first_line
-from hemseg.volume import SUFFIXES, suffix
+from hemseg.io.formats import SUFFIXES, suffix
 
 MODES = ("gc", "gc-generic", "instance", "legacy")
 INPUTS = "inputs.json"

@@ -1,7 +1,7 @@
 """Files that appear whole or not at all, what dead processes left behind, and folders that one process has to itself.
 
-Who is alive is told by locks that the kernel drops with their process (``flock``), never by names or process numbers:
-those mean nothing in another container. A file system without such locks is used without them.
+Locks that the kernel drops with their process (``flock``) show who is alive; names and process numbers do not: they
+mean nothing in another container. A file system without such locks is used without them.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import re
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from hemseg.errors import HemsegError
+from hemseg.errors import HemsegError, OutputError
 
 _PARTIAL = re.compile(r"\.hemseg-[0-9a-f]{16}\.part")
 _live: set[Path] = set()  # temporary files of this process
@@ -51,6 +53,32 @@ def atomic_write(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
         _live.discard(partial)
         os.close(alive)
+
+
+def write_bytes(content: bytes, path: Path, what: str = "the file") -> None:
+    """Write a file, all or nothing.
+
+    Args:
+        what: the sentence of the error calls it.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        with atomic_write(path) as partial:
+            partial.write_bytes(content)
+    except OSError as error:
+        raise OutputError(f"{path}: {what} could not be written ({error.strerror}).") from None
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write text as UTF-8, all or nothing; errors as for `write_bytes`."""
+    write_bytes(text.encode(errors="backslashreplace"), path)
+
+
+def write_json(values: Any, path: Path) -> None:
+    """Write JSON, all or nothing; errors as for `write_bytes`."""
+    write_text(json.dumps(values, indent=1, ensure_ascii=False), path)
 
 
 def _sync(path: Path) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hemseg.errors import HemsegError
-from hemseg.folder.outputs import is_output_folder
+from hemseg.io.formats import suffix
 from hemseg.io.marks import read_mark
+from hemseg.io.output_folder import is_output_folder
 from hemseg.names import printable
-from hemseg.volume import suffix
 
 logger = logging.getLogger("hemseg")
 

@@ -12,7 +12,6 @@ import logging
 import re
 import struct
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,22 +53,13 @@ class Orientation:
     direction: tuple[float, ...] | None = None
 
 
-def orientation(path: Path, kind: str) -> Orientation:
-    """Look at a header before ITK does.
-
-    Args:
-        kind: the image suffix, one of ``hemseg.volume.SUFFIXES``.
+def nifti_orientation(path: Path) -> Orientation:
+    """Look at a NIfTI's header before ITK does.
 
     Raises:
-        HeaderError: it gives no spacing, two that disagree, axes that lean, or a slope that ITK would
-            not apply.
+        HeaderError: it gives no spacing, two that disagree, axes that lean, or a slope that ITK would not apply.
         OSError, EOFError, zlib.error: the file is damaged.
     """
-    look: dict[str, Callable[[Path], Orientation]] = {".nrrd": _nrrd, ".mha": _metaimage, ".mhd": _metaimage}
-    return look.get(kind, _nifti)(path)
-
-
-def _nifti(path: Path) -> Orientation:
     import nibabel  # takes a while, and only NIfTI needs it
 
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what matters is looked at here
@@ -182,7 +172,8 @@ def is_yes(value: str) -> bool:
     return value[:1] in ("T", "t", "1")
 
 
-def _metaimage(path: Path) -> Orientation:
+def metaimage_orientation(path: Path) -> Orientation:
+    """As `nifti_orientation`, of a MetaImage."""
     header, _ = meta_header(path)
     sizes = _numbers(header.get("ElementSpacing") or header.get("ElementSize") or "")
     if (len(sizes) < 3 or not np.isfinite(sizes).all() or 0 in sizes) and header.get("NDims", "3") == "3":
@@ -265,7 +256,8 @@ def crc_of(voxels: np.ndarray, path: Path) -> int:
     return zlib.crc32(np.ascontiguousarray(stored).data.cast("B"))
 
 
-def _nrrd(path: Path) -> Orientation:
+def nrrd_orientation(path: Path) -> Orientation:
+    """As `nifti_orientation`, of an NRRD."""
     with path.open("rb") as file:
         text = file.read(HEADER_BYTES).replace(b"\r\n", b"\n").split(b"\n\n")[0].decode(errors="replace")
     fields = {}

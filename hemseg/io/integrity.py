@@ -8,39 +8,31 @@ import gzip
 import os
 import re
 import struct
-import zlib
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
 from hemseg.errors import first_line
-from hemseg.io.image_header import is_yes
+from hemseg.io.image_header import inflated, meta_header
 
 OFFSET_BYTES = 108  # of a NIfTI's header, before the number that says where its voxels begin
 CHUNK = 1 << 22
 HEADER_BYTES = 1 << 20  # of text, at most
 
 
-def stored_bytes(path: Path, kind: str) -> int | None:
-    """How many bytes of voxels a file holds, after decompression; None where ITK itself tells (NRRD).
-
-    Args:
-        kind: the file's image suffix, one of ``hemseg.volume.SUFFIXES``.
+def nifti_bytes(path: Path) -> int:
+    """How many bytes of voxels a NIfTI holds, after decompression.
 
     Raises:
         OSError, EOFError, zlib.error, ValueError: the file is damaged.
     """
-    if kind == ".nii":
+    if not path.name.lower().endswith(".gz"):
         with path.open("rb") as file:
             return path.stat().st_size - _begin(file.read(348))
-    if kind == ".nii.gz":
-        with gzip.open(path) as file:
-            head = file.read(348)
-            return len(head) + sum(len(chunk) for chunk in iter(lambda: file.read(CHUNK), b"")) - _begin(head)
-    if kind in (".mha", ".mhd"):
-        return _meta_bytes(path)
-    return None
+    with gzip.open(path) as file:
+        head = file.read(348)
+        return len(head) + sum(len(chunk) for chunk in iter(lambda: file.read(CHUNK), b"")) - _begin(head)
 
 
 def _begin(head: bytes) -> int:
@@ -52,57 +44,35 @@ def _begin(head: bytes) -> int:
     return int(begin)
 
 
-def _meta_bytes(path: Path) -> int | None:
-    """MetaImage: text header, then the voxels, here (``LOCAL``) or in a file of their own; perhaps compressed."""
-    header: dict[str, str] = {}
-    with path.open("rb") as file:
-        while "ElementDataFile" not in header:
-            line = file.readline(1 << 16)
-            if b"=" not in line:
-                raise ValueError("its header is incomplete")
-            key, value = line.decode(errors="replace").split("=", 1)
-            header[key.strip()] = value.strip()
-        start = file.tell()
+def metaimage_bytes(path: Path) -> int | None:
+    """As `nifti_bytes`, of a MetaImage: its voxels follow the header (``LOCAL``), or have a file of their own.
+
+    Returns:
+        None for a list or a pattern of files, where ITK itself looks.
+    """
+    header, start = meta_header(path)
     dimensions = header.get("NDims", "")
     if not re.fullmatch("[1-9]", dimensions):  # ITK crashes over a number beyond its integers
         raise ValueError(f"its header says NDims = {dimensions[:40]}")
     where = header["ElementDataFile"]
     data = path if where.upper() == "LOCAL" else path.parent / where
     if where.upper() == "LIST" or "%" in where:
-        return None  # one file a slice: ITK tells
+        return None
     if not data.is_file():
         raise ValueError(f"its voxels should be in {data.name}, which is missing")
-    start = start if data == path else max(0, int(header.get("HeaderSize", 0)))
-    if not is_yes(header.get("CompressedData", "")):
-        return data.stat().st_size - start
-    inflate, size = zlib.decompressobj(), 0
-    with data.open("rb") as file:
-        file.seek(start)
-        while chunk := file.read(CHUNK):
-            while chunk:  # a few bytes may hold gigabytes: never more than one piece in memory
-                size += len(inflate.decompress(chunk, CHUNK))
-                chunk = inflate.unconsumed_tail
-    return size
-
-
-def check_stays_in_folder(path: Path, kind: str) -> None:
-    """A header may name the files that hold its voxels: they must lie beside or below it, links followed.
-
-    Raises:
-        OSError, ValueError: they do not, the header is longer than any real one, or the file cannot be read.
-    """
-    if kind in (".mha", ".mhd", ".nrrd"):
-        voxel_files(path)
+    if found := inflated(path):
+        return found[0]
+    return data.stat().st_size - (start if data == path else max(0, int(header.get("HeaderSize", 0))))
 
 
 def voxel_files(path: Path) -> list[Path]:
     """The files that hold the voxels of a header, but for the header's own; empty for other kinds of file.
 
-    Every place in it that could name one counts, however it is spelled: libraries differ in what they take for a line
-    and for a key.
+    They must lie beside or below it, links followed. Every place in it that could name one counts, however it is
+    spelled: libraries differ in what they take for a line and for a key.
 
     Raises:
-        OSError, ValueError: as `check_stays_in_folder`.
+        OSError, ValueError: they do not, the header is longer than any real one, or the file cannot be read.
     """
     kind = "nrrd" if path.name.lower().endswith(".nrrd") else "meta"
     if kind == "meta" and path.suffix.lower() not in (".mha", ".mhd"):
@@ -173,14 +143,12 @@ def _files_inside(folder: Path, name: str) -> list[Path]:
     return [file for file in where if file.is_file()]
 
 
-def all_finite(path: Path, kind: str) -> bool:
-    """Whether a NIfTI file of floating-point numbers holds numbers alone; true for other kinds, where ITK keeps NaN.
+def nifti_is_finite(path: Path) -> bool:
+    """Whether a NIfTI file of floating-point numbers holds numbers alone; in other formats ITK keeps NaN.
 
     Raises:
         ValueError: its header makes no sense.
     """
-    if kind not in (".nii", ".nii.gz"):
-        return True
     import nibabel  # takes a while
 
     try:

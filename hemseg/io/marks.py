@@ -77,10 +77,11 @@ def _holds(path: Path, voxels: str) -> bool:
     import SimpleITK as sitk
 
     from hemseg.errors import HemsegError
-    from hemseg.volume import read, suffix
+    from hemseg.io.formats import suffix
+    from hemseg.io.images import read_image
 
     try:  # with all checks where it is an image: ITK alone ends the process over some names and headers
-        stored = read(path).hu if suffix(path) else sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        stored = read_image(path).hu if suffix(path) else sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     except (HemsegError, RuntimeError, ValueError, TypeError):
         return False
     mask = stored.astype(np.uint8) if stored.min() >= 0 and stored.max() <= 1 else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +9,7 @@ import cv2
 import numpy as np
 
 from hemseg import __version__
-from hemseg.errors import OutputError
-from hemseg.io.files import atomic_write
+from hemseg.io.files import write_bytes
 from hemseg.io.marks import mark, marked_jpeg, marked_png
 from hemseg.names import printable
 from hemseg.segmentation import Segmentation
@@ -109,24 +107,6 @@ def findings(result: Segmentation, model: Model, case: str) -> dict[str, Any]:
     }
 
 
-def write_json(values: Any, path: Path) -> None:
-    """Write JSON, all or nothing.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    _write_whole(json.dumps(values, indent=1, ensure_ascii=False).encode(errors="backslashreplace"), path, "the file")
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write text, all or nothing.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    _write_whole(text.encode(errors="backslashreplace"), path, "the file")
-
-
 def write_overlay(result: Segmentation, path: Path, title: str = "") -> None:
     """Write `overlay` as PNG, all or nothing.
 
@@ -134,7 +114,7 @@ def write_overlay(result: Segmentation, path: Path, title: str = "") -> None:
         OutputError: it cannot be written.
     """
     png = cv2.imencode(".png", overlay(result, printable(title)))[1].tobytes()
-    _write_whole(marked_png(png, mark(result.volume.content)), path, "the picture")
+    write_bytes(marked_png(png, mark(result.volume.content)), path, "the picture")
 
 
 def write_thumbnail(result: Segmentation, path: Path) -> None:
@@ -149,12 +129,4 @@ def write_thumbnail(result: Segmentation, path: Path) -> None:
     z = int(areas.argmax()) if areas.any() else len(mask) // 2
     small = cv2.resize(_tile(hu[z], mask[z], mm_y, mm_x, z), (150, 150), interpolation=cv2.INTER_AREA)
     jpeg = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
-    _write_whole(marked_jpeg(jpeg, mark(result.volume.content)), path, "the thumbnail")
-
-
-def _write_whole(content: bytes, path: Path, what: str) -> None:
-    try:
-        with atomic_write(path) as partial:
-            partial.write_bytes(content)
-    except OSError as error:
-        raise OutputError(f"{path}: {what} could not be written ({error.strerror}).") from None
+    write_bytes(marked_jpeg(jpeg, mark(result.volume.content)), path, "the thumbnail")

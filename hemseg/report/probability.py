@@ -10,9 +10,9 @@ import numpy as np
 from hemseg.dicom_out.seg import equipment, referenced_images, remove_free_text, require_highdicom
 from hemseg.errors import HemsegError, OutputError, first_line
 from hemseg.io.files import atomic_write
-from hemseg.io.marks import mark, voxel_hash
+from hemseg.io.marks import mark
+from hemseg.io.masks import write_image
 from hemseg.segmentation import Segmentation
-from hemseg.volume import check_written, image_format, write_itk, write_nifti
 
 
 def probability_path(mask: Path, own: Path) -> Path:
@@ -39,19 +39,7 @@ def write_probability(result: Segmentation, path: Path) -> Path:
     """
     if path.suffix.lower() == ".dcm":
         return _write_parametric_map(result, path)
-    kind, scan = image_format(path, result.volume)
-    voxels = result.probability
-    text = mark(result.volume.content, voxel_hash(voxels))
-    try:
-        with atomic_write(path) as partial:
-            if scan and kind == "NIfTI":
-                write_nifti(voxels, scan, partial, text)
-            else:
-                write_itk(voxels, result.volume, partial, text)
-            check_written(partial, voxels, result.volume, exact=bool(scan) or kind == "MetaImage")
-    except (RuntimeError, OSError) as error:
-        raise OutputError(f"{path}: the probability image could not be written ({first_line(error)}).") from None
-    return path
+    return write_image(result.probability, result.volume, path, "the probability image")
 
 
 def _write_parametric_map(result: Segmentation, path: Path) -> Path:

@@ -27,12 +27,13 @@ import process
 from hemseg import signals
 from hemseg.errors import HemsegError, OutputError, one_line
 from hemseg.folder import jobs as folder_jobs
+from hemseg.folder import plan as folder_plan
 from hemseg.grand_challenge import batch
 from hemseg.grand_challenge.outputs import check_mounts, check_outputs, plan_jobs
 from hemseg.grand_challenge.server import Cases, UnexpectedError
 from hemseg.grand_challenge.sockets import MODES, RunPlan, Sockets
 from hemseg.model import Model, load
-from hemseg.volume import read
+from hemseg.scan import read
 from training.data.phantom import Phantom, write_image
 
 MASK = "images/hemorrhage-segmentation/output.mha"
@@ -339,7 +340,7 @@ def test_what_cannot_be_written_is_our_fault(scan: Path, tmp_path: Path, light_m
 
 
 def test_probability_in_the_scans_own_format(scan: Path, bleed: Phantom, tmp_path: Path, light_model: Model) -> None:
-    jobs = folder_jobs.plan_jobs(scan, tmp_path / "out", folder_jobs.OutputOptions(probability=True))
+    jobs = folder_plan.plan_jobs(scan, tmp_path / "out", folder_plan.OutputOptions(probability=True))
     (outcome,) = folder_jobs.run_jobs(jobs, light_model)
     assert not outcome.error
     assert written(tmp_path / "out") == {"case.nii.gz", "case_probability.nii.gz"}
@@ -351,8 +352,8 @@ def test_probability_in_the_scans_own_format(scan: Path, bleed: Phantom, tmp_pat
 
 def test_probability_as_a_parametric_map(bleed: Phantom, tmp_path: Path, light_model: Model) -> None:
     paths = write_series(tmp_path / "in", bleed.volume, tilt=8.0)
-    jobs = folder_jobs.plan_jobs(
-        tmp_path / "in", tmp_path / "out", folder_jobs.OutputOptions(probability=True, format="dicom-seg")
+    jobs = folder_plan.plan_jobs(
+        tmp_path / "in", tmp_path / "out", folder_plan.OutputOptions(probability=True, format="dicom-seg")
     )
     (outcome,) = folder_jobs.run_jobs(jobs, light_model)
     assert not outcome.error

@@ -17,7 +17,8 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from hemseg.volume import Volume, read
+from hemseg.scan import read
+from hemseg.volume import Volume
 
 
 def write_series(

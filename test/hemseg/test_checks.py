@@ -17,7 +17,8 @@ import hemseg
 from hemseg.checks import check_scan
 from hemseg.cli import app
 from hemseg.preprocessing import Settings, skull_hull
-from hemseg.volume import Volume, read
+from hemseg.scan import read
+from hemseg.volume import Volume
 from training.data.anatomy import Options
 from training.data.phantom import Grid, Phantom, make_phantom, write_image
 

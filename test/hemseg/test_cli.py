@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -11,9 +12,13 @@ import pytest
 import SimpleITK as sitk
 from conftest import ROOT, hemseg, same_geometry
 from helpers.faults import write_faulty
+from typer.testing import CliRunner
 
+from hemseg.choices import MASK_FORMATS, SAME, Device, MaskFormat
+from hemseg.cli import app
 from hemseg.errors import HemsegError
-from hemseg.folder.jobs import OutputOptions, find_scans, plan_jobs
+from hemseg.folder.plan import OutputOptions, plan_jobs
+from hemseg.folder.scans import find_scans
 
 
 def files(folder: Path) -> set[str]:
@@ -126,6 +131,17 @@ def test_info_and_help_and_version() -> None:
         assert word in told
     assert "segment" in hemseg("--help").stdout
     assert hemseg("--version").stdout.strip().count(".") == 2
+
+
+def test_choices_are_listed_and_anything_else_is_wrong_usage() -> None:
+    runner = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"})
+    text = runner.invoke(app, ["segment", "--help"]).output
+    for option, names in (("--format", get_args(MaskFormat)), ("--device", get_args(Device))):
+        assert "|".join(names) in text
+        wrong = runner.invoke(app, ["segment", "a.mha", "b.mha", option, "other"])
+        assert wrong.exit_code == 2
+        assert all(name in wrong.output for name in names)
+    assert get_args(MaskFormat) == (SAME, *MASK_FORMATS)
 
 
 def test_inference_never_imports_torch(scan: Path, tmp_path: Path) -> None:

@@ -34,10 +34,11 @@ from hemseg.dicom.choice import is_sharp
 from hemseg.dicom.reading import find_series, read_series, sources_of
 from hemseg.dicom.source import members
 from hemseg.errors import HemsegError
-from hemseg.folder.jobs import plan_jobs
+from hemseg.folder.plan import plan_jobs
 from hemseg.model import Model
+from hemseg.scan import read
 from hemseg.segmentation import segment
-from hemseg.volume import Volume, read
+from hemseg.volume import Volume
 from training.data.phantom import write_image
 
 REAL = SHARED / "dicom-head-ge"

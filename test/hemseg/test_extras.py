@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, python
 from helpers.series import write_series
 
-from hemseg.volume import read
+from hemseg.scan import read
 
 WITHOUT = """
 import runpy, sys
@@ -32,6 +32,12 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("highdicom", "hemseg.cli", ["segment", "series", "out", "--format", "dicom-seg"], "hemseg[dicom]"),
         ("ray", "hemseg.cli", ["segment", "test/cases", "out", "--ray", "local"], "hemseg[cluster]"),
         ("uvicorn", "process", ["--mode", "serve", "--input", "test/cases", "--output", "out"], "hemseg[serve]"),
+        (
+            "evalutils",
+            "process",
+            ["--mode", "legacy", "--input", "test/cases", "--output", "out"],
+            "hemseg[grand-challenge]",
+        ),
         ("torch", "training", ["all", "--config", "smoke", "--run", "run"], "hemseg[training]"),
         ("lightning", "training", ["classify", "--config", "smoke", "--run", "run"], "hemseg[training]"),
     ],

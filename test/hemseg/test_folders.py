@@ -23,8 +23,10 @@ from test_cli import files
 from hemseg import model as hemseg_model
 from hemseg.folder import jobs as folder_jobs
 from hemseg.folder import processes
-from hemseg.folder.jobs import Job, plan_jobs, run_jobs
-from hemseg.folder.journal import Journal, Row, settings_key_of_weights
+from hemseg.folder.jobs import run_jobs
+from hemseg.folder.journal import Journal
+from hemseg.folder.plan import Job, plan_jobs
+from hemseg.folder.rows import Row, settings_key_of_weights
 from hemseg.io.files import atomic_write, exclusive_access, remove_leftovers
 from hemseg.model import Model, load
 from hemseg.names import case_name, to_cell

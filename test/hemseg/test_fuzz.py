@@ -12,8 +12,8 @@ from stress.fuzz import REFUSED, corpus, fuzz
 
 from hemseg.checks import require_head_ct
 from hemseg.errors import HemsegError
-from hemseg.io.integrity import CHUNK, stored_bytes
-from hemseg.volume import read
+from hemseg.io.integrity import CHUNK, metaimage_bytes
+from hemseg.scan import read
 
 
 def test_broken_files_are_read_or_refused() -> None:
@@ -83,7 +83,7 @@ def test_a_bomb_is_counted_a_piece_at_a_time(tmp_path: Path, monkeypatch: pytest
             return self.inflate.unconsumed_tail
 
     monkeypatch.setattr(zlib, "decompressobj", Counting)
-    assert stored_bytes(path, ".mha") == 64 << 20
+    assert metaimage_bytes(path) == 64 << 20
     assert max(pieces) <= CHUNK
 
 

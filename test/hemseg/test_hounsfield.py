@@ -10,7 +10,7 @@ from conftest import SHARED
 
 from hemseg.errors import HemsegError
 from hemseg.hounsfield import require_hounsfield_units
-from hemseg.volume import read
+from hemseg.scan import read
 from training.data.phantom import Grid, make_phantom
 
 Change = Callable[[np.ndarray], np.ndarray]

@@ -19,8 +19,8 @@ from hemseg.model import load
 from hemseg.names import case_name, from_cell, printable, to_cell
 from hemseg.report import viewer
 from hemseg.report.findings import findings
+from hemseg.scan import read
 from hemseg.segmentation import segment
-from hemseg.volume import read
 from training.data.phantom import Phantom
 
 
@@ -45,7 +45,7 @@ def test_different_cases_have_different_names(a: bytes, b: bytes) -> None:
 
 def test_names_on_the_terminal_in_tables_and_pages(scan: Path, tmp_path: Path, light: Path) -> None:
     names = ["a\x1b[2Jb.nii.gz", "line\nbreak.nii.gz", "=cmd|'C calc'!A0.nii.gz", "+1.nii.gz", "@x.nii.gz",
-             "-1.nii.gz", "evil\u202egz.nii.gz", "'quoted.nii.gz", "@DATA@.nii.gz", "back\\slash.nii.gz"]  # fmt: skip
+             "-1.nii.gz", "evil\u202egz.nii.gz", "'quoted.nii.gz", "@@DATA.nii.gz", "back\\slash.nii.gz"]  # fmt: skip
     for name in names:
         shutil.copy(scan, scan.with_name(name))
     scan.write_text("no scan")
@@ -57,14 +57,14 @@ def test_names_on_the_terminal_in_tables_and_pages(scan: Path, tmp_path: Path, l
     assert len(text.splitlines()) == len(names) + 2
     assert set(rows(out)) == {to_cell(case_name(Path(name))) for name in [*names, "case.nii.gz"]}
     assert not any(line.startswith(("=", "+", "-", "@")) for line in text.splitlines())
-    page = (out / "@DATA@" / "report.html").read_text()
-    assert "<title>hemseg: @DATA@.nii.gz</title>" in page
+    page = (out / "@@DATA" / "report.html").read_text()
+    assert "<title>hemseg: @@DATA.nii.gz</title>" in page
     assert "\u202e" not in (out / "summary.html").read_text() + "".join(
         p.read_text() for p in out.glob("*/report.html")
     )
     said = hemseg_here("segment", scan.parent, out, "--report", "--weights", light, check=1).stderr
     assert f"{len(names)} of {len(names) + 1} scans were done before" in said
-    assert json.loads((out / "@DATA@" / "report.json").read_text())["case"] == "@DATA@.nii.gz"
+    assert json.loads((out / "@@DATA" / "report.json").read_text())["case"] == "@@DATA.nii.gz"
 
 
 def test_no_placeholder_is_filled_from_data(bleed: Phantom, light: Path) -> None:

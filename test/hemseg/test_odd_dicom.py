@@ -21,8 +21,9 @@ from hemseg.dicom.source import Source
 from hemseg.dicom.stack import _step
 from hemseg.dicom_out.seg import write_segmentation
 from hemseg.errors import HemsegError
-from hemseg.folder.jobs import find_scans
-from hemseg.volume import Volume, read
+from hemseg.folder.scans import find_scans
+from hemseg.scan import read
+from hemseg.volume import Volume
 
 Edit = Callable[[pydicom.Dataset, int], object]
 

@@ -14,7 +14,9 @@ import pytest
 import SimpleITK as sitk
 
 from hemseg.errors import HemsegError
-from hemseg.volume import mask_name, read, write_mask
+from hemseg.io.formats import mask_name
+from hemseg.io.masks import write_mask
+from hemseg.scan import read
 
 HU = np.random.default_rng(0).integers(-1000, 1000, (6, 8, 7)).astype("<i2")
 AFFINE = np.diag([-1.0, -1.0, 5.0, 1.0])

@@ -17,7 +17,9 @@ from test_folders import rows
 
 from hemseg.io.files import atomic_write
 from hemseg.io.marks import mark, marked_jpeg, marked_png, read_mark
-from hemseg.volume import Volume, read, write_mask
+from hemseg.io.masks import write_mask
+from hemseg.scan import read
+from hemseg.volume import Volume
 
 
 @pytest.fixture

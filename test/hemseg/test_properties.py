@@ -17,10 +17,12 @@ from hypothesis.extra import numpy as arrays
 
 import hemseg
 from hemseg.checks import check_scan
+from hemseg.io.masks import write_mask
 from hemseg.model import Model
 from hemseg.preprocessing import Settings
+from hemseg.scan import read
 from hemseg.segmentation import segment
-from hemseg.volume import Volume, read, write_mask
+from hemseg.volume import Volume
 
 settings.register_profile(
     "hemseg", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -9,10 +9,11 @@ import pytest
 import SimpleITK as sitk
 from conftest import SHARED, dice, same_geometry
 
+from hemseg.io.images import from_itk
 from hemseg.model import Model
 from hemseg.preprocessing import working_image
+from hemseg.scan import read
 from hemseg.segmentation import segment
-from hemseg.volume import from_itk, read
 from training.data.datasets import load_dataset, read_reference
 
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the real scans of ../shared/data are not here")

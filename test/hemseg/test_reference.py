@@ -14,8 +14,9 @@ from scipy import ndimage
 
 from hemseg.model import Model
 from hemseg.preprocessing import Settings, WorkingGrid, equalized, working_image
+from hemseg.scan import read
 from hemseg.segmentation import segment, working_probability
-from hemseg.volume import Volume, read
+from hemseg.volume import Volume
 
 CASES = sorted((ROOT / "test" / "cases").iterdir())
 

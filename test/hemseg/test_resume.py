@@ -19,8 +19,9 @@ from test_folders import rows
 
 import hemseg
 from hemseg.errors import HemsegError
-from hemseg.folder.jobs import OutputOptions, plan_jobs
-from hemseg.folder.journal import Journal, settings_key_of_weights
+from hemseg.folder.journal import Journal
+from hemseg.folder.plan import OutputOptions, plan_jobs
+from hemseg.folder.rows import settings_key_of_weights
 from hemseg.io import fingerprint
 from hemseg.io.fingerprint import Fingerprint, is_same, unchanged
 from hemseg.model import Manifest, default_weights

@@ -14,13 +14,15 @@ from typer.testing import CliRunner
 
 import hemseg
 from hemseg.cli import app
-from hemseg.folder.jobs import Job, Outcome
-from hemseg.folder.journal import Journal, row_of
+from hemseg.folder.jobs import Outcome
+from hemseg.folder.journal import Journal
+from hemseg.folder.plan import Job
+from hemseg.folder.rows import row_of
 from hemseg.preprocessing import WorkingGrid, WorkingImage
 from hemseg.report.findings import RED, findings, overlay
 from hemseg.report.viewer import page
-from hemseg.sanity import implausible, reaches_from_base_to_vertex, require_plausible
-from hemseg.segmentation import Segmentation
+from hemseg.sanity import implausible, reaches_from_base_to_vertex
+from hemseg.segmentation import Segmentation, require_plausible
 from hemseg.volume import Volume
 from training.data.phantom import Phantom
 
@@ -32,6 +34,10 @@ MM = np.stack([Z * SPACING[0], Y * SPACING[1], X * SPACING[2]])
 def ball(radii: tuple[float, float, float], center: tuple[float, float, float] = (0, 0, 0)) -> np.ndarray:
     """Bool (z, y, x), an ellipsoid; mm."""
     return sum(((m - c) / r) ** 2 for m, c, r in zip(MM, center, radii, strict=True)) < 1
+
+
+def found(made: Segmentation) -> tuple[str, ...]:
+    return implausible(made.mask, made.volume_ml, made.volume, made.working)
 
 
 def result(
@@ -49,7 +55,7 @@ def result(
     made = Segmentation(
         volume, mask, float(mask.sum()) * volume.voxel_ml, (), 0.1, np.zeros(len(hu), np.float32), working, hu * 0
     )
-    return replace(made, implausible=implausible(made))
+    return replace(made, implausible=found(made))
 
 
 NOTHING = np.zeros(MM.shape[1:], bool)
@@ -88,10 +94,10 @@ def test_what_can_be(blood: np.ndarray) -> None:
 def test_infants_have_small_heads() -> None:
     made = result(NOTHING, SMALL)
     small = replace(made.working, hu=np.where(ball((40, 54, 44)), 32, -20).astype(np.float32))
-    assert implausible(replace(made, working=made.working))  # an adult's head of which most is lost
-    assert not implausible(replace(made, working=small))
+    assert found(replace(made, working=made.working))  # an adult's head of which most is lost
+    assert not found(replace(made, working=small))
     speck = replace(small, intracranial=ball((16, 25, 20)))
-    assert implausible(replace(made, working=speck))  # smaller than any
+    assert found(replace(made, working=speck))  # smaller than any
 
 
 def test_whole_heads_are_known_by_their_areas() -> None:

@@ -9,8 +9,9 @@ from conftest import ROOT, dice, orthonormal, same_geometry
 
 from hemseg.model import Model, load
 from hemseg.preprocessing import working_image
+from hemseg.scan import read
 from hemseg.segmentation import postprocess, segment, sliding_window, working_probability
-from hemseg.volume import Volume, read
+from hemseg.volume import Volume
 from training.data.phantom import Grid, Phantom, make_phantom
 
 CASES = sorted((ROOT / "test" / "cases").iterdir())

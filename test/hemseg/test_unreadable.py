@@ -18,12 +18,13 @@ from test_cli import files
 from test_folders import rows
 
 from hemseg.errors import HemsegError
-from hemseg.folder.jobs import Job, find_scans, plan_jobs
 from hemseg.folder.journal import Journal
 from hemseg.folder.outputs import files_of, output_conflicts, refuse_conflicts
+from hemseg.folder.plan import Job, plan_jobs
+from hemseg.folder.scans import find_scans
 from hemseg.io.folders import walk, without_masks
 from hemseg.io.marks import read_mark, voxel_hash
-from hemseg.volume import read
+from hemseg.scan import read
 from training.data.phantom import Phantom
 
 

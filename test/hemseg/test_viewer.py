@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from hemseg.folder.jobs import OutputOptions, plan_jobs
-from hemseg.folder.journal import Journal, settings_key
+from hemseg.folder.journal import Journal
+from hemseg.folder.plan import OutputOptions, plan_jobs
 from hemseg.folder.processes import run_here
+from hemseg.folder.rows import settings_key
 from hemseg.model import Model
-from hemseg.volume import read
+from hemseg.scan import read
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed")

@@ -10,7 +10,10 @@ from conftest import orthonormal, random_image, same_geometry
 from helpers.faults import write_faulty
 
 from hemseg.errors import HemsegError
-from hemseg.volume import SUFFIXES, Volume, mask_name, read, write_mask
+from hemseg.io.formats import SUFFIXES, mask_name
+from hemseg.io.masks import write_mask
+from hemseg.scan import read
+from hemseg.volume import Volume
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -35,7 +35,8 @@ import SimpleITK as sitk
 
 from hemseg.checks import require_head_ct
 from hemseg.errors import HemsegError
-from hemseg.volume import Volume, read
+from hemseg.scan import read
+from hemseg.volume import Volume
 
 MEMORY, SECONDS = 2 * 2**30, 10
 GOOD = ("read", "read, no CT", "refused")  # what may become of a file
@@ -97,7 +98,7 @@ def corpus(folder: Path) -> list[Path]:
     with contextlib.suppress(ImportError):
         from helpers.series import write_enhanced, write_series
 
-        from hemseg.volume import from_itk
+        from hemseg.io.images import from_itk
 
         write_series(folder / "series", from_itk(image))
         for stored, kind in (("c.zip", zipfile.ZIP_STORED), ("d.zip", zipfile.ZIP_DEFLATED)):

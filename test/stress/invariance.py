@@ -14,9 +14,11 @@ import numpy as np
 import SimpleITK as sitk
 from rich.progress import track
 
+from hemseg.io.images import from_itk
+from hemseg.io.writers import mask_to_itk
 from hemseg.model import Model, load
 from hemseg.segmentation import segment
-from hemseg.volume import Volume, from_itk, mask_to_itk
+from hemseg.volume import Volume
 from training.data.phantom import Grid, make_phantom
 
 THIN = Grid((120, 200, 200), (1.0, 1.0, 1.25))

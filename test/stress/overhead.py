@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hemseg.folder.jobs import Job, run_job
-from hemseg.folder.journal import row_of
+from hemseg.folder.jobs import run_job
 from hemseg.folder.outputs import files_of, refuse_conflicts
+from hemseg.folder.plan import Job
+from hemseg.folder.rows import row_of
 from hemseg.io.files import atomic_write
 from hemseg.io.fingerprint import unchanged
 from hemseg.io.marks import voxel_hash

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from hemseg.folder.jobs import Job, run_jobs
+from hemseg.folder.jobs import run_jobs
+from hemseg.folder.plan import Job
 from hemseg.model import load
 from hemseg.resources import resident_bytes
 from training.data.phantom import Grid, make_phantom, write_image

@@ -17,8 +17,8 @@ from monai.bundle import verify_net_in_out
 from safetensors.torch import load_file
 
 from hemseg.model import load
+from hemseg.scan import read
 from hemseg.segmentation import segment
-from hemseg.volume import read
 from training.config import load_config
 from training.data.datasets import load_dataset
 from training.data.phantom import Grid, make_phantom

@@ -171,7 +171,7 @@ def test_no_real_brain_is_lost() -> None:
     strip = strip_predictor(None)
     for name in ("067", "075", "076", "080"):  # blank slices within the stack; thin bone
         case = next(c for c in load_dataset(SHARED / "ct-ich").cases if c.name == name)
-        from hemseg.volume import read
+        from hemseg.scan import read
 
         volume = read(case.image)
         assert max(row["lost"] for row in lost_brain(volume, strip(volume))) < 0.05

@@ -8,8 +8,8 @@ import numpy as np
 from conftest import COARSE
 
 from hemseg.model import Model
+from hemseg.scan import read
 from hemseg.segmentation import segment
-from hemseg.volume import read
 from training.config import load_config
 from training.data.datasets import Case, DataSet, prepare
 from training.data.phantom import make_phantom, write_image

@@ -17,8 +17,8 @@ from hemseg.errors import HemsegError
 from hemseg.model import default_weights
 from hemseg.model import load as load_model
 from hemseg.preprocessing import Settings, working_image
+from hemseg.scan import read
 from hemseg.segmentation import network_probability
-from hemseg.volume import read
 from training.config import CONFIGS, Cam, Classifier, Config, Pseudolabels, Segmenter, Sequence, load_config
 from training.data.datasets import load_dataset, prepare, prepared
 from training.data.phantom import write_dataset

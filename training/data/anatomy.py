@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .head_space import Space, radial, rotation
-
-if TYPE_CHECKING:
-    from .phantom import Grid
+from .face import paint_face
+from .head_space import Grid, Space, radial, rotation
 
 SKULLS = ("adult", "child", "infant")
 MUSCLE_HU = (55.0, 65.0)
@@ -168,8 +165,6 @@ class Head:
 
     def tissue(self, s: Space, headrest: bool) -> tuple[np.ndarray, np.ndarray]:
         """HU of a head without hemorrhage, and bool where its cranial cavity is."""
-        from .face import paint_face
-
         outer = -s.vault - self.skull_mm  # mm outside the outer table
         hu = np.full(s.x.shape, -1000.0, np.float32)
         if headrest:

@@ -23,9 +23,10 @@ import SimpleITK as sitk
 from rich.progress import track
 
 from hemseg.errors import HemsegError
-from hemseg.model import cores
+from hemseg.io.formats import stem, suffix
 from hemseg.preprocessing import Settings, Strip, working_image
-from hemseg.volume import read, stem, suffix
+from hemseg.resources import cores
+from hemseg.scan import read
 
 from ..console import console
 from .tables import RowFaults, decoded, read_table, whole_number, yes_or_no

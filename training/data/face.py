@@ -7,14 +7,11 @@ Each part is an ellipsoid (center, radii; mm) or a rule of a few lines; later pa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from .head_space import Space
-
-if TYPE_CHECKING:
-    from .anatomy import Head
 
 Ellipsoid = tuple[tuple[float, float, float], tuple[float, float, float]]
 
@@ -38,6 +35,21 @@ GLANDS: tuple[tuple[Ellipsoid, float], ...] = (
     (((36, -25, -113), (10, 13, 10)), 42.0),  # submandibular
 )
 SPINE_MM = 27.0  # y of the middle of the spinal canal
+
+
+class Head(Protocol):
+    """What the face takes over from its head, see `training.data.anatomy.Head`."""
+
+    @property
+    def radii(self) -> tuple[float, float, float]: ...
+    @property
+    def bone_hu(self) -> tuple[float, float]: ...
+    @property
+    def muscle_hu(self) -> float: ...
+    @property
+    def fat_hu(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
 
 
 class _Points:

@@ -34,33 +34,11 @@ from hemseg.volume import Volume
 
 from ..console import console
 from .anatomy import Head, Options
+from .head_space import Grid
 
 KINDS = ("intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural")
-IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 _SUBSLICE_MM = 1.25
 _SECOND_HEAD_MM, _SECOND_HEAD_SCALE, _SECOND_HEAD_SEED = 182.0, 0.88, 7919  # so far to the left of the first
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Sampling grid: ``shape`` (z, y, x); ``spacing`` (x, y, z) mm; ``direction`` row-major 3x3, LPS.
-
-    Its centre lies 12 mm above the head's centre, or ``lower_mm`` deeper, where it shows more of jaw and neck; and
-    ``left_mm`` to the patient's left, as a second head does.
-    """
-
-    shape: tuple[int, int, int] = (28, 256, 256)
-    spacing: tuple[float, float, float] = (0.9, 0.9, 5.0)
-    direction: tuple[float, ...] = IDENTITY
-    lower_mm: float = 0.0
-    left_mm: float = 0.0
-
-    @property
-    def origin(self) -> tuple[float, float, float]:
-        """Position of voxel 0 (x, y, z; mm)."""
-        middle = (np.array(self.shape[::-1]) - 1) / 2 * self.spacing
-        x, y, z = np.array([self.left_mm, 0.0, 12.0 - self.lower_mm]) - np.array(self.direction).reshape(3, 3) @ middle
-        return float(x), float(y), float(z)
 
 
 @dataclass(frozen=True, eq=False)

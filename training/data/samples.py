@@ -14,12 +14,13 @@ import numpy as np
 from rich.progress import track
 
 from hemseg.model import load
+from hemseg.scan import read
 from hemseg.segmentation import segment
-from hemseg.volume import read
 
 from ..evaluation.evaluate import write_table
 from ..evaluation.metrics import overlap
-from .phantom import IDENTITY, KINDS, Grid, make_phantom, write_image
+from .head_space import IDENTITY
+from .phantom import KINDS, Grid, make_phantom, write_image
 
 OBLIQUE = tuple(
     float(v) for v in np.array([[1, 0, 0], [0, np.cos(0.3), -np.sin(0.3)], [0, np.sin(0.3), np.cos(0.3)]]).ravel()

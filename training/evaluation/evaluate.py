@@ -17,8 +17,9 @@ from sklearn.metrics import roc_auc_score
 from hemseg.errors import HemsegError
 from hemseg.model import load
 from hemseg.preprocessing import Settings, smoothed, working_image
+from hemseg.scan import read
 from hemseg.segmentation import mask_on_scan, segment
-from hemseg.volume import Volume, read
+from hemseg.volume import Volume
 
 from ..console import console
 from ..data.datasets import Case, DataSet, read_reference

@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.metrics import roc_curve
 
 from hemseg.preprocessing import Settings, working_image
-from hemseg.volume import read
+from hemseg.scan import read
 
 from ..data.datasets import DataSet
 from ..experiments.ablation import read_cases

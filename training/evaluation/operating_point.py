@@ -19,8 +19,9 @@ import numpy as np
 from rich.progress import track
 
 from hemseg.model import Manifest, Model
+from hemseg.scan import read
 from hemseg.segmentation import postprocess, working_probability
-from hemseg.volume import Volume, read
+from hemseg.volume import Volume
 
 from ..console import console
 from ..data.datasets import Case, DataSet, read_reference

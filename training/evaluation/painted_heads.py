@@ -23,8 +23,9 @@ from scipy import ndimage
 
 from hemseg.errors import HemsegError
 from hemseg.model import Model
+from hemseg.scan import read
 from hemseg.segmentation import mask_on_scan
-from hemseg.volume import Volume, read
+from hemseg.volume import Volume
 
 from ..config import CONFIGS
 from ..console import console

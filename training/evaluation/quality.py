@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from hemseg.preprocessing import Settings, WorkingGrid
-from hemseg.volume import Volume, read
+from hemseg.scan import read
+from hemseg.volume import Volume
 
 from ..data.datasets import Case, DataSet, read_reference
 

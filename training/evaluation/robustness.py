@@ -22,9 +22,10 @@ from scipy import ndimage
 from hemseg.checks import check_scan
 from hemseg.errors import HemsegError
 from hemseg.model import Model
+from hemseg.scan import read
 from hemseg.segmentation import Segmentation, segment
 from hemseg.strip import disc
-from hemseg.volume import Volume, read
+from hemseg.volume import Volume
 
 from ..console import console
 from ..data.anatomy import Options

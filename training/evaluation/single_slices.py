@@ -18,7 +18,7 @@ from scipy.stats import rankdata
 
 from hemseg.errors import HemsegError
 from hemseg.model import Model
-from hemseg.volume import read
+from hemseg.scan import read
 
 from ..console import console
 from ..data.datasets import SUBTYPES, DataSet

@@ -27,8 +27,9 @@ from scipy import ndimage
 
 from hemseg.model import load, load_strip
 from hemseg.preprocessing import working_image
+from hemseg.scan import read
 from hemseg.strip import AIR_HU, LOST, brain_of, disc, saturation
-from hemseg.volume import Volume, read
+from hemseg.volume import Volume
 
 from ..console import console
 from ..data.datasets import Case, DataSet, read_reference

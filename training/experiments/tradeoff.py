@@ -23,8 +23,8 @@ from rich.progress import track
 
 from hemseg.model import Model, load
 from hemseg.preprocessing import Settings
+from hemseg.scan import read
 from hemseg.segmentation import segment
-from hemseg.volume import read
 
 from ..config import Config
 from ..console import console

@@ -23,8 +23,8 @@ from torch import nn
 
 import hemseg
 from hemseg.model import Manifest, Model, load_strip
+from hemseg.scan import read
 from hemseg.segmentation import segment
-from hemseg.volume import read
 
 from ..config import Config
 from ..fitting.segmenter import build_unet

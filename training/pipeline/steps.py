@@ -15,8 +15,8 @@ import hemseg
 from hemseg.errors import HemsegError
 from hemseg.model import load, load_strip
 from hemseg.preprocessing import smoothed, working_image
+from hemseg.scan import read
 from hemseg.segmentation import working_probability
-from hemseg.volume import read
 
 from ..config import Config
 from ..console import console

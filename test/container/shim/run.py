@@ -30,7 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "test")]
 
 from helpers.series import write_series  # noqa: E402
 
-from hemseg.volume import read  # noqa: E402
+from hemseg.scan import read  # noqa: E402
 
 ENVIRONMENT = ROOT / ".shim"
 PACKAGES = ("sagemaker-shim==0.8.3", "moto[s3,server]==5.2.5")

@@ -1,0 +1,44 @@
+"""Connected components of masks: the largest one, and which of them are too small to stay."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+TOUCHING = np.ones((3, 3, 3), bool)  # voxels that share a corner are connected: 26 neighbours in place of 6
+
+
+def labeled_sizes(mask: np.ndarray, structure: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The components of a mask, and how many voxels each has.
+
+    Args:
+        mask: of two or three dimensions; what is not 0 counts.
+        structure: which neighbours are connected, as in `scipy.ndimage.label`; those that share a face when None.
+
+    Returns:
+        Labels from 1 on, shaped like ``mask``, and the sizes by label; that of label 0, the background, is 0.
+    """
+    labels, n = ndimage.label(mask, structure)
+    sizes = np.bincount(labels.ravel(), minlength=n + 1)
+    sizes[0] = 0
+    return labels, sizes
+
+
+def largest_component(mask: np.ndarray, structure: np.ndarray | None = None) -> np.ndarray:
+    """The component with the most voxels, bool; empty where there is none. Arguments as for `labeled_sizes`."""
+    labels, sizes = labeled_sizes(mask, structure)
+    return labels == sizes.argmax() if sizes.any() else np.zeros(mask.shape, bool)
+
+
+def drop_small_components(
+    mask: np.ndarray, least: float = 1, share: float = 0.0, structure: np.ndarray | None = None
+) -> np.ndarray:
+    """A mask without its small components, bool.
+
+    Args:
+        mask, structure: as for `labeled_sizes`.
+        least: voxels that a component has at least.
+        share: of the largest component's voxels, that a component has at least.
+    """
+    labels, sizes = labeled_sizes(mask, structure)
+    return (sizes >= max(1, least, share * sizes.max()))[labels]

@@ -1,0 +1,180 @@
+"""What is to be done for a folder of scans: a job per case, and where its outputs go. Nothing is read or written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hemseg.choices import MASK_FORMATS, SAME, MaskFormat
+from hemseg.errors import HemsegError
+from hemseg.folder.scans import Found, find_scans, own_name
+from hemseg.io.folders import may_be_dicom
+from hemseg.io.formats import mask_name, stem, suffix
+from hemseg.names import name_problem
+from hemseg.report.probability import probability_path
+
+
+@dataclass(frozen=True)
+class Job:
+    """One scan to do.
+
+    Attributes:
+        case: its path relative to the input folder.
+        scan: a file, or the folder of a DICOM study.
+        overlay, report, thumbnail: where its pictures and its report (JSON, with an HTML page beside it) go, if
+            anywhere.
+        probability: where its probability image goes, if anywhere.
+        files: those of a DICOM study; only the scan itself when empty.
+        series: of a DICOM study, when the rule of `hemseg.dicom.reading` shall not choose.
+        page: whether the report has an HTML page.
+        strict: refuse what looks odd (`hemseg.checks`) and results that cannot be (`hemseg.sanity`), in place of a
+            mask with a warning.
+        operating_point: of the weights (`hemseg.model.Manifest.at`); '' for their own.
+        refusal: why it cannot be done, where that is known before; a sentence.
+    """
+
+    case: Path
+    scan: Path
+    mask: Path
+    overlay: Path | None = None
+    report: Path | None = None
+    thumbnail: Path | None = None
+    probability: Path | None = None
+    files: tuple[Path, ...] = ()
+    series: str = ""
+    page: bool = False
+    strict: bool = False
+    operating_point: str = ""
+    refusal: str = ""
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """Every file that it writes."""
+        page = self.report.with_suffix(".html") if self.report and self.page else None
+        return tuple(p for p in (self.mask, self.overlay, self.report, page, self.thumbnail, self.probability) if p)
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What to write for each case beside the mask, and how.
+
+    Attributes:
+        format: of the mask: ``same`` as the scan's (MetaImage for DICOM), ``mha``, ``nii.gz``, or ``dicom-seg``.
+        series, strict, operating_point: see `Job`.
+    """
+
+    overlay: bool = False
+    report: bool = False
+    probability: bool = False
+    format: MaskFormat = SAME
+    series: str = ""
+    strict: bool = False
+    operating_point: str = ""
+
+    def __post_init__(self) -> None:
+        if self.format not in (SAME, *MASK_FORMATS):
+            raise HemsegError(f"format {self.format!r} is not known; give one of {', '.join((SAME, *MASK_FORMATS))}.")
+
+
+def plan_jobs(source: Path | Sequence[Path], target: Path, options: OutputOptions = OutputOptions()) -> list[Job]:
+    """What is to be done for ``hemseg segment SOURCE TARGET``. Nothing is looked at that exists in ``target`` yet.
+
+    A folder's scan ``a/b.nii.gz`` gets the mask ``TARGET/a/b.nii.gz``, the DICOM files in ``a/b`` get
+    ``TARGET/a/b.mha``; a single scan gets ``TARGET`` itself if that ends in an image suffix, else a file of its own
+    name in the folder ``TARGET``. Several sources go to the folder ``TARGET``: files under their names, what a folder
+    holds under the folder's name.
+
+    Raises:
+        HemsegError: nothing to do, or the target is not what these sources need.
+    """
+    sources = [source] if isinstance(source, Path) else list(dict.fromkeys(source))
+    unread: dict[Path, str] = {}
+    if len(sources) == 1:
+        alone, to_file, found = _found_in_one(sources[0], target, unread)
+    else:
+        alone, to_file, found = False, False, _found_in_several(sources, target, unread)
+    masks = [target if to_file else target / c.parent / _mask_name(s, c, bool(f), options.format) for c, s, f in found]
+    stems = Counter(_without_suffix(mask) for mask in masks)
+    jobs = []
+    for (case, scan, files), mask in zip(found, masks, strict=True):
+        own = _without_suffix(mask)
+        if stems[own] > 1:  # a.mha beside a.nii.gz
+            own = mask.with_name(case.name)
+        job = Job(
+            case=case,
+            scan=scan,
+            mask=mask,
+            overlay=own.with_name(f"{own.name}.png") if options.overlay else None,
+            report=own / "report.json" if options.report else None,
+            probability=probability_path(mask, own) if options.probability else None,
+            thumbnail=None if alone else target / "thumbnails" / case.parent / f"{case.name}.jpg",
+            files=files,
+            series=options.series,
+            page=options.report,
+            strict=options.strict,
+            operating_point=options.operating_point,
+        )
+        jobs.append(replace(job, refusal=known_refusal(job, unread)))
+    for path, reason in unread.items():  # each is a case that failed: named, counted, and tried again
+        if path == source:
+            raise HemsegError(f"{path}: {reason}")
+        above = next(s for s in sources if s == path or s in path.parents)
+        case = path.relative_to(above) if len(sources) == 1 else above.resolve().name / path.relative_to(above)
+        jobs.append(Job(case, path, target / case, thumbnail=target / case, refusal=f"{path}: {reason}"))
+    return jobs
+
+
+def known_refusal(job: Job, unread: Collection[Path]) -> str:
+    """Why a job cannot be done, as far as that is known before anything is read."""
+    if problem := name_problem(job.scan, *job.outputs):
+        return f"{job.scan}: {problem}"
+    beside = {path.parent for path in job.files}
+    if missing := [path for path in unread if path.parent in beside and may_be_dicom(path)]:
+        count = f"{len(missing)} of its files" if len(missing) > 1 else missing[0].name
+        return f"{job.scan}: {count} may not be read; check the permissions, or slices would be missing."
+    return ""
+
+
+def _found_in_one(source: Path, target: Path, unread: dict[Path, str]) -> tuple[bool, bool, list[Found]]:
+    """Whether it is a single scan, whether the target is the mask's name, and the scans."""
+    alone = source.is_file() or (not source.exists() and bool(suffix(source)))
+    to_file = bool(suffix(target) or target.suffix == ".dcm") and not target.is_dir()
+    if alone:
+        found: list[Found] = [(Path(source.name), source, ())]
+    else:
+        found = find_scans(source, target if target.resolve() != source.resolve() else None, unread)
+        if to_file and (len(found) != 1 or not found[0][2]):
+            raise HemsegError(
+                f"{target}: is the name of one image, but {source} is a folder; give a folder for the masks."
+            )
+    return alone, to_file, [(own_name(case, source), scan, files) for case, scan, files in found]
+
+
+def _found_in_several(sources: Sequence[Path], target: Path, unread: dict[Path, str]) -> list[Found]:
+    if target.exists() and not target.is_dir():
+        raise HemsegError(f"{target}: is a file; with several scans the last name is the folder for their masks.")
+    if suffix(target) and not target.exists():
+        raise HemsegError(f"{target}: is the name of one image; give a folder for the masks of several scans.")
+    found: list[Found] = []
+    for source in sources:
+        if source.is_dir():
+            name = Path(source.resolve().name)
+            leave_out = target if target.resolve() != source.resolve() else None
+            found += [(name / case, scan, files) for case, scan, files in find_scans(source, leave_out, unread)]
+        else:
+            found.append((Path(source.name), source, ()))
+    return found
+
+
+def _without_suffix(mask: Path) -> Path:
+    return mask.with_name(stem(mask)) if suffix(mask) else mask.with_suffix("")
+
+
+def _mask_name(scan: Path, case: Path, study: bool, form: str) -> str:
+    """File name of a mask."""
+    own = case.name if study else stem(scan) if suffix(scan) else scan.stem
+    if form == SAME:
+        return mask_name(scan) if suffix(scan) else f"{own}{MASK_FORMATS['mha']}"
+    return f"{own}{MASK_FORMATS[form]}"

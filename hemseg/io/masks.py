@@ -1,0 +1,89 @@
+"""Write masks and probability images with the geometry of their scan, to the last bit, and read them back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from hemseg.errors import HemsegError, OutputError
+from hemseg.io.files import atomic_write
+from hemseg.io.formats import FORMATS, METAIMAGE, SUFFIXES, ImageFormat, suffix
+from hemseg.io.images import check_name, itk_error, read_back
+from hemseg.io.marks import mark, voxel_hash
+from hemseg.io.writers import write_itk
+from hemseg.volume import Volume
+
+
+def write_mask(mask: np.ndarray, volume: Volume, path: str | Path) -> Path:
+    """Write a mask with its scan's geometry: under a temporary name, read back and checked, then renamed.
+
+    Args:
+        mask: array (z, y, x) of 0 and 1, shaped like ``volume.hu``.
+        volume: the scan.
+        path: the file to write, of the scan's own format (`mask_name`), or MetaImage, which holds any geometry. It is
+            replaced if it exists; missing folders are made.
+
+    Raises:
+        OutputError: the file cannot be written, or what was written is not what was meant.
+        HemsegError: ``path`` has another format than the scan, which could not hold its geometry to the last bit.
+    """
+    if mask.shape != volume.hu.shape:
+        raise ValueError(f"mask {mask.shape} and scan {volume.hu.shape} differ in shape")
+    return write_image(np.ascontiguousarray(mask, dtype=np.uint8), volume, Path(path), "the mask")
+
+
+def write_image(voxels: np.ndarray, volume: Volume, path: Path, what: str) -> Path:
+    """As `write_mask`, of uint8 or float32 voxels.
+
+    Args:
+        what: that is written, for a sentence.
+    """
+    check_name(path)
+    form, scan = image_format(path, volume)
+    text = mark(volume.content, voxel_hash(voxels))
+    try:
+        with atomic_write(path) as partial:
+            if scan and form.write_like:
+                form.write_like(voxels, scan, partial, text)
+            else:
+                write_itk(voxels, volume, partial, text, form.comment)
+            check_written(partial, voxels, volume, exact=bool(scan) or form.holds_any_geometry)
+    except (RuntimeError, OSError) as error:
+        raise OutputError(f"{path}: {what} could not be written ({itk_error(error)}).") from None
+    return path
+
+
+def image_format(path: Path, volume: Volume) -> tuple[ImageFormat, Path | None]:
+    """In which format an image of the scan's geometry is written to a path, and the file whose header it takes, if any.
+
+    Raises:
+        HemsegError: ``path`` has no suffix of an image, or of another format than the scan.
+    """
+    writable = [s for s in SUFFIXES if s not in FORMATS[s].in_two_files]
+    if suffix(path) not in writable:
+        raise HemsegError(f"{path}: a mask's name must end in one of {', '.join(writable)}.")
+    form = FORMATS[suffix(path)]
+    scan = volume.path if volume.path is not None and suffix(volume.path) else None  # a file whose header counts
+    own = FORMATS[suffix(scan)] if scan else None
+    if scan and own and form is not own and not form.holds_any_geometry:
+        raise HemsegError(
+            f"{path}: the mask of {scan.name} is written as {own.name} or {METAIMAGE.name}, {form.name} would round "
+            "its geometry."
+        )
+    return form, scan
+
+
+def check_written(path: Path, voxels: np.ndarray, volume: Volume, exact: bool) -> None:
+    """Read it back. Not exact: NIfTI holds 32-bit numbers, and there is no header of the scan to copy from."""
+    image = read_back(path)
+    geometry: list[tuple[tuple[float, ...], tuple[float, ...]]] = [
+        (image.GetSpacing(), volume.spacing),
+        (image.GetOrigin(), volume.origin),
+        (image.GetDirection(), volume.direction),
+    ]
+    same = all(a == b if exact else np.allclose(a, b, rtol=1e-5, atol=1e-4) for a, b in geometry)
+    same = same and np.array_equal(sitk.GetArrayViewFromImage(image), voxels)
+    if not same:
+        raise RuntimeError("read back, it differs from what was written")

@@ -1,0 +1,26 @@
+"""The HTML pages, as files with places to be filled: ``@@NAME``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from string import Template
+
+
+class Page(Template):
+    """A page whose styles and scripts may hold ``$`` and ``@``."""
+
+    delimiter = "@@"
+    idpattern = "[A-Z]+"
+    flags = re.VERBOSE  # names in capitals alone
+
+
+def filled(name: str, values: Mapping[str, object]) -> str:
+    """The text of a page. Values are put in as they are, in one pass: what looks like a place in one of them stays.
+
+    Args:
+        name: of the file in this package.
+        values: by the name of their place; all that comes from files or headers is escaped already.
+    """
+    return Page((files(__package__) / name).read_text("utf-8")).substitute(values)
