@@ -102,8 +102,8 @@ def _serve(arguments: argparse.Namespace) -> int:
             arguments.input, arguments.output, arguments.weights, arguments.device, arguments.operating_point
         )
     except BaseException as error:
-        told = isinstance(error, (HemsegError, OSError))
-        _turn_away(listener, str(error) if told else "the server could not start; its log says why.")
+        understood = isinstance(error, (HemsegError, OSError))
+        _turn_away(listener, str(error) if understood else "the server could not start; its log says why.")
         raise
     return serve(cases, listener)
 

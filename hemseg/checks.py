@@ -1,4 +1,4 @@
-"""Is this a head CT in HU? What is told about a scan before anyone trusts its mask.
+"""Is this a head CT in HU? What must be known of a scan before anyone trusts its mask.
 
 Two kinds of finding: what cannot be segmented is an error; what looks odd gets a mask and a warning, which stands in
 the report, the summary and on the terminal (``--strict`` refuses it).
@@ -57,10 +57,10 @@ def check_scan(
     array, spacing = volume.in_lps()
     check_working_memory(volume.path, math.prod(WorkingGrid.of(array.shape, spacing, settings).shape))
     working = working_image(volume, settings, strip)
-    said = (*volume.warnings, *scan_warnings(volume, working, settings))
-    if strict and said:
-        raise HemsegError(f"{volume.path or 'the scan'}: is refused, as it looks odd: {' '.join(said)}")
-    return replace(volume, warnings=said), working
+    warnings = (*volume.warnings, *scan_warnings(volume, working, settings))
+    if strict and warnings:
+        raise HemsegError(f"{volume.path or 'the scan'}: is refused, as it looks odd: {' '.join(warnings)}")
+    return replace(volume, warnings=warnings), working
 
 
 def require_head_ct(volume: Volume) -> None:
@@ -88,34 +88,34 @@ def require_head_ct(volume: Volume) -> None:
 
 def scan_warnings(volume: Volume, working: WorkingImage, settings: Settings) -> tuple[str, ...]:
     """What looks odd about a scan, in sentences; empty for a plain whole-head CT."""
-    said = (*_odd_geometry(volume), *_odd_values(volume), *_odd_anatomy(working, settings))
-    return tuple(f"It {text}{'' if text.endswith('?') else '.'}" for text in said)
+    findings = (*_odd_geometry(volume), *_odd_values(volume), *_odd_anatomy(working, settings))
+    return tuple(f"It {text}{'' if text.endswith('?') else '.'}" for text in findings)
 
 
 def _odd_geometry(volume: Volume) -> list[str]:
-    said = []
+    findings = []
     array, (depth, *plane) = volume.in_lps()
     slices = array.shape[0]
     if slices < LEAST_SLICES:
-        said.append(f"has only {slices} slice{'s' * (slices != 1)}")
+        findings.append(f"has only {slices} slice{'s' * (slices != 1)}")
     if not (IN_PLANE_MM[0] <= min(plane) and max(plane) <= IN_PLANE_MM[1] and SLICE_MM[0] <= depth <= SLICE_MM[1]):
-        said.append(f"has voxels of {plane[1]:.3g} x {plane[0]:.3g} x {depth:.3g} mm, unusual for a head CT")
+        findings.append(f"has voxels of {plane[1]:.3g} x {plane[0]:.3g} x {depth:.3g} mm, unusual for a head CT")
     field = [n * mm for n, mm in zip(array.shape[1:], plane, strict=True)]
     if min(field) < FIELD_MM[0] or max(field) > FIELD_MM[1]:
-        said.append(f"shows {field[1]:.0f} x {field[0]:.0f} mm in plane, unusual for a head CT")
-    return said
+        findings.append(f"shows {field[1]:.0f} x {field[0]:.0f} mm in plane, unusual for a head CT")
+    return findings
 
 
 def _odd_values(volume: Volume) -> list[str]:
     array, _ = volume.in_lps()
     lows, highs = array.min(axis=(1, 2)), array.max(axis=(1, 2))
     low, high = float(lows.min()), float(highs.max())
-    said = []
+    findings = []
     if low > WINDOW_HU[0] and high < WINDOW_HU[1]:
-        said.append(f"is stored in a window of {low:.0f}..{high:.0f} HU; full HU is better")
+        findings.append(f"is stored in a window of {low:.0f}..{high:.0f} HU; full HU is better")
     if blank := int((lows == highs).sum()):
-        said.append(f"has {blank} blank slice{'s' * (blank != 1)}")
-    return said
+        findings.append(f"has {blank} blank slice{'s' * (blank != 1)}")
+    return findings
 
 
 def _odd_anatomy(working: WorkingImage, settings: Settings) -> list[str]:
@@ -124,40 +124,40 @@ def _odd_anatomy(working: WorkingImage, settings: Settings) -> list[str]:
     if not inside[shown].any():
         return ["shows no skull with a brain in it"]
     voxel_ml = float(np.prod(working.grid.spacing)) / 1000
-    said = []
+    findings = []
     ml = float(inside.sum()) * voxel_ml
     if ml < INTRACRANIAL_ML[0] and reaches_from_base_to_vertex(working) and is_infant(working):
-        said.append(f"shows an infant's head ({ml:.0f} mL inside the skull), which the weights do not know")
+        findings.append(f"shows an infant's head ({ml:.0f} mL inside the skull), which the weights do not know")
     elif not INSIDE_ML[0] <= ml <= INSIDE_ML[1]:
-        said.append(f"has {ml:.0f} mL inside the skull: part of a head, or not a head?")
+        findings.append(f"has {ml:.0f} mL inside the skull: part of a head, or not a head?")
     level = float(np.median(hu[inside]))
     if not BRAIN_HU[0] <= level <= BRAIN_HU[1]:
-        said.append(f"has a median of {level:.0f} HU inside the skull, where brain has 25 to 40: is it in HU?")
+        findings.append(f"has a median of {level:.0f} HU inside the skull, where brain has 25 to 40: is it in HU?")
     elif not LEVEL_HU[0] <= (tissue := brain_level(hu, inside)) <= LEVEL_HU[1]:
-        said.append(f"has a brain of {tissue:.0f} HU, where others have 25 to 40: is the scale off?")
+        findings.append(f"has a brain of {tissue:.0f} HU, where others have 25 to 40: is the scale off?")
     if _second_head(working):
-        said.append("shows two heads: one of them was left out")
+        findings.append("shows two heads: one of them was left out")
     bone = hu >= saturation(hu)
     if bone[shown].sum() < LEAST_BONE * inside[shown].sum():
-        said.append("shows hardly any bone: was the skull taken away?")
+        findings.append("shows hardly any bone: was the skull taken away?")
     areas = inside.sum(axis=(1, 2))[shown]
     if areas[-1] > 0.5 * areas.max():
-        said.append("is cut off at the top of the head")
+        findings.append("is cut off at the top of the head")
     if areas[0] > 0.8 * areas.max():
-        said.append("does not reach down to the base of the skull")
+        findings.append("does not reach down to the base of the skull")
     if inside[:, [0, -1], :].any() or inside[:, :, [0, -1]].any():
-        said.append("is cut off at the edge of the picture")
+        findings.append("is cut off at the edge of the picture")
     hull = skull_hull(_bone_of_head(bone, inside))
     if _scalp(working, hull, settings) < SCALP:
-        said.append("shows hardly any scalp: was the face removed?")
+        findings.append("shows hardly any scalp: was the face removed?")
     low, high = _air_below_and_above(working, hull, settings)
     if high > UPSIDE_DOWN * max(low, LEAST_AIR):
-        said.append("has the sinuses' air in the upper half of the head: is it upside down?")
+        findings.append("has the sinuses' air in the upper half of the head: is it upside down?")
     if losing := slices_losing_brain(hu, inside, working.grid.spacing):
         number = f"{len(losing)} slices" if len(losing) > 1 else "a slice"
-        said.append(f"loses part of the brain to skull stripping in {number}: blood there would be missed")
-    said += _contrast(working, settings, voxel_ml)
-    return said
+        findings.append(f"loses part of the brain to skull stripping in {number}: blood there would be missed")
+    findings += _contrast(working, settings, voxel_ml)
+    return findings
 
 
 def _bone_of_head(bone: np.ndarray, inside: np.ndarray) -> np.ndarray:

@@ -130,9 +130,9 @@ def segment(
     elif not quiet:
         _print_table(rows)
         if journal:
-            said = f", {failed} failed" if failed else ""
+            failures = f", {failed} failed" if failed else ""
             page = printable(str(journal.path.with_suffix(".html")))
-            print_text(f"{len(rows) - failed} of {len(rows)} scans done{said}; see {page}\n")
+            print_text(f"{len(rows) - failed} of {len(rows)} scans done{failures}; see {page}\n")
     if failed:
         raise typer.Exit(1)
 

@@ -192,8 +192,8 @@ def checked_probability(answer: Any, shape: tuple[int, ...], weights: Path) -> n
         HemsegError: it is not.
     """
     if not isinstance(answer, np.ndarray) or answer.shape != shape or answer.dtype.kind != "f":
-        said = f"{answer.dtype} of shape {answer.shape}" if isinstance(answer, np.ndarray) else type(answer).__name__
-        raise HemsegError(f"{weights}: the network answers with {said} instead of probabilities of shape {shape}.")
+        given = f"{answer.dtype} of shape {answer.shape}" if isinstance(answer, np.ndarray) else type(answer).__name__
+        raise HemsegError(f"{weights}: the network answers with {given} instead of probabilities of shape {shape}.")
     low, high = float(answer.min()), float(answer.max())
     if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # NaN, too: it spreads to the lowest and the highest
         raise HemsegError(
@@ -278,7 +278,7 @@ def session(path: Path, device: str, threads: int) -> Any:
     if device not in DEVICES:
         raise HemsegError(f"device {device!r} is not known; give one of {', '.join(DEVICES)}.")
     options = ort.SessionOptions()
-    options.log_severity_level = 4  # its warnings about missing GPUs are said below in one sentence
+    options.log_severity_level = 4  # its warnings about missing GPUs are replaced by one sentence below
     options.intra_op_num_threads = threads
     options.enable_mem_pattern = False  # its one block for everything is a third larger than what is in use at once
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it burns a sixth of the CPU time

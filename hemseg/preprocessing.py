@@ -291,16 +291,16 @@ def _enclosed(brain: np.ndarray, skull: np.ndarray, settings: Settings) -> np.nd
     kept = brain.copy()
     reach = max(1, round(BORDER_MM / settings.in_plane_mm))
     for z in range(int(brain.sum(axis=(1, 2)).argmax()) - 1, -1, -1):
-        pieces, _ = ndimage.label(brain[z])
-        for i, box in enumerate(ndimage.find_objects(pieces), start=1):
-            piece = pieces[box] == i
-            if (piece & kept[z + 1][box]).sum() >= BELOW_SHARE * piece.sum():
+        components, _ = ndimage.label(brain[z])
+        for i, box in enumerate(ndimage.find_objects(components), start=1):
+            component = components[box] == i
+            if (component & kept[z + 1][box]).sum() >= BELOW_SHARE * component.sum():
                 continue
             window = tuple(slice(max(0, s.start - reach), s.stop + reach) for s in box)
-            wide = pieces[window] == i
+            wide = components[window] == i
             border = ndimage.binary_dilation(wide, iterations=reach) & ~wide
             if (border & ~skull[z][window]).sum() > OPEN_SHARE * border.sum():
-                kept[z][box][piece] = False
+                kept[z][box][component] = False
     return kept
 
 
@@ -330,7 +330,7 @@ def brain_level(hu: np.ndarray, intracranial: np.ndarray) -> float:
 def leveled(hu: np.ndarray, intracranial: np.ndarray, settings: Settings) -> np.ndarray:
     """HU shifted so that the brain's median is ``level_hu``, within ``hu_range``; by at most 15 HU.
 
-    Scanners differ by some HU, and exports by more: what is blood is told from the brain beside it.
+    Scanners differ by some HU, and exports by more: blood differs from the brain beside it.
     """
     shift = settings.level_hu - brain_level(hu, intracranial)
     if not np.isfinite(shift):

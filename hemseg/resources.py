@@ -109,13 +109,19 @@ def _lacking(more: int) -> tuple[int, int] | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, whichever library says so."""
-    said = ("bad_alloc", "bad allocation", "Failed to allocate memory", "Insufficient memory", "Cannot allocate memory")
-    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
+    words = (
+        "bad_alloc",
+        "bad allocation",
+        "Failed to allocate memory",
+        "Insufficient memory",
+        "Cannot allocate memory",
+    )
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def available_bytes() -> int | None:
     """The most that this process can have, with what it has already: of the machine, of a container's limit, of
-    ``ulimit -v`` and ``ulimit -d``; None where the system does not tell.
+    ``ulimit -v`` and ``ulimit -d``; None where the system does not say.
     """
     try:
         own = resident_bytes()
@@ -134,7 +140,7 @@ def available_bytes() -> int | None:
 
 
 def resident_bytes(pid: int | str = "self") -> int:
-    """Memory that a process has now; OSError where the system does not tell."""
+    """Memory that a process has now; OSError where the system does not say."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

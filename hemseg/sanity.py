@@ -38,22 +38,24 @@ def implausible(mask: np.ndarray, ml: float, volume: Volume, working: WorkingIma
         blood = working.grid.from_scan(in_lps.astype(np.float32)) >= 0.5
     voxel_ml = float(np.prod(working.grid.spacing)) / 1000
     intracranial_ml = float(working.intracranial.sum()) * voxel_ml
-    said = []
+    reasons = []
     if ml > MOST_ML:
-        said.append(f"A hemorrhage of {ml:.0f} mL is more than a head can hold ({MOST_ML:.0f} mL).")
+        reasons.append(f"A hemorrhage of {ml:.0f} mL is more than a head can hold ({MOST_ML:.0f} mL).")
     whole = reaches_from_base_to_vertex(working)
     if whole and ml > MOST_SHARE * intracranial_ml:
-        said.append(f"A hemorrhage of {ml:.0f} mL is more than a fifth of the intracranial volume.")
+        reasons.append(f"A hemorrhage of {ml:.0f} mL is more than a fifth of the intracranial volume.")
     if float(blood.sum()) * voxel_ml >= RIM_ML and rim_share(blood, working) > RIM_SHARE:
-        said.append(f"Most of the hemorrhage lies within {RIM_MM:.0f} mm of bone all around the head: it is the skull.")
+        reasons.append(
+            f"Most of the hemorrhage lies within {RIM_MM:.0f} mm of bone all around the head: it is the skull."
+        )
     low, high = INTRACRANIAL_ML
     too_small = whole and intracranial_ml < low and (intracranial_ml < INFANT_ML or not is_infant(working))
     if too_small or intracranial_ml > high:  # no part of a head has more than a whole one
-        said.append(
+        reasons.append(
             f"The intracranial volume would be {intracranial_ml:.0f} mL, where heads have {low:.0f} to {high:.0f} mL: "
             "the inside of the skull was not found."
         )
-    return tuple(said)
+    return tuple(reasons)
 
 
 def reaches_from_base_to_vertex(working: WorkingImage) -> bool:
@@ -80,9 +82,9 @@ def is_infant(working: WorkingImage) -> bool:
             continue
         tissue = cv2.morphologyEx((plane > plane.min() + 5).astype(np.uint8), cv2.MORPH_OPEN, opening)
         labels, _ = ndimage.label(tissue | inside)
-        pieces = np.bincount(labels[inside])
-        pieces[0] = 0
-        head = ndimage.binary_fill_holes(labels == pieces.argmax())
+        sizes = np.bincount(labels[inside])
+        sizes[0] = 0
+        head = ndimage.binary_fill_holes(labels == sizes.argmax())
         largest = max(largest, int(head.sum()))
     return 0 < largest * working.grid.spacing[1] * working.grid.spacing[2] / 100 < INFANT_CM2
 

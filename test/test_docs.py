@@ -75,10 +75,10 @@ def test_the_kubernetes_job_fits_the_schema() -> None:
 
 
 def test_options_are_documented() -> None:
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-m", "hemseg.cli", "segment", "--help"], capture_output=True, text=True, cwd=ROOT, check=True
     ).stdout
     usage = (ROOT / "docs" / "usage.md").read_text()
-    options = set(re.findall(r"(--[a-z]+)", re.sub(r"\x1b\[[0-9;]*m", "", told))) - {"--help"}
+    options = set(re.findall(r"(--[a-z]+)", re.sub(r"\x1b\[[0-9;]*m", "", output))) - {"--help"}
     assert len(options) >= 10
     assert not [option for option in options if option not in usage]

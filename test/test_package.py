@@ -61,7 +61,7 @@ def test_the_wheel_has_two_packages_and_their_commands(site: Path, tmp_path: Pat
 
 
 def test_the_wheel_segments_on_its_own(site: Path, tmp_path: Path) -> None:
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", "import hemseg; print(hemseg.__file__); from hemseg.cli import main; main()"]
         + ["segment", str(SAMPLE), "out"],
         check=True,
@@ -70,6 +70,6 @@ def test_the_wheel_segments_on_its_own(site: Path, tmp_path: Path) -> None:
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(site)},
     )
-    assert told.stdout.startswith(str(site))
+    assert output.stdout.startswith(str(site))
     expected = read(ROOT / "test" / "expected" / SAMPLE.name).hu
     assert dice(read(tmp_path / "out" / SAMPLE.name).hu, expected) > 0.99

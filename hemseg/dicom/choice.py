@@ -90,31 +90,31 @@ def series_warnings(series: Series, others: Sequence[Series]) -> tuple[str, ...]
     def any_of(test: Callable[[Instance], bool]) -> bool:
         return any(test(instance) for instance in series.instances)
 
-    said = []
+    warnings = []
     if any_of(lambda i: is_sharp(i.get("ConvolutionKernel"))):
         soft = [s for s in others if s.patient == series.patient and _is_axial(s) and len(s.instances) >= MIN_SLICES]
         soft = [s for s in soft if not is_sharp(s.instances[0].get("ConvolutionKernel"))]
         hint = f" Compare with --series {_key(min(soft, key=_rank), others)}, which has a soft one." if soft else ""
-        said.append(f"It has a sharp kernel, for bone or lung: its noise hides blood.{hint}")
+        warnings.append(f"It has a sharp kernel, for bone or lung: its noise hides blood.{hint}")
     if any_of(lambda i: i.contrast):
-        said.append("Its header names a contrast agent, which may be taken for blood.")
+        warnings.append("Its header names a contrast agent, which may be taken for blood.")
     elif any_of(_is_enhanced):
-        said.append("Its description names angiography, perfusion or contrast, whose agent may be taken for blood.")
+        warnings.append("Its description names angiography, perfusion or contrast, whose agent may be taken for blood.")
     if any_of(lambda i: bool(re.search(r"\b(MIP|MINIP|PROJECTION IMAGE)\b", i.get("ImageType").upper()))):
-        said.append("Its slices are projections of others, as ImageType says: volumes are wrong.")
+        warnings.append("Its slices are projections of others, as ImageType says: volumes are wrong.")
     if any_of(lambda i: bool(i.get("BodyPartExamined")) and not _HEAD.search(i.get("BodyPartExamined"))):
-        said.append("BodyPartExamined is not the head.")
+        warnings.append("BodyPartExamined is not the head.")
     if any_of(lambda i: i.get("RescaleType").upper() not in ("", "HU")):
-        said.append("RescaleType is not HU: are its values?")
+        warnings.append("RescaleType is not HU: are its values?")
     if any_of(lambda i: i.get("BurnedInAnnotation").upper() == "YES"):
-        said.append("Text was burned into its pixels (BurnedInAnnotation), which may be taken for blood.")
+        warnings.append("Text was burned into its pixels (BurnedInAnnotation), which may be taken for blood.")
     numbers = sorted({i.header["InstanceNumber"] for i in series.instances if "InstanceNumber" in i.header})
     if len(numbers) > 2 and not series.left_out:
         gaps = np.diff(numbers)
         usual = int(np.median(gaps))
         if missing := int((gaps // max(1, usual) - 1).clip(0).sum()):
-            said.append(f"Its InstanceNumbers have gaps: {slices(missing)} may be missing.")
-    return tuple(said)
+            warnings.append(f"Its InstanceNumbers have gaps: {slices(missing)} may be missing.")
+    return tuple(warnings)
 
 
 def _key(series: Series, others: Sequence[Series]) -> str:

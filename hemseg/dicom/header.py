@@ -1,7 +1,7 @@
 """What DICOM headers say of CT slices, as plain values: whatever is wrong with them is found out here, and not later.
 
 In enhanced CT one file holds the slices of a series as its frames; what a classic slice says of itself stands in
-functional groups there, shared by all frames or of each (DICOM PS3.3, A.38 and C.7.6.16). `of_frames` tells it as
+functional groups there, shared by all frames or of each (DICOM PS3.3, A.38 and C.7.6.16). `of_frames` gives it as
 classic headers do, so that `hemseg.dicom.reading` needs not know the rest.
 """
 
@@ -90,7 +90,7 @@ FIELDS: dict[str, Callable[[Any], Any]] = {
     "PixelPaddingValue": _whole,
     "PixelPaddingRangeLimit": _whole,
 }
-# without these a slice cannot be placed or scaled; any other that cannot be read counts as absent, and that is said
+# without these a slice cannot be placed or scaled; any other that cannot be read counts as absent, with a warning
 REQUIRED = (
     "NumberOfFrames", "Rows", "Columns", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing",
     "RescaleSlope", "RescaleIntercept", "PixelRepresentation",
@@ -158,7 +158,7 @@ def _plain(values: dict[str, Any]) -> Header:
                 raise value
             if value is not None and str(value).strip() not in ("", "[]"):
                 header[name] = FIELDS[name](value)
-        except Exception:  # what is wrong with it would be said with its value
+        except Exception:  # what is wrong with it would show its value
             if name in REQUIRED:
                 raise IllFormedError(name) from None
             ill_formed.append(name)

@@ -37,7 +37,7 @@ def read_series(sources: Iterable[Source], path: Path, wanted: str = "") -> Volu
         series, rule = choose_series(found, wanted)
     except HemsegError as error:
         raise error if str(path) in str(error) else HemsegError(f"{path}: {error}") from None
-    said = (*series.warnings, *series_warnings(series, found))
+    warnings = (*series.warnings, *series_warnings(series, found))
     if not wanted and (several := len(studies(found))) > 1:
-        said = (f"It holds {several} studies of the patient; a series of one of them was taken.", *said)
-    return replace(build_volume(replace(series, warnings=said), path), chosen=rule)
+        warnings = (f"It holds {several} studies of the patient; a series of one of them was taken.", *warnings)
+    return replace(build_volume(replace(series, warnings=warnings), path), chosen=rule)

@@ -53,12 +53,12 @@ def find_series(sources: Iterable[Source], damaged: dict[Path, str] | None = Non
         raise HemsegError(f"holds no CT series that can be read: {listed(counts)}.")
     if not series and damaged:
         raise HemsegError(next(iter(damaged.values())))
-    told = _told_of_damaged(damaged)
-    return [_with_lost(one, told, lost.get(one.study, [])) for one in series]
+    warnings = _damage_warnings(damaged)
+    return [_with_lost(one, warnings, lost.get(one.study, [])) for one in series]
 
 
 def studies(series: Iterable[Series]) -> list[list[Series]]:
-    """Series of one study of one patient together; stacks that only their folders tell apart are studies, too."""
+    """Series of one study of one patient together; stacks that only their folders separate are studies, too."""
     groups: dict[tuple[str, ...], list[Series]] = defaultdict(list)
     for one in series:
         groups[one.study].append(one)
@@ -73,23 +73,23 @@ def studies(series: Iterable[Series]) -> list[list[Series]]:
     return found
 
 
-def _told_of_damaged(damaged: dict[Path, str]) -> tuple[str, ...]:
+def _damage_warnings(damaged: dict[Path, str]) -> tuple[str, ...]:
     if not damaged:
         return ()
     count = f"{len(damaged)} DICOM file{'s' * (len(damaged) != 1)}"
     return (f"{count} could not be read, and stayed out: {next(iter(damaged.values()))}",)
 
 
-def _with_lost(series: Series, told: tuple[str, ...], lost: list[tuple[Instance, str]]) -> Series:
+def _with_lost(series: Series, warnings: tuple[str, ...], lost: list[tuple[Instance, str]]) -> Series:
     """A series that also warns of damaged files, and of other series of its study that could not be used at all.
 
     Pictures of dose pages and the like, which are no slices, are not worth a word.
     """
     counts = Counter(reason for instance, reason in lost if "SECONDARY" not in instance.get("ImageType").upper())
     if counts:
-        told = (*told, f"Of other series of the study stayed out: {listed(counts)}.")
+        warnings = (*warnings, f"Of other series of the study stayed out: {listed(counts)}.")
     left_out = (*series.left_out, *(instance.source for instance, _ in lost))
-    return replace(series, warnings=(*told, *series.warnings), left_out=left_out) if told or lost else series
+    return replace(series, warnings=(*warnings, *series.warnings), left_out=left_out) if warnings or lost else series
 
 
 def _instances(source: Source) -> list[Instance]:
@@ -113,8 +113,10 @@ def _instances(source: Source) -> list[Instance]:
     except IllFormedError as error:
         raise HemsegError(f"{source}: its DICOM header is damaged ({error} is ill-formed).") from None
     except HemsegError as error:
-        said = str(error)
-        raise HemsegError(said if str(source) in said else f"{source}: its DICOM header is damaged ({said}).") from None
+        reason = str(error)
+        raise HemsegError(
+            reason if str(source) in reason else f"{source}: its DICOM header is damaged ({reason})."
+        ) from None
     except Exception as error:  # pydicom's own are many, and they quote what the header says
         raise HemsegError(f"{source}: its DICOM header is damaged ({type(error).__name__}).") from None
     return [i for i in found if "LOCALIZER" not in i.get("ImageType").upper()]

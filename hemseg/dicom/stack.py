@@ -78,9 +78,11 @@ def build_volume(series: Series, path: Path) -> Volume:
         raise HemsegError(f"{path}: holds one slice, and its header does not say how thick it is (SliceThickness).")
     if not np.isfinite(positions).all() or min(step, mm_x, mm_y) <= 0:
         raise HemsegError(f"{path}: the positions or the pixel size of its slices make no sense; fix the headers.")
-    said = list(series.warnings) + _gap_warnings(gaps, step, depth)
+    warnings = list(series.warnings) + _gap_warnings(gaps, step, depth)
     if len(gaps) and thickness > 0 and step >= SPARSE * thickness:
-        said.append(f"Its slices are {step:.1f} mm apart and {thickness:.1f} mm thick: was every second one left out?")
+        warnings.append(
+            f"Its slices are {step:.1f} mm apart and {thickness:.1f} mm thick: was every second one left out?"
+        )
     even = bool((np.abs(gaps - step) <= EVEN * step).all())
     count = len(depth) if even else int(np.floor((depth[-1] - depth[0]) / step + 0.5)) + 1
     rows, columns = first.header["Rows"], first.header["Columns"]
@@ -96,10 +98,12 @@ def build_volume(series: Series, path: Path) -> Volume:
     if corner.any():
         lean = np.polyfit(depth, moved @ along_column, 1)[0]
         tilt = abs(np.degrees(np.arctan(lean)))
-        said.append(f"The gantry was tilted by {tilt:.1f} degrees; slices were shifted back.")
+        warnings.append(f"The gantry was tilted by {tilt:.1f} degrees; slices were shifted back.")
         hu = _shifted(hu, corner)
     if not even:
-        said.append(f"Gaps between slices go from {gaps.min():.1f} to {gaps.max():.1f} mm; made even, {step:.2f} mm.")
+        warnings.append(
+            f"Gaps between slices go from {gaps.min():.1f} to {gaps.max():.1f} mm; made even, {step:.2f} mm."
+        )
         hu = _interpolated(hu, depth, np.minimum(depths, depth[-1]))
     at = positions[0]
     if corner.any():
@@ -111,7 +115,7 @@ def build_volume(series: Series, path: Path) -> Volume:
         origin=tuple(float(v) for v in at),  # type: ignore[arg-type]
         direction=tuple(float(v) for v in np.stack([along_row, along_column, normal], axis=1).ravel()),
         path=path,
-        warnings=tuple(said),
+        warnings=tuple(warnings),
         stack=Stack(series, np.abs(depth[:, None] - depths).argmin(axis=1), corner, (rows, columns)),
     )
 
@@ -124,17 +128,17 @@ def _step(gaps: np.ndarray) -> float:
 
 def _gap_warnings(gaps: np.ndarray, step: float, depth: np.ndarray) -> list[str]:
     """Sentences about slices that nearly coincide or are missing; positions in mm along the normal."""
-    said: list[str] = []
+    warnings: list[str] = []
     if not len(gaps):
-        return said
+        return warnings
     around = ndimage.median_filter(gaps, size=5, mode="nearest")  # the plan may change on the way, from 4 to 7 mm, say
     odd = ((gaps < COINCIDENT * step, "nearly coincide"), (gaps > MISSING * around, "have others missing between them"))
     for near, what in odd:
         if near.any():
             places = ", ".join(f"{depth[k]:.1f} and {depth[k + 1]:.1f} mm" for k in np.flatnonzero(near)[:3])
             more = f" and {near.sum() - 3} more pairs" if near.sum() > 3 else ""
-            said.append(f"Slices at {places}{more} {what}.")
-    return said
+            warnings.append(f"Slices at {places}{more} {what}.")
+    return warnings
 
 
 def _planes(series: Series) -> Iterator[np.ndarray]:

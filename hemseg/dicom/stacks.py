@@ -26,7 +26,7 @@ COMPLETE = 1.5  # gaps of at most so many thicknesses: no slice is missing betwe
 OVERLAPPING = 0.75  # steps of less than so many thicknesses
 NO_AGENT = ("", "no", "none", "n", "na", "n/a", "0", "nein", "without")  # as ContrastBolusAgent
 MANY_FRAMES = "with many slices in one file that is no enhanced CT (convert it to NIfTI, with dcm2niix for instance)"
-# what tells the reconstructions and phases of one SeriesInstanceUID apart, in this order, and how a sentence names it
+# what separates the reconstructions and phases of one SeriesInstanceUID, in this order, and its name in a sentence
 PARTED_BY: tuple[tuple[str, Callable[[Instance], object]], ...] = (
     ("convolution kernel", lambda i: i.get("ConvolutionKernel")),
     ("contrast agent", lambda i: i.contrast),
@@ -77,7 +77,7 @@ class Series:
     Attributes:
         warnings: what was left out or looks odd.
         left_out: where the slices lie that have the same SeriesInstanceUID and are not of this stack.
-        place: the folder, where that alone tells this stack from another one of the same SeriesInstanceUID.
+        place: the folder, where that alone separates this stack from another one of the same SeriesInstanceUID.
     """
 
     instances: tuple[Instance, ...]
@@ -92,7 +92,7 @@ class Series:
 
     @property
     def study(self) -> tuple[str, ...]:
-        """What tells its study from another one: PatientID, StudyInstanceUID, and the folder where that is missing.
+        """What separates its study from another one: PatientID, StudyInstanceUID, and the folder where that is missing.
 
         Never for a message.
         """
@@ -100,7 +100,7 @@ class Series:
 
     @property
     def patient(self) -> tuple[str, ...]:
-        """What tells its patient from another one: PatientID, or the study where that is missing; not for messages."""
+        """What separates its patient from others: PatientID, or the study where that is missing; not for messages."""
         return (self.study[0],) if self.study[0] else self.study
 
     @property
@@ -159,12 +159,12 @@ def stacks_of(instances: Sequence[Instance]) -> tuple[list[Series], list[tuple[I
             continue
         counts = Counter(_difference(cluster[0], i) for c in clusters if c is not cluster for i in c)
         counts += Counter(reason for _, reason in unplaced)
-        said = (f"Of the same series stayed out: {listed(counts)}.",) if counts else ()
+        warnings = (f"Of the same series stayed out: {listed(counts)}.",) if counts else ()
         parts = _parts(cluster)
         for part, differ in parts:
             why = f"The series holds {len(parts)} stacks in one place that differ ({', '.join(differ)}); "
-            told = (*said, f"{why}one of {slices(len(part))} was taken.") if differ else said
-            stack, place = _series(part, told), part[0].source.place if "folder" in differ else None
+            own = (*warnings, f"{why}one of {slices(len(part))} was taken.") if differ else warnings
+            stack, place = _series(part, own), part[0].source.place if "folder" in differ else None
             here = {instance.source for instance in stack.instances}
             others = (i.source for i in instances if i.source not in here and place in (None, i.source.place))
             found.append(replace(stack, left_out=tuple(others), place=place))
@@ -206,14 +206,14 @@ def _places(instances: Sequence[Instance]) -> list[list[Instance]]:
 
 
 def _parts(instances: list[Instance]) -> list[tuple[list[Instance], tuple[str, ...]]]:
-    """The reconstructions or phases among slices of one grid, each with what tells them apart; () if there is one."""
+    """The reconstructions or phases among slices of one grid, each with what separates them; () if there is one."""
     for name, key in PARTED_BY:
         groups: dict[object, list[Instance]] = defaultdict(list)
         for instance in instances:
             groups[key(instance)].append(instance)
         parts = list(groups.values())
         if not 1 < len(parts) <= max(2, min(MOST_PARTS, len(instances) // 3)):
-            continue  # a value of its own for each slice tells nothing
+            continue  # a value of its own for each slice separates nothing
         if any(_apart(a, b, name) for a, b in combinations(parts, 2)):
             return [(inner, (name, *also)) for part in parts for inner, also in _parts(part)]
     return [(instances, ())]
@@ -247,15 +247,21 @@ def _complete(depths: np.ndarray, thickness: float) -> bool:
     return bool((gaps <= COMPLETE * thickness).mean() >= COMPLETE / 2)
 
 
-def _series(instances: list[Instance], said: tuple[str, ...]) -> Series:
-    """In order; of slices at one place the first is kept, and that is said."""
+def _series(instances: list[Instance], warnings: tuple[str, ...]) -> Series:
+    """In order; of slices at one place the first is kept, with a warning."""
     kept = [min(place, key=lambda i: i.header.get("InstanceNumber", 0)) for place in _places(instances)]
     if twice := len(instances) - len(kept):
         lie, were = ("lies", "was") if twice == 1 else ("lie", "were")
-        said = (*said, f"{slices(twice)} {lie} where another one lies and {were} left out.")
+        warnings = (*warnings, f"{slices(twice)} {lie} where another one lies and {were} left out.")
     ill_formed = Counter(name for i in kept for name in i.header.get(ILL_FORMED, ()))
-    said = (*said, *(f"{name} is ill-formed in {slices(n)} and counts as missing." for name, n in ill_formed.items()))
+    warnings = (
+        *warnings,
+        *(f"{name} is ill-formed in {slices(n)} and counts as missing." for name, n in ill_formed.items()),
+    )
     missing = [n for n in ("StudyInstanceUID", "SeriesInstanceUID") if not kept[0].get(n)]
     if missing:
-        said = (*said, f"The header has no {' and no '.join(missing)}: slices of one folder were taken for one study.")
-    return Series(tuple(kept), said)
+        warnings = (
+            *warnings,
+            f"The header has no {' and no '.join(missing)}: slices of one folder were taken for one study.",
+        )
+    return Series(tuple(kept), warnings)

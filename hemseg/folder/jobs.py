@@ -106,8 +106,8 @@ def _safely(job: Job, model: Model) -> Outcome:
     except Exception as error:  # a fault of ours: name the case, and go on with the others
         if is_out_of_memory(error):
             return Outcome(job, None, f"{job.scan}: there is not enough memory for it.", unexpected=True)
-        said = f"{job.scan}: failed unexpectedly ({type(error).__name__}: {error}); please report it."
-        return Outcome(job, None, said, unexpected=True)
+        reason = f"{job.scan}: failed unexpectedly ({type(error).__name__}: {error}); please report it."
+        return Outcome(job, None, reason, unexpected=True)
 
 
 def _segment_and_write(job: Job, model: Model) -> Segmentation:

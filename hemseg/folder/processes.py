@@ -100,8 +100,8 @@ def _pool(processes: int, weights: Path, device: str, threads: int) -> ProcessPo
     try:
         return ProcessPoolExecutor(processes, get_context("spawn"), _start, (weights, device, threads))
     except (OSError, ImportError) as error:  # semaphores lie in /dev/shm, which some containers do not have
-        said = getattr(error, "strerror", None) or error
-        raise HemsegError(f"--jobs needs shared memory (/dev/shm), which does not work here ({said}).") from None
+        reason = getattr(error, "strerror", None) or error
+        raise HemsegError(f"--jobs needs shared memory (/dev/shm), which does not work here ({reason}).") from None
 
 
 def _start(weights: Path, device: str, threads: int) -> None:

@@ -24,7 +24,7 @@ NUMBERS = ("volume_ml", "lesions", "largest_ml", "seconds")
 class Row:
     """A case, in printable characters.
 
-    ``scan`` and ``made_by`` tell whether it would come out the same again, ``mask_sha256`` whether the mask is as it
+    ``scan`` and ``made_by`` say whether it would come out the same again, ``mask_sha256`` whether the mask is as it
     was written, ``checksum`` whether the line is (`holds`); ``source`` is the scan's path as seen from the folder.
     """
 

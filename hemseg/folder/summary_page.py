@@ -34,16 +34,16 @@ def write_summary_page(cases: list[tuple[Job, Row]], path: Path) -> None:
             if job.thumbnail and job.thumbnail.is_file():
                 where = quote(os.path.relpath(job.thumbnail, path.parent))
                 picture = f'<img loading="lazy" alt="" src="{where}">'
-        said = html.escape(row.error or row.warnings)
+        notes = html.escape(row.error or row.warnings)
         if row.implausible:
-            said = f'<span class="implausible">Implausible: {html.escape(row.implausible)}</span> {said}'
+            notes = f'<span class="implausible">Implausible: {html.escape(row.implausible)}</span> {notes}'
         numbers = "".join(
             f'<td class="number" data-value="{html.escape(v)}">{html.escape(v)}</td>'
             for v in (row.volume_ml, row.lesions, row.largest_ml, row.seconds)
         )
         lines.append(
             f'<tr class="{html.escape(row.status)}"><td>{picture}</td><td data-value="{name}">{cell}</td>'
-            f'{numbers}<td data-value="{said}">{said}</td></tr>'
+            f'{numbers}<td data-value="{notes}">{notes}</td></tr>'
         )
     failed = sum(row.status != "done" for _, row in cases)
     heads = ("case", "volume (mL)", "lesions", "largest (mL)", "seconds", "warnings and errors")

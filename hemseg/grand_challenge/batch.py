@@ -86,8 +86,8 @@ def run_container(
     errors = _perform(run_plan.mode, jobs, source, target, model)
     failed = [f"{len(errors)} of {len(jobs)} scans failed; the first: {errors[0]}"] if errors and len(jobs) > 1 else []
     unreadable = [printable(f"{path}: {reason}") for path, reason in unread.items()]
-    for said in unreadable:
-        print(one_line(f"error: {said}"), file=sys.stderr, flush=True)
+    for reason in unreadable:
+        print(one_line(f"error: {reason}"), file=sys.stderr, flush=True)
     return [*failed, *errors, *unreadable]
 
 

@@ -62,10 +62,10 @@ class HemorrhageSegmentation(SegmentationAlgorithm):
             with closing(run_jobs(jobs, self._model, lambda o: ended.update({o.job: o.error}))) as outcomes:
                 for number, outcome in enumerate(outcomes, start=1):
                     self._case_results.append(self.process_case(idx=number - 1, case=outcome))
-                    said = "failed" if outcome.error else "done"
-                    logger.info("[%d/%d] %s: %s", number, len(jobs), printable(str(outcome.job.case)), said)
+                    outcome_word = "failed" if outcome.error else "done"
+                    logger.info("[%d/%d] %s: %s", number, len(jobs), printable(str(outcome.job.case)), outcome_word)
                     print_messages(outcome)
-        except (SystemExit, KeyboardInterrupt):  # at any moment: tell what there is
+        except (SystemExit, KeyboardInterrupt):  # at any moment: list what there is
             left = jobs[len(self._case_results) :]
             self._case_results += [
                 results_entry(job, ended.get(job, f"{job.case}: not done, stopped.")) for job in left

@@ -160,11 +160,11 @@ def application(cases: Cases) -> Starlette:
             return _answer(503, "too many requests are waiting; one case is segmented at a time.")
         case = cases.submit()
         try:
-            said = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(case)), LONGEST_SECONDS)
+            message = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(case)), LONGEST_SECONDS)
         except TimeoutError:
             case.cancel()  # unless it has begun: then it goes on, and has its place in the queue
             return _failed(503, f"there is no answer after {LONGEST_SECONDS} seconds; ask again later.")
-        except asyncio.CancelledError:  # the server stops; what of the case is said at its end
+        except asyncio.CancelledError:  # the server stops; what became of the case is logged at its end
             return _answer(503, "the server stops.", close=True)
         except (OutputError, UnexpectedError) as error:
             return _failed(500, str(error))
@@ -175,8 +175,8 @@ def application(cases: Cases) -> Starlette:
                 return _failed(500, "there is not enough memory; give the container more.")
             logger.exception("/invoke failed unexpectedly")
             return _failed(500, f"failed unexpectedly ({type(error).__name__}: {error}); please report it.")
-        logger.info("%s", said)
-        return _answer(201, said)
+        logger.info("%s", message)
+        return _answer(201, message)
 
     routes = [Route("/health", health, methods=["GET"]), Route("/invoke", call, methods=["POST"])]
     return Starlette(routes=routes, middleware=[Middleware(OneLength)])
@@ -235,8 +235,8 @@ class ImpatientProtocol(H11Protocol):
         self._timer = self.loop.call_later(SILENT_SECONDS, self._look)
 
 
-def _answer(status: int, said: str, close: bool = False) -> Response:
-    return JSONResponse({"detail": one_line(said)}, status, headers={"connection": "close"} if close else None)
+def _answer(status: int, message: str, close: bool = False) -> Response:
+    return JSONResponse({"detail": one_line(message)}, status, headers={"connection": "close"} if close else None)
 
 
 def _failed(status: int, reason: str) -> Response:

@@ -79,7 +79,7 @@ def walk(folder: Path, leave_out: Path | None = None, unread: dict[Path, str] | 
 
 
 def without_masks(paths: Iterable[Path]) -> list[Path]:
-    """Files but for the masks and probability images that hemseg wrote: they are no scans, which is said."""
+    """Files but for the masks and probability images that hemseg wrote: they are no scans; a warning names them."""
     paths = list(paths)
     masks = {p for p in paths if suffix(p) and (made := read_mark(p)) and made.voxels}
     if masks:

@@ -111,8 +111,8 @@ def _sheared(qform: np.ndarray | None, sizes: np.ndarray) -> Orientation:
     if qform is None:
         raise HeaderError(f"has axes in its sform that {TILTED}")
     cosines = _FLIP @ qform[:3, :3] / sizes
-    said = f"The sform and the qform disagree, and the axes of the sform {TILTED}; the qform was taken."
-    return Orientation(True, (said,), tuple(float(v) for v in cosines.ravel()))
+    warning = f"The sform and the qform disagree, and the axes of the sform {TILTED}; the qform was taken."
+    return Orientation(True, (warning,), tuple(float(v) for v in cosines.ravel()))
 
 
 def _compared(qform: np.ndarray, sform: np.ndarray, sizes: np.ndarray) -> Orientation:
@@ -120,8 +120,8 @@ def _compared(qform: np.ndarray, sform: np.ndarray, sizes: np.ndarray) -> Orient
     if np.abs(q - s).max() > TURNED:
         same_side = _axes(q) == _axes(s)
         side = "" if same_side else "; the side of a lesion is unknown"
-        said = f"The qform and the sform turn the patient differently; the sform was taken{side}."
-        return Orientation(same_side, (said,))
+        warning = f"The qform and the sform turn the patient differently; the sform was taken{side}."
+        return Orientation(same_side, (warning,))
     if np.abs(qform[:3, 3] - sform[:3, 3]).max() > SHIFTED_MM:
         return Orientation(True, ("The qform and the sform place the scan differently; the sform was taken.",))
     return Orientation()
@@ -205,10 +205,10 @@ def metaimage_orientation(path: Path) -> Orientation:
     matrix = _numbers(given)
     stands = len(matrix) == 9 and np.isfinite(matrix).all() and np.any(matrix)
     if letters and stands and not _follow(np.array(matrix).reshape(3, 3).T, letters):
-        said = (
+        warning = (
             "TransformMatrix and AnatomicalOrientation disagree; the former was taken; the side of a lesion is unknown."
         )
-        return Orientation(False, (said,))
+        return Orientation(False, (warning,))
     return Orientation()
 
 

@@ -74,6 +74,6 @@ def _write_parametric_map(result: Segmentation, path: Path) -> Path:
     except OSError as error:
         raise OutputError(f"{path}: the probability image could not be written ({error.strerror}).") from None
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        said = first_line(error, 160)
-        raise HemsegError(f"{path}: the scan's headers do not allow a parametric map ({said}).") from None
+        reason = first_line(error, 160)
+        raise HemsegError(f"{path}: the scan's headers do not allow a parametric map ({reason}).") from None
     return path

@@ -15,8 +15,8 @@ SCAN = ROOT / "test" / "cases" / "phantom-lobar.mha"
 
 
 def test_stages_of_a_scan(tmp_path: Path) -> None:
-    told = python("-m", "benchmarks.inference", "--child", "stages", SCAN, tmp_path).stdout
-    rows = json.loads(told.splitlines()[-1])
+    output = python("-m", "benchmarks.inference", "--child", "stages", SCAN, tmp_path).stdout
+    rows = json.loads(output.splitlines()[-1])
     assert [row["what"].partition(":")[0] for row in rows] == [
         "start-up", "read", "preprocess and check", "network", "restore and write",
     ]  # fmt: skip
@@ -44,9 +44,9 @@ def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"what": "read", "cpu_seconds": 1.25, "wall_seconds": 0.5, "peak_mib": 77.0}
     folder = {"scans": 8, "wall_seconds": 9, "cpu_seconds": 12, "peak_mib": 99, "cores_busy": 1.33, "ratio": 1.01}
     inference.show({"machine": "here", "start": [row], "scans": {"a": [row]}, "network": [row], "folder": folder})
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for word in ("here", "1.25", "0.50", "77", "1.3 cores busy", "1.01 times"):
-        assert word in told
+        assert word in output
 
 
 def test_a_command_that_fails_says_so() -> None:

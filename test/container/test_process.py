@@ -135,9 +135,9 @@ def test_sigterm_leaves_whole_files_and_says_what_is_missing(scan: Path, tmp_pat
     assert all(same_geometry(scan, mask) for mask in masks)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(results) == 41
-    told = {r["outputs"][0]["filename"] for r in results if r["outputs"]}
-    assert told <= {m.name for m in masks}
-    assert len(masks) - len(told) <= 1  # the signal may come between a mask and its line
+    listed = {r["outputs"][0]["filename"] for r in results if r["outputs"]}
+    assert listed <= {m.name for m in masks}
+    assert len(masks) - len(listed) <= 1  # the signal may come between a mask and its line
     assert all("stopped" in r["error_messages"][0] for r in results if not r["outputs"])
 
 

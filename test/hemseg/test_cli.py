@@ -126,9 +126,9 @@ def test_plan_of_a_folder(tmp_path: Path) -> None:
 
 
 def test_info_and_help_and_version() -> None:
-    told = hemseg("info").stdout
+    output = hemseg("info").stdout
     for word in ("hemseg", "weights", "sha256", "CPUExecutionProvider", "onnxruntime"):
-        assert word in told
+        assert word in output
     assert "segment" in hemseg("--help").stdout
     assert hemseg("--version").stdout.strip().count(".") == 2
 

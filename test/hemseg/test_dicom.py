@@ -250,12 +250,12 @@ def test_a_damaged_slice_is_left_out_and_told(tmp_path: Path, phantom: Volume) -
     damage(files[7])
     damage(files[20])
     volume = read(tmp_path / "series")
-    told = [said for said in volume.warnings if "2 DICOM files could not be read" in said]
-    assert "008.dcm: its DICOM header is damaged" in told[0]
+    named = [said for said in volume.warnings if "2 DICOM files could not be read" in said]
+    assert "008.dcm: its DICOM header is damaged" in named[0]
     assert any("others missing between them" in said for said in volume.warnings)
     command("segment", tmp_path, tmp_path / "out", "--report")
     report = json.loads((tmp_path / "out" / "series" / "report.json").read_text())
-    assert told[0] in report["warnings"]
+    assert named[0] in report["warnings"]
     assert "2 DICOM files could not be read" in (tmp_path / "out" / "summary.csv").read_text()
     for path in files:
         damage(path) if path not in (files[7], files[20]) else None
@@ -348,8 +348,8 @@ def test_dicom_segmentation(tmp_path: Path, phantom: Volume, model: Model) -> No
     code = read_back.get_segment_description(1).segmented_property_type
     assert (code.value, code.scheme_designator) == ("1386000", "SCT")
     if validator := shutil.which("dciodvfy"):
-        told = subprocess.run([validator, str(path)], capture_output=True, text=True, check=False)
-        assert "Error" not in told.stdout + told.stderr, told.stderr
+        done = subprocess.run([validator, str(path)], capture_output=True, text=True, check=False)
+        assert "Error" not in done.stdout + done.stderr, done.stderr
 
 
 def test_an_empty_segmentation_is_valid(tmp_path: Path, model: Model) -> None:

@@ -29,7 +29,7 @@ Edit = Callable[[pydicom.Dataset, int], object]
 
 
 def stack(seed: int, slices: int = 8) -> Volume:
-    """Noise that can be told from other noise."""
+    """Noise that differs from other noise."""
     hu = np.random.default_rng(seed).integers(-1000, 1000, (slices, 12, 10)).astype(np.float32)
     return Volume(hu, (0.9, 0.9, 5.0))
 
@@ -272,7 +272,7 @@ def test_two_reconstructions_in_one_series(tmp_path: Path, shift: float, mine: d
         f"The series holds 2 stacks in one place that differ ({differ}); one of 8 slices was taken.",
     )
     ((_, _, files),) = find_scans(tmp_path)
-    assert len(files) == 16  # what stays out is told when the case is done, too
+    assert len(files) == 16  # what stays out is reported when the case is done, too
 
 
 def test_what_differs_within_one_stack_does_not_part_it(tmp_path: Path) -> None:

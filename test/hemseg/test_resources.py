@@ -91,10 +91,10 @@ file = ctypes.c_void_p(libc.fdopen(1, b"w"))
 libc.malloc_info(0, file), libc.fflush(file)
 print(before - resident_bytes(), file=sys.stderr)
 """
-    told = {how: python("-c", code, how) for how in ("own", "shared")}
-    assert all(int(done.stderr) > (100 << 20) for done in told.values())
-    assert told["own"].stdout.count("<heap nr=") > 1
-    assert told["shared"].stdout.count("<heap nr=") == 1
+    output = {how: python("-c", code, how) for how in ("own", "shared")}
+    assert all(int(done.stderr) > (100 << 20) for done in output.values())
+    assert output["own"].stdout.count("<heap nr=") > 1
+    assert output["shared"].stdout.count("<heap nr=") == 1
 
 
 def test_the_limit_that_grand_challenge_sets(monkeypatch: pytest.MonkeyPatch) -> None:

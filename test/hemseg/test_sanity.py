@@ -124,8 +124,8 @@ def test_it_is_shown_first_and_in_red(bleed: Phantom, model: hemseg.model.Model,
     assert '<li class="implausible">' not in page(plain, findings(plain, model, "case"))
 
     job = Job(Path("case.mha"), tmp_path / "case.mha", tmp_path / "out" / "case.mha")
-    told = Outcome(job, wrong).messages
-    assert [line.split(":")[0] for line in told] == ["implausible", "implausible", "warning"]
+    lines = Outcome(job, wrong).messages
+    assert [line.split(":")[0] for line in lines] == ["implausible", "implausible", "warning"]
     row = row_of(Outcome(job, wrong), "key", tmp_path)
     assert row.implausible == " ".join(wrong.implausible)
     assert row.warnings == "It looks odd."

@@ -113,14 +113,14 @@ def test_report(browser: Any, pages: Path) -> None:
     assert pixels(browser) == with_mask
 
     canvas = browser.find_element(By.TAG_NAME, "canvas")
-    told = browser.find_element(By.ID, "hu")
-    assert told.text == ""
+    shown = browser.find_element(By.ID, "hu")
+    assert shown.text == ""
     ActionChains(browser).move_to_element_with_offset(canvas, -canvas.size["width"] // 2 + 3, 0).perform()
-    assert told.text == "-1000 HU"  # air beside the head
+    assert shown.text == "-1000 HU"  # air beside the head
     hu, _ = read(ROOT / "test" / "cases" / "phantom-intraparenchymal.nii.gz").in_lps()
     ActionChains(browser).move_to_element(canvas).perform()
     middle = hu[first, hu.shape[1] // 2 - 4 : hu.shape[1] // 2 + 4, hu.shape[2] // 2 - 4 : hu.shape[2] // 2 + 4]
-    assert middle.min() - 1 <= int(told.text.split()[0]) <= middle.max() + 1
+    assert middle.min() - 1 <= int(shown.text.split()[0]) <= middle.max() + 1
     ActionChains(browser).scroll_from_origin(ScrollOrigin.from_element(canvas), 0, -100).perform()
     shows(browser, first + 1)
     assert pixels(browser) != with_mask

@@ -113,7 +113,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=2.0)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
-    told: Counter[str] = Counter()
+    faults: Counter[str] = Counter()
     findings = []
     with tempfile.TemporaryDirectory() as place:
         source = Path(place) / "in"
@@ -149,7 +149,7 @@ def main() -> int:
             _, errors = process.communicate(timeout=120)
             code = process.returncode
             what = "had ended" if code == 0 else how.name + " twice" * twice
-            told[f"{way}: {what}"] += 1
+            faults[f"{way}: {what}"] += 1
             name = f"{number}, {way}, {what}"
             if twice and (took := time.perf_counter() - begun) > arguments.seconds:
                 findings.append(f"{name}: it took {took:.1f} s to end")
@@ -170,7 +170,7 @@ def main() -> int:
             _, errors = process.communicate()
             findings += [f"{way}, at last: exit code {process.returncode}: {errors[-300:]}"] * (process.returncode != 0)
             findings += [f"{way}, at last: {text}" for text in wrong(target, references[way], True)]
-    for what, times in sorted(told.items()):
+    for what, times in sorted(faults.items()):
         print(f"{what}: {times}")
     print(f"{arguments.times} times, {len(findings)} findings")
     print("\n".join(findings))

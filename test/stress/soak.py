@@ -3,7 +3,7 @@ in the temporary folder, does it slow down?
 
 Ten phantoms of 28 slices, again and again, with masks, thumbnails and reports (an HTML page for every tenth), by the
 same pipeline as ``hemseg segment`` on a folder. Prints a line every hundred scans: time, memory, and the most while
-scans were under way; exit code 1 if something is beyond its limit: memory, files, or CPU seconds (wall time is told;
+scans were under way; exit code 1 if something is beyond its limit: memory, files, or CPU seconds (wall time is printed;
 other work on the machine changes it).
 """
 
@@ -73,10 +73,10 @@ def main() -> int:
             seconds.append(time.perf_counter() - begun)
             cpu.append(time.process_time())
             if len(memory) % 2 == 0:
-                told = (
+                line = (
                     f"{first + BLOCK} scans: {seconds[-1]:.0f} s, {memory[-1]:.0f} MiB, at most {max(peaks[-2:]):.0f}"
                 )
-                print(told, flush=True)
+                print(line, flush=True)
         left = [*own_folder.rglob("*"), *out.rglob("*")]
     slope = float(np.polyfit(np.arange(WARM_UP, len(memory)), memory[WARM_UP:], 1)[0]) * 100 / BLOCK
     by_wall, by_cpu = slower(seconds), slower(cpu)
