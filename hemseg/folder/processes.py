@@ -61,7 +61,13 @@ def run_in_processes(
 ) -> Generator[Row]:
     """Do the jobs in several processes, each with a model of its own; rows come as they are ready.
 
-    No more than two jobs a process are handed out ahead.
+    No more than two jobs per process are handed out ahead.
+
+    Args:
+        weights, device: as for `hemseg.model.load`, which each process calls.
+        key: see `hemseg.folder.rows.settings_key`.
+        target: the output folder, from which the rows' paths are seen.
+        processes: how many.
     """
 
     def batch(todo: Sequence[Job], processes: int) -> Generator[Row, None, tuple[list[Job], list[Job]]]:

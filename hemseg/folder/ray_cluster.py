@@ -119,6 +119,9 @@ def run_on_ray(
     Every node must see the input, the output and the weights under the same paths.
 
     Args:
+        weights, device: as for `hemseg.model.load`, which each actor calls.
+        key: see `hemseg.folder.rows.settings_key`.
+        target: the output folder, from which the rows' paths are seen.
         address: of the cluster, ``auto``, or ``local`` for a cluster on this machine alone.
         workers: number of actors, each on one CPU core (or one GPU with device ``cuda``).
 

@@ -108,7 +108,7 @@ def test_a_tilted_gantry_is_undone_and_the_mask_comes_back(tmp_path: Path, model
     assert np.array_equal(volume.stack.to_slices(volume.hu), leaning.round())  # whole pixels: nothing was blurred
     upright, tilted = segment(phantom, model), segment(volume, model)
     assert tilted.volume_ml == pytest.approx(upright.volume_ml, rel=0.1)
-    direction = np.array(volume.direction).reshape(3, 3)
+    direction = volume.cosines
     assert np.linalg.det(direction) == pytest.approx(1)
 
 

@@ -48,7 +48,7 @@ def test_lesions_add_up_and_say_where_they_are(model: Model) -> None:
     )
     assert all(lesion.volume_ml >= model.manifest.min_lesion_ml for lesion in result.lesions)
     largest, volume = result.lesions[0], result.volume
-    direction = np.array(volume.direction).reshape(3, 3)
+    direction = volume.cosines
     index = (np.linalg.inv(direction) @ (np.array(largest.centroid) - volume.origin)) / volume.spacing
     assert result.mask[tuple(np.round(index[::-1]).astype(int))] == 1
     assert result.mask[largest.slices[0]].any()

@@ -46,7 +46,7 @@ def test_labels_are_the_teachers_on_positive_slices_alone(tmp_path: Path, model:
     labels = np.zeros(len(found), int)
     labels[hit[1:]] = 1  # the lowest slice with blood is called negative
     labels[0] = 1  # and one without is called positive
-    upwards = np.array(volume.direction).reshape(3, 3)[2, 2] > 0
+    upwards = volume.cosines[2, 2] > 0
     in_file = tuple(int(v) for v in (labels if upwards else labels[::-1]))
     dataset = DataSet("one", (Case("a", tmp_path / "a.nii.gz", "train", in_file, None),))
     prepared, out = tmp_path / "prepare", tmp_path / "labels"

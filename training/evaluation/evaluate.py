@@ -199,7 +199,7 @@ def share(name: str, values: list[bool]) -> dict[str, Any]:
 
 
 def _inferior_to_superior(case: Case, volume: Volume) -> np.ndarray:
-    upwards = np.array(volume.direction).reshape(3, 3)[2, 2] > 0
+    upwards = volume.cosines[2, 2] > 0
     return np.array(case.labels)[:: 1 if upwards else -1]
 
 

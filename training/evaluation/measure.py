@@ -115,7 +115,7 @@ def write_pictures(dataset: DataSet, predict: Predictor, rows: list[dict[str, An
         reference = reference_on_grid(case, settings) if case.reference else np.zeros_like(found)
         hit = np.flatnonzero((found | reference).any(axis=(1, 2)))
         if not len(hit):
-            upwards = np.array(volume.direction).reshape(3, 3)[2, 2] > 0
+            upwards = volume.cosines[2, 2] > 0
             hit = np.flatnonzero(np.array(case.labels)[:: 1 if upwards else -1] == 1) // working.grid.slab
         shown = [Shown(working.hu[z], prediction=found[z], reference=reference[z]) for z in hit]
         write_panel(shown, settings.hu_range, folder / f"{name}_{case.name}.png")

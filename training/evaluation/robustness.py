@@ -365,7 +365,7 @@ def few_slices(dataset: DataSet, split: str, model: Model) -> list[dict[str, Any
 
 def cut_slices(volume: Volume, part: slice) -> Volume:
     """Some slices of a scan (of the array's first axis), with the geometry that they have in it."""
-    step = np.array(volume.direction).reshape(3, 3)[:, 2] * volume.spacing[2] * part.start
+    step = volume.cosines[:, 2] * volume.spacing[2] * part.start
     x, y, z = (float(v) for v in np.array(volume.origin) + step)
     return replace(volume, hu=np.ascontiguousarray(volume.hu[part]), origin=(x, y, z), path=None)
 
