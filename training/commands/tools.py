@@ -114,9 +114,11 @@ def _bench(
 
 
 @app.command("cli-pages")
-def _cli_pages(out: Annotated[Path, typer.Option(help="Folder of the pages.")] = Path("docs")) -> None:
+def _cli_pages(
+    context: typer.Context, out: Annotated[Path, typer.Option(help="Folder of the pages.")] = Path("docs")
+) -> None:
     """Write cli.md and training-cli.md: every command and option of `hemseg` and `python -m training`."""
     from .reference import write_pages
 
-    for page in write_pages(out):
+    for page in write_pages(out, context.find_root().command):
         print(f"{page} written")
