@@ -7,13 +7,15 @@ import typer
 from conftest import ROOT, training
 
 from hemseg.cli import app as hemseg_app
-from training.__main__ import GROUPS, app
+from training.commands.app import GROUPS, app
 from training.commands.reference import pages
 
 
 @pytest.mark.parametrize("name", ["cli.md", "training-cli.md"])
 def test_the_pages_are_current(name: str) -> None:
-    assert (ROOT / "docs" / name).read_text() == pages()[name], "run `python -m training cli-pages`"
+    assert (ROOT / "docs" / name).read_text() == pages(typer.main.get_command(app))[name], (
+        "run `python -m training cli-pages`"
+    )
 
 
 @pytest.mark.parametrize(("name", "of"), [("cli.md", hemseg_app), ("training-cli.md", app)])

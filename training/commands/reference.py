@@ -9,29 +9,29 @@ from typing import Any
 import typer
 
 
-def write_pages(folder: Path) -> list[Path]:
-    """Write ``cli.md`` and ``training-cli.md``; returns their paths."""
+def write_pages(training: Any, folder: Path) -> list[Path]:
+    """Write ``cli.md`` and ``training-cli.md``; returns their paths.
+
+    Args:
+        training: typer's command of ``python -m training``.
+        folder: where to.
+    """
     written = []
-    for name, text in pages().items():
+    for name, text in pages(training).items():
         path = folder / name
         path.write_text(text)
         written.append(path)
     return written
 
 
-def pages() -> dict[str, str]:
+def pages(training: Any) -> dict[str, str]:
     """The text of each page, by its file's name."""
     from hemseg.cli import app as hemseg_app
 
-    from ..__main__ import GROUPS
-    from ..__main__ import app as training_app
-
     hemseg = typer.main.get_command(hemseg_app)
-    training = typer.main.get_command(training_app)
-    groups = {
-        title: [name for name, command in training.commands.items() if command.rich_help_panel == title]  # type: ignore[attr-defined]
-        for title in GROUPS
-    }
+    groups: dict[str, list[str]] = {}
+    for name, command in training.commands.items():
+        groups.setdefault(command.rich_help_panel, []).append(name)
     return {
         "cli.md": page(hemseg, "hemseg", {}),
         "training-cli.md": page(training, "python -m training", groups)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .face import paint_face
 from .head_space import Space, radial, rotation
 
 if TYPE_CHECKING:
@@ -168,8 +169,6 @@ class Head:
 
     def tissue(self, s: Space, headrest: bool) -> tuple[np.ndarray, np.ndarray]:
         """HU of a head without hemorrhage, and bool where its cranial cavity is."""
-        from .face import paint_face
-
         outer = -s.vault - self.skull_mm  # mm outside the outer table
         hu = np.full(s.x.shape, -1000.0, np.float32)
         if headrest:

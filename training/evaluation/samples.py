@@ -17,9 +17,9 @@ from hemseg.model import load
 from hemseg.segmentation import segment
 from hemseg.volume import read
 
-from ..evaluation.evaluate import write_table
-from ..evaluation.metrics import overlap
-from .phantom import IDENTITY, KINDS, Grid, make_phantom, write_image
+from ..data.phantom import IDENTITY, KINDS, Grid, make_phantom, write_image
+from .metrics import overlap
+from .tables import write_table
 
 OBLIQUE = tuple(
     float(v) for v in np.array([[1, 0, 0], [0, np.cos(0.3), -np.sin(0.3)], [0, np.sin(0.3), np.cos(0.3)]]).ravel()
