@@ -92,9 +92,8 @@ def _negatives(
 def slice_answers(run: Path, dataset: DataSet, config: Config, splits: tuple[str, ...]) -> dict[str, float]:
     """The highest probability that the run's classifier gives to a slice of each case of some splits."""
     stages = stage_names()
-    network = load_network(
-        SliceNetwork(replace(config.classifier, pretrained="")), run / stages.sequence / "network.pt"
-    )
+    network = SliceNetwork(replace(config.classifier, pretrained=""))
+    load_network(network, run / stages.sequence / "network.pt")
     answers = {}
     for case in dataset.part(*splits):
         names = (case.name, f"{dataset.name}_{case.name}")  # the latter where the run has several data sets
