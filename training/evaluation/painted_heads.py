@@ -148,7 +148,7 @@ def sheet(cases: Iterator[Prepared], mm: tuple[float, float, float], seed: int =
     """
     heads = [case for case in cases if case.intracranial.any()]
     if not heads:
-        raise HemsegError("there is no prepared scan to paint into; check_and_segment the stage `pseudolabel` first.")
+        raise HemsegError("there is no prepared scan to paint into; run the stage `pseudolabel` first.")
     rows = []
     for number, kind in enumerate((*KINDS, *DISTRACTORS)):
         tiles = []
