@@ -15,8 +15,9 @@ import torch
 
 from training.config import Config
 from training.data.datasets import DataSet, prepared
-from training.fitting.classifier import SliceNetwork, SliceTask, Volumes
+from training.fitting.classifier import SliceTask, Volumes
 from training.fitting.trainer import loader, micro_batch
+from training.networks.slice_network import SliceNetwork
 from training.pipeline.recipe import build_stages
 from training.pipeline.runner import run_stage
 

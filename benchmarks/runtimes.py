@@ -23,7 +23,7 @@ from benchmarks.inference import Row, repeated
 from hemseg.model import Manifest, default_weights, session
 from training.config import load_config
 from training.export.to_onnx import WithSigmoid, write_onnx
-from training.fitting.segmenter import build_unet
+from training.networks.unet import build_unet
 
 THREADS = 2
 

@@ -46,14 +46,14 @@ class Optimization:
 
 @dataclass(frozen=True)
 class Classifier:
-    """Slice classifier (method.md 1). Sizes in pixels of the network's input, windows in HU."""
+    """Slice classifier (docs/method.md, 1). Sizes in pixels of the network's input, windows in HU."""
 
     backbone: str = "resnet101"
     widths: tuple[int, int, int, int] = (64, 128, 256, 512)
     output_stride: int = 32  # 16 or 8: the last stages keep their resolution, and the CAM its detail
     image_size: tuple[int, int] = (512, 512)  # (y, x), what `field_mm` is sampled to
-    field_mm: tuple[float, float] = (230.0, 230.0)  # (y, x), centred on the head's inside
-    stripped: bool = False  # look at the inside of the skull only
+    field_mm: tuple[float, float] = (230.0, 230.0)  # (y, x), centred on the intracranial mask
+    stripped: bool = False  # look at what is intracranial only
     windows: tuple[tuple[float, float], ...] = ((0, 80), (-20, 180), (-800, 2000))
     pretrained: str = ""  # a torchvision state dict on disk; '' from scratch
     positive_weight: float = 1.0
@@ -68,7 +68,7 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Sequence:
-    """ResNet-LSTM (method.md 2). A batch is a number of volumes; ``enabled: false`` leaves the step out."""
+    """ResNet-LSTM (docs/method.md, 2). A batch is a number of volumes; ``enabled: false`` leaves the step out."""
 
     enabled: bool = True
     hidden: int = 256
@@ -77,7 +77,7 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Cam:
-    """Class activation maps (method.md 3)."""
+    """Class activation maps (docs/method.md, 3)."""
 
     method: str = "cam"  # cam (Zhou et al. 2016) | layercam (Jiang et al. 2021)
     stage: int = 4  # of the backbone; `cam` knows only the last, 4
@@ -87,14 +87,14 @@ class Cam:
 
 @dataclass(frozen=True)
 class Pseudolabels:
-    """From a map to a mask (method.md 3)."""
+    """From a map to a mask (docs/method.md, 4)."""
 
     threshold: float = 0.7
     clusters: int = 4  # K of K-means; 0: the thresholded map itself, without K-means
     replace: str = "lowest"  # what a removed cluster becomes: lowest | mean (of the brain around it)
-    intracranial: bool = False  # cluster only inside the skull
-    smooth: bool = False  # cluster the bilateral-filtered intensities
-    min_pixels: int = 0  # drop in-plane specks below this area (working-grid pixels)
+    intracranial: bool = False  # only what is intracranial
+    smooth: bool = False  # of the bilateral-filtered intensities
+    min_pixels: int = 0  # drop small in-plane components, below this area (working-grid pixels)
     method: str = _formerly("clusters", components="pieces")  # clusters (the paper's) | components: labels/methods.py
     # of `components` alone:
     contrast_hu: float = 14.0  # candidates are so much brighter than the slice's brain
@@ -110,7 +110,7 @@ class Pseudolabels:
 
 @dataclass(frozen=True)
 class Segmenter:
-    """3D U-Net (method.md 5). Strides and patches are (z, y, x)."""
+    """3D U-Net (docs/method.md, 5). Strides and patches are (z, y, x)."""
 
     channels: tuple[int, ...] = (16, 32, 64, 128, 256)
     strides: tuple[tuple[int, int, int], ...] = ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2))

@@ -7,7 +7,7 @@ import typer
 from conftest import ROOT, training
 
 from hemseg.cli import app as hemseg_app
-from training.__main__ import GROUPS, app
+from training.commands.app import GROUPS, app
 from training.commands.reference import pages
 
 

@@ -24,19 +24,13 @@ from training.data.datasets import Prepared, load_dataset
 from training.data.phantom import write_dataset
 from training.experiments.ablation import significance
 from training.experiments.crossval import split_into_folds
-from training.fitting.classifier import (
-    SequenceNetwork,
-    SequenceTask,
-    SliceNetwork,
-    Slices,
-    SliceTask,
-    end_to_end,
-    load_torchvision,
-)
+from training.fitting.classifier import SequenceTask, Slices, SliceTask, collate_volumes
 from training.fitting.curves import read_metrics
 from training.fitting.hardware import Hardware
-from training.fitting.segmenter import FAST, LEFT_OUT, SegmenterTask, build_unet, combined_loss, train_segmenter
+from training.fitting.segmenter import SegmenterTask, train_segmenter
 from training.fitting.trainer import EpochSampler, Task, WholeCheckpoints, fit, loader, micro_batch
+from training.networks.slice_network import SequenceNetwork, SliceNetwork, load_torchvision
+from training.networks.unet import LEFT_OUT, MEMORY_FORMAT, build_unet, combined_loss
 from training.pipeline.runner import fingerprint
 
 CPU = Hardware(accelerator="cpu")
@@ -99,8 +93,8 @@ def sequence_task() -> tuple[Task, Any, Any]:
             return data[key if isinstance(key, int) else key[1]]
 
     train = loader(Items(), sequence.optimization, 0)
-    train.collate_fn = end_to_end
-    return task, train, DataLoader(Items(), 1, collate_fn=end_to_end)
+    train.collate_fn = collate_volumes
+    return task, train, DataLoader(Items(), 1, collate_fn=collate_volumes)
 
 
 def segmenter_task() -> tuple[Task, Any, Any]:
@@ -180,7 +174,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("marked", "epochs"), [(False, 1), (True, 2)])
-def test_labels_without_hemorrhage_are_told_and_cost_one_epoch(
+def test_labels_without_hemorrhage_are_reported_and_cost_one_epoch(
     marked: bool, epochs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tiny.yaml").write_text(YAML)
@@ -305,10 +299,10 @@ def test_the_paper_configuration_takes_a_step_at_512_squared() -> None:
     hu, labels = torch.rand(2, *c.classifier.image_size) * 100, torch.tensor([0.0, 1.0])  # one CPU core: small batches
     slices = SliceTask(network, c.classifier, 0)
     sequence = SequenceTask(SequenceNetwork(network, c.sequence), c)
-    unet = build_unet(c.segmenter, len(c.preprocessing.channels)).to(memory_format=FAST)
+    unet = build_unet(c.segmenter, len(c.preprocessing.channels)).to(memory_format=MEMORY_FORMAT)
     segmenter = SegmenterTask(unet, c.segmenter, 0)
     patch = torch.rand(2, 1, 4, *c.segmenter.train_patch[1:])  # four slices of the patch, as few as its strides take
-    patch = patch.contiguous(memory_format=FAST)
+    patch = patch.contiguous(memory_format=MEMORY_FORMAT)
     steps = (
         (slices, lambda: slices.bce(network(hu[1:]), labels[1:])),
         (sequence, lambda: sequence.bce(sequence.sequence(hu, torch.tensor([2])), labels)),
@@ -426,7 +420,7 @@ def test_stars_are_for_significantly_better_rows() -> None:
     assert significance(before, before, "dice", 1) == ""
 
 
-def test_bench_tells_three_rates(study: Path, tmp_path: Path) -> None:
+def test_bench_reports_three_rates(study: Path, tmp_path: Path) -> None:
     lines = training(*command(study, "bench", tmp_path / "run")).stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["loader", "network", "training"]
     assert all(float(line.split()[1]) > 0 for line in lines)

@@ -26,7 +26,8 @@ from training.data.painted import (
 from training.data.phantom import Grid, make_phantom, write_dataset
 from training.evaluation.painted_heads import make_plan, painted_heads, painted_summary, read_plan, sheet
 from training.fitting.painted_slices import painted_copy, painted_slices
-from training.fitting.segmenter import LEFT_OUT, Patches, with_paint
+from training.fitting.segmenter import Patches, with_paint
+from training.networks.unet import LEFT_OUT
 
 MM = (5.0, 2.0, 2.0)
 

@@ -12,7 +12,7 @@ from hemseg.scan import read
 from training.data.anatomy import Options
 from training.data.head_space import IDENTITY
 from training.data.phantom import KINDS, Grid, Phantom, cases, make_phantom, write_dataset
-from training.data.samples import CASES
+from training.evaluation.samples import CASES
 
 WHOLE = Grid((18, 80, 80), (3.0, 3.0, 10.0), lower_mm=20)  # from the vertex to the neck
 

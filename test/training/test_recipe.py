@@ -20,18 +20,24 @@ from training.data.augmentation import augmented_patches, augmented_slices, degr
 from training.data.brain import brain_level
 from training.data.datasets import Case, DataSet, Prepared, load_dataset, together
 from training.data.phantom import make_phantom, write_dataset
-from training.evaluation.evaluate import Prediction, evaluate, figures_of, share, threshold_predictor
+from training.evaluation.evaluate import (
+    Prediction,
+    evaluate,
+    metrics_over_cases,
+    share_with_interval,
+    threshold_predictor,
+)
 from training.evaluation.measure import measure_all
 from training.evaluation.panels import Shown, panel
 from training.experiments.records import gather, table, write_experiments
 from training.experiments.shortcuts import shortcuts
 from training.export.to_onnx import export_model
-from training.fitting.classifier import SliceNetwork
-from training.fitting.segmenter import LEFT_OUT, build_unet, combined_loss
 from training.labels.cam import activation_maps
 from training.labels.components import choose_components
 from training.labels.differential import Probe, SliceView
 from training.labels.outline import half_maximum
+from training.networks.slice_network import SliceNetwork
+from training.networks.unet import LEFT_OUT, build_unet, combined_loss
 from training.pipeline.context import label_of, permuted
 from training.pipeline.recipe import build_stages
 from training.pipeline.runner import fingerprint
@@ -89,9 +95,9 @@ def test_each_data_set_is_measured_with_what_it_has(two_sets: tuple[Path, Path],
 
 
 def test_shares_come_with_wilsons_interval() -> None:
-    told = share("found", [True] * 9 + [False])  # Newcombe 1998 and any calculator: 0.596..0.982
-    assert told == {"found": 0.9, "found_count": "9 of 10", "found_95": "0.60..0.98"}
-    assert share("found", [True] * 5)["found_95"] == "0.57..1.00"
+    found = share_with_interval("found", [True] * 9 + [False])  # Newcombe 1998 and any calculator: 0.596..0.982
+    assert found == {"found": 0.9, "found_count": "9 of 10", "found_95": "0.60..0.98"}
+    assert share_with_interval("found", [True] * 5)["found_95"] == "0.57..1.00"
 
 
 def test_patients_are_found_by_a_true_positive_slice() -> None:
@@ -101,7 +107,7 @@ def test_patients_are_found_by_a_true_positive_slice() -> None:
         {"positive_slices": 0, "slices_found": 0, "slices_false": 1, "predicted_ml": 0.6, "subtypes": ""},
         {"positive_slices": 0, "slices_found": 0, "slices_false": 0, "predicted_ml": 0.0, "subtypes": ""},
     ]
-    figures = figures_of(rows, [])
+    figures = metrics_over_cases(rows, [])
     assert figures["patients_found_count"] == "1 of 2"
     assert figures["found_subdural"] == "1 of 2"
     assert figures["healthy_with_half_ml_count"] == "1 of 2"
@@ -318,6 +324,12 @@ def test_measure_and_the_table_of_experiments(two_sets: tuple[Path, Path], tmp_p
         gather(tmp_path / "nowhere")
 
 
+def test_the_committed_table_is_made_of_the_committed_records(tmp_path: Path) -> None:
+    results = ROOT / "docs" / "results"
+    write_experiments(results / "runs", tmp_path / "experiments.md")
+    assert (tmp_path / "experiments.md").read_text() == (results / "experiments.md").read_text()
+
+
 def test_export_in_half_precision(tmp_path: Path) -> None:
     config = load_config("smoke")
     config = replace(config, export=Export(half=True), segmenter=replace(config.segmenter, patch=(8, 32, 32)))
@@ -341,7 +353,7 @@ def test_bright_structures_fool_a_threshold_and_are_no_blood() -> None:
 
 @pytest.mark.parametrize(("shift", "least", "most"), [(0.0, 0.2, 0.8), (25.0, 0.95, 1.0)])
 def test_shortcuts_are_seen(tmp_path: Path, shift: float, least: float, most: float) -> None:
-    """Two data sets that differ in brightness can be told apart, two of the same kind cannot."""
+    """Two data sets that differ in brightness can be distinguished, two of the same kind cannot."""
     rng = np.random.default_rng(0)
     cases = []
     for number in range(12):

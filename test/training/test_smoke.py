@@ -45,8 +45,8 @@ def test_smoke_finds_hemorrhage_in_unseen_phantoms(smoke: Path) -> None:
 @pytest.fixture(scope="session")
 def control(smoke: Path) -> dict[str, float]:
     """Mean Dice on the test phantoms: of the run, of the same with permuted labels, of a threshold."""
-    told = training("control", "--config", "smoke", "--run", smoke).stdout
-    last = [line.rsplit(" ", 1) for line in told.splitlines()[-3:]]  # before them stand Lightning's bars
+    output = training("control", "--config", "smoke", "--run", smoke).stdout
+    last = [line.rsplit(" ", 1) for line in output.splitlines()[-3:]]  # before them stand Lightning's bars
     return {name: float(mean) for name, mean in last}
 
 
@@ -97,10 +97,10 @@ def test_smoke_leaves_weights_that_inference_loads(smoke: Path) -> None:
 
 
 def test_status_tells_the_stages(smoke: Path, tmp_path: Path) -> None:
-    told = training("status", "--run", smoke).stdout
-    assert told.count("done") >= 8
+    output = training("status", "--run", smoke).stdout
+    assert output.count("done") >= 8
     for word in ("pseudolabel", "dice_mean", "minutes"):
-        assert word in told
+        assert word in output
     assert "not the folder of a run" in training("status", "--run", tmp_path, check=1).stderr
 
 

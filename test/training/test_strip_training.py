@@ -22,7 +22,7 @@ from training.evaluation.stripping import (
 )
 from training.fitting.hardware import Hardware
 from training.fitting.segmenter import changed_scan
-from training.fitting.strip_network import (
+from training.pipeline.strip import (
     StripCase,
     StripSlices,
     changed_head,

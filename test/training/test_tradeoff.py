@@ -15,7 +15,7 @@ from training.data.datasets import Case, DataSet, prepare
 from training.data.phantom import make_phantom, write_image
 from training.evaluation.quality import mask_on_grid
 from training.experiments.tradeoff import SIZES, Size, teacher_labels
-from training.fitting.segmenter import build_unet
+from training.networks.unet import build_unet
 
 
 def test_sizes_cover_the_same_millimetres() -> None:

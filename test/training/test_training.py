@@ -21,22 +21,17 @@ from hemseg.scan import read
 from hemseg.segmentation import network_probability
 from training.config import CONFIGS, Cam, Classifier, Config, Pseudolabels, Segmenter, Sequence, load_config
 from training.data.datasets import load_dataset, prepare, prepared
+from training.data.field_of_view import cut, paste
 from training.data.phantom import write_dataset
 from training.evaluation.metrics import lesion_counts, overlap, summary
-from training.fitting.classifier import (
-    SequenceNetwork,
-    SliceNetwork,
-    Volumes,
-    cut,
-    end_to_end,
-    paste,
-    refit_linear_layer,
-)
-from training.fitting.segmenter import Patches, build_unet, combined_loss
+from training.fitting.classifier import Volumes, collate_volumes, refit_linear_layer
+from training.fitting.segmenter import Patches
 from training.fitting.trainer import EpochSampler
 from training.labels.cam import activation_maps, raw_maps
 from training.labels.clusters import choose_cluster, intensity_clusters, trial_images
 from training.labels.differential import Probe, SliceView
+from training.networks.slice_network import SequenceNetwork, SliceNetwork
+from training.networks.unet import build_unet, combined_loss
 from training.pipeline.runner import Stage, run_stage
 
 TINY = Classifier(
@@ -291,7 +286,7 @@ def test_gradients_reach_the_backbone_through_the_lstm_and_padding_carries_none(
     torch.manual_seed(0)
     sequence = SequenceNetwork(SliceNetwork(TINY).eval(), Sequence(hidden=4))
     volumes = [(torch.rand(n, 64, 48) * 80, torch.ones(n)) for n in (5, 2)]
-    hu, labels, lengths = end_to_end(volumes)
+    hu, labels, lengths = collate_volumes(volumes)
     logits = sequence(hu, lengths)
     assert logits.shape == labels.shape == (7,)
     logits.sum().backward()

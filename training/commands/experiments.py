@@ -106,11 +106,11 @@ def _shortcuts(config: ConfigOption, run: RunOption, data: DataOption = None, se
     """Measure whether the classifier's answer depends on the data set a slice is from (its negative val slices)."""
     from ..console import in_words
     from ..experiments.shortcuts import shortcuts
-    from ..fitting.classifier import SliceNetwork
     from ..fitting.trainer import load_network
-    from ..pipeline.names import stage_names
+    from ..networks.slice_network import SliceNetwork
     from ..pipeline.recipe import build_stages
     from ..pipeline.runner import run_stage
+    from ..stage_names import stage_names
 
     settings, dataset = config_and_data(config, data, run, seed)
     stages, names = build_stages(settings, dataset, run), stage_names()
@@ -139,8 +139,8 @@ def _record(
 
     from ..evaluation.quality import mean_dice
     from ..experiments.records import RUNS, gather
-    from ..pipeline.names import with_suffix
     from ..pipeline.runner import fingerprint, minutes
+    from ..stage_names import with_suffix
 
     record: dict[str, object] = {"id": identity, "order": order, "recipe": recipe, "selection": selection}
     folder = evaluation or (run / with_suffix("evaluate", variant) if run else None)

@@ -68,8 +68,8 @@ def run_stages(
     from importlib.util import find_spec
 
     from ..console import console
-    from ..pipeline.names import stage_names
     from ..pipeline.runner import run_stage
+    from ..stage_names import stage_names
 
     if missing := next((name for name in ("torch", "lightning", "monai") if find_spec(name) is None), None):
         raise ModuleNotFoundError(name=missing)

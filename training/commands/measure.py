@@ -61,9 +61,9 @@ def _quality(
     import numpy as np
 
     from ..evaluation.quality import label_quality
-    from ..pipeline.names import Variant, stage_names
     from ..pipeline.recipe import build_stages
     from ..pipeline.runner import run_stage
+    from ..stage_names import Variant, stage_names
 
     settings, dataset = config_and_data(config, data, run, seed)
     variant = Variant(permuted=permuted)
@@ -92,8 +92,8 @@ def _slices(
 
     from ..console import in_words
     from ..data.datasets import load_dataset
-    from ..evaluation.evaluate import write_table
     from ..evaluation.single_slices import intracranial_areas, kinds_summary, single_slices, single_summary
+    from ..evaluation.tables import write_table
 
     model, dataset, areas = load(weights), load_dataset(data), intracranial_areas(data)
     parts, answers = tuple(split or ["test"]), None
@@ -117,7 +117,7 @@ def kinds(
 ) -> None:
     """Measure weights on phantoms of each kind of hemorrhage, and on healthy ones."""
     from ..console import in_words
-    from ..data.samples import measure_kinds
+    from ..evaluation.samples import measure_kinds
 
     for row in measure_kinds(weights, out):
         print(in_words(row))
@@ -148,7 +148,7 @@ def _painted(
     from hemseg.model import load
 
     from ..data.datasets import load_dataset
-    from ..evaluation.evaluate import write_table
+    from ..evaluation.tables import write_table
 
     model, dataset = load(weights), load_dataset(data)
     rows = [row for part in split or ["test"] for row in painted_heads(dataset, part, model, read_plan())]
@@ -184,8 +184,8 @@ def _operating_point(
 
     from ..console import in_words
     from ..data.datasets import load_dataset
-    from ..evaluation.evaluate import write_table
     from ..evaluation.operating_point import operating_points, write_froc
+    from ..evaluation.tables import write_table
 
     model = load(weights)
     rows = [row for folder in data for row in operating_points(load_dataset(folder), model)]

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..fitting.hardware import Hardware
-from ..pipeline.names import STAGES
+from ..stage_names import STAGES
 from .inputs import run_stages
 from .options import (
     ConfigOption,

@@ -9,8 +9,13 @@ from typing import Any
 import typer
 
 
-def write_pages(folder: Path, training: Any) -> list[Path]:
-    """Write ``cli.md`` and ``training-cli.md``; returns their paths. ``training``: see `pages`."""
+def write_pages(training: Any, folder: Path) -> list[Path]:
+    """Write ``cli.md`` and ``training-cli.md``; returns their paths.
+
+    Args:
+        training: typer's command of ``python -m training``.
+        folder: where to.
+    """
     written = []
     for name, text in pages(training).items():
         path = folder / name
@@ -20,11 +25,7 @@ def write_pages(folder: Path, training: Any) -> list[Path]:
 
 
 def pages(training: Any) -> dict[str, str]:
-    """The text of each page, by its file's name.
-
-    Args:
-        training: typer's group of the commands of `python -m training`.
-    """
+    """The text of each page, by its file's name."""
     from hemseg.cli import app as hemseg_app
 
     hemseg = typer.main.get_command(hemseg_app)

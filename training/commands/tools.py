@@ -38,7 +38,7 @@ def _strip(
     """Train the learned skull strip; writes RUN/strip.onnx."""
     from ..console import in_words
     from ..data.datasets import load_dataset
-    from ..fitting.strip_network import OPTIMIZATION, paired_cases, phantom_cases, train_strip
+    from ..pipeline.strip import OPTIMIZATION, paired_cases, phantom_cases, train_strip
 
     cases = phantom_cases(phantoms, seed) if phantoms else []
     for i, folder in enumerate(stripped):
@@ -65,7 +65,7 @@ def phantoms(
 @app.command()
 def samples(root: Annotated[Path, typer.Option(help="The folder that has these.")] = Path("test")) -> None:
     """Make the sample scans of test/cases, their truth, and the masks that the present weights give."""
-    from ..data.samples import write_samples
+    from ..evaluation.samples import write_samples
 
     write_samples(root)
 
@@ -120,5 +120,5 @@ def _cli_pages(
     """Write cli.md and training-cli.md: every command and option of `hemseg` and `python -m training`."""
     from .reference import write_pages
 
-    for page in write_pages(out, context.find_root().command):
+    for page in write_pages(context.find_root().command, out):
         print(f"{page} written")

@@ -110,7 +110,7 @@ def augmented_patches(
 ) -> tuple[Tensor, Tensor]:
     """Move patches (n, channel, z, y, x) and their targets alike, in plane; then change the image's contrast.
 
-    The image is 0 outside the skull's inside, and stays so.
+    The image is 0 outside the intracranial mask, and stays so.
     """
     n, channels = image.shape[:2]
     matrix = in_plane_affine(n, generator, share_turned=share_turned)

@@ -5,7 +5,7 @@ hemorrhage, and optionally blanked, missing: slices to leave out; intraventricul
 ``split.csv`` (case, split, and optionally patient). Without ``slice_labels.csv`` the labels are made from the masks
 (any class > 0). Masks are looked for in ``masks/`` or ``reference/``; only the evaluation and the supervised upper
 bound open them, never a weakly supervised stage. INSTANCE 2022's layout, ``data/`` and ``label/``, is read as it is.
-Cases that are named in ``left_out.txt``, one a line, are left out, which is said each time.
+Cases that are named in ``left_out.txt``, one per line, are left out, which each run reports.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from hemseg.scan import read
 from ..console import console
 from .tables import RowFaults, decoded, read_table, whole_number, yes_or_no
 
-PARTS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 IMAGES = ("images", "data")
 MASKS = ("masks", "reference", "label")
 LEFT_OUT = "left_out.txt"
 DO_WITHOUT = f"Mend it, or name its case in {LEFT_OUT}, in the data set's folder, to do without."
-SPELLINGS = {"training": "train", "validation": "val", "valid": "val", "testing": "test"}  # of PARTS, in tables
+SPELLINGS = {"training": "train", "validation": "val", "valid": "val", "testing": "test"}  # of SPLITS, in tables
 SUBTYPES = ("intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural")
 
 
@@ -266,7 +266,7 @@ def _read_split(path: Path, names: list[str], seed: int, patients: dict[str, str
     if not path.exists():
         order = np.random.default_rng(seed).permutation(sorted(names))
         ends = np.cumsum([round(0.7 * len(order)), max(1, round(0.1 * len(order)))])
-        return {str(n): PARTS[int(np.searchsorted(ends, i, side="right"))] for i, n in enumerate(order)}
+        return {str(n): SPLITS[int(np.searchsorted(ends, i, side="right"))] for i, n in enumerate(order)}
     split: dict[str, str] = {}
     parts: dict[str, set[str]] = {}
     before = len(faults)
@@ -280,8 +280,8 @@ def _read_split(path: Path, names: list[str], seed: int, patients: dict[str, str
         parts.setdefault(patients[name], set()).add(part)
         if split.setdefault(name, part) != part:
             faults.append(f"{name}: is in two splits")
-        if part not in PARTS:
-            faults.append(f"{path.name}, row {row.number}: split {row.get('split')!r} is none of {', '.join(PARTS)}")
+        if part not in SPLITS:
+            faults.append(f"{path.name}, row {row.number}: split {row.get('split')!r} is none of {', '.join(SPLITS)}")
     faults += [f"patient {p}: is in two splits" for p, s in parts.items() if len(s) > 1 and p not in split]
     if missing := sorted(set(names) - set(split)):
         faults.append(f"cases without a split: {_some(missing)}")
@@ -329,13 +329,13 @@ def prepare(dataset: DataSet, settings: Settings, folder: Path, strip: Strip | N
         cores()
     ) as pool:  # reading, filtering and compressing run beside each other, without the GIL
         try:
-            told = pool.map(one, dataset.cases)
-            faults = [fault for fault in track(told, "prepare", len(dataset.cases), console=console) if fault]
+            messages = pool.map(one, dataset.cases)
+            faults = [fault for fault in track(messages, "prepare", len(dataset.cases), console=console) if fault]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     if faults:
         raise HemsegError(f"{len(faults)} of {len(dataset.cases)} images cannot be used:", faults)
-    return {"cases": len(dataset.cases), **{part: len(dataset.part(part)) for part in PARTS}}
+    return {"cases": len(dataset.cases), **{part: len(dataset.part(part)) for part in SPLITS}}
 
 
 def _labels_on_working_grid(case: Case, direction: tuple[float, ...], slab: int) -> np.ndarray:

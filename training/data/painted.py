@@ -24,7 +24,7 @@ from .brain import brain_level
 KINDS = ("intraparenchymal", "subdural", "epidural", "sheet", "subarachnoid", "intraventricular")
 DISTRACTORS = ("calcification", "metal", "air", "sinus", "falx", "rim")
 CONTRAST_HU = (10.0, 48.0)
-# Normal dura lies 5-20 HU above the brain, a venous sinus up to 30: nobody can tell fainter blood of that shape apart.
+# Normal dura lies 5-20 HU above the brain, a venous sinus up to 30: nobody can distinguish fainter blood of that shape.
 LEAST_CONTRAST_HU = {"sheet": 20.0, "epidural": 20.0, "subdural": 15.0, "subarachnoid": 14.0}
 LEAST_MM, MOST_MM = 1.0, 25.0  # radius of an ellipsoid
 SUB = 5  # levels within a slice

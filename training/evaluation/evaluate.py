@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from hemseg.volume import Volume
 from ..console import console
 from ..data.datasets import Case, DataSet, read_reference
 from .metrics import lesion_counts, overlap, summary, surface, wilson
+from .tables import write_table
 
 METRICS_VERSION = 4  # raised when a figure is added or changes its meaning: evaluations are then made again
 BLOOD_HU = (48.0, 95.0)
@@ -52,7 +52,7 @@ def network_predictor(weights: Path) -> Predictor:
 
 
 def threshold_predictor(settings: Settings, min_ml: float = 0.5) -> Predictor:
-    """Segment without learning (row 0 of a table): strip, smooth, 48-95 HU, opening, pieces of at least 0.5 mL."""
+    """Segment without learning (row 0 of a table): strip, smooth, 48-95 HU, opening, components of at least 0.5 mL."""
 
     def predict(volume: Volume) -> Prediction:
         working = working_image(volume, settings)
@@ -116,16 +116,16 @@ def _evaluate_one(
         volume = read(case.image)
         prediction = predict(volume)
         row = {"case": case.name, "split": case.split, "subtypes": " ".join(case.subtypes)}
-        rows.append(row | by_slices(prediction.mask, case, volume))
+        rows.append(row | slice_metrics(prediction.mask, case, volume))
         if case.reference:
-            rows[-1] |= measure(prediction.mask, case, volume)
+            rows[-1] |= case_metrics(prediction.mask, case, volume)
         labels = _inferior_to_superior(case, volume)
         scores = {"score": prediction.slice_score} | ({"classifier": classify(case)} if classify else {})
         for z in np.flatnonzero(labels >= 0):
             slices.append(
                 {"case": case.name, "label": int(labels[z]), **{name: float(s[z]) for name, s in scores.items()}}
             )
-    figures = figures_of(rows, slices)
+    figures = metrics_over_cases(rows, slices)
     write_table(rows, folder / "per_case.csv")
     write_table(slices, folder / "slices.csv")
     (folder / "summary.json").write_text(
@@ -134,7 +134,7 @@ def _evaluate_one(
     return figures
 
 
-def by_slices(mask: np.ndarray, case: Case, volume: Volume) -> dict[str, Any]:
+def slice_metrics(mask: np.ndarray, case: Case, volume: Volume) -> dict[str, Any]:
     """What slice labels say about a mask (z, y, x): blood in mL, labelled slices with and without blood in the mask."""
     labels, found = np.array(case.labels), mask.any(axis=(1, 2))
     return {
@@ -145,8 +145,8 @@ def by_slices(mask: np.ndarray, case: Case, volume: Volume) -> dict[str, Any]:
     }
 
 
-def measure(mask: np.ndarray, case: Case, volume: Volume) -> dict[str, Any]:
-    """All figures of one case."""
+def case_metrics(mask: np.ndarray, case: Case, volume: Volume) -> dict[str, Any]:
+    """All metrics of one case against its reference mask."""
     assert case.reference is not None
     reference = read_reference(case.reference)
     spacing = volume.spacing[::-1]
@@ -158,8 +158,8 @@ def measure(mask: np.ndarray, case: Case, volume: Volume) -> dict[str, Any]:
     }
 
 
-def figures_of(rows: list[dict[str, Any]], slices: list[dict[str, Any]]) -> dict[str, Any]:
-    """Figures over all cases. Infinite Hausdorff distances (empty predictions) are counted, never averaged away.
+def metrics_over_cases(rows: list[dict[str, Any]], slices: list[dict[str, Any]]) -> dict[str, Any]:
+    """Metrics over all cases. Infinite Hausdorff distances (empty predictions) are counted, never averaged away.
 
     A patient with hemorrhage is found when the mask has blood in one of the positive slices. Shares of patients come
     with their count and a 95 % interval (Wilson).
@@ -176,13 +176,13 @@ def figures_of(rows: list[dict[str, Any]], slices: list[dict[str, Any]]) -> dict
     healthy = [row for row in rows if not row["positive_slices"]]
     ill = [row for row in rows if row["positive_slices"]]
     if ill:
-        figures |= share("patients_found", [row["slices_found"] > 0 for row in ill])
+        figures |= share_with_interval("patients_found", [row["slices_found"] > 0 for row in ill])
         for kind in dict.fromkeys(kind for row in ill for kind in row["subtypes"].split()):
             of_kind = [row["slices_found"] > 0 for row in ill if kind in row["subtypes"].split()]
             figures[f"found_{kind}"] = f"{sum(of_kind)} of {len(of_kind)}"
     if healthy:
         figures["healthy_median_ml"] = float(np.median([row["predicted_ml"] for row in healthy]))
-        figures |= share("healthy_with_half_ml", [row["predicted_ml"] >= 0.5 for row in healthy])
+        figures |= share_with_interval("healthy_with_half_ml", [row["predicted_ml"] >= 0.5 for row in healthy])
     labels = [s["label"] for s in slices]
     for column, name in (("score", "slice_auc"), ("classifier", "classifier_slice_auc")):
         if slices and column in slices[0]:
@@ -191,7 +191,7 @@ def figures_of(rows: list[dict[str, Any]], slices: list[dict[str, Any]]) -> dict
     return figures
 
 
-def share(name: str, values: list[bool]) -> dict[str, Any]:
+def share_with_interval(name: str, values: list[bool]) -> dict[str, Any]:
     """A share with its count and its 95 % interval (Wilson 1927)."""
     n, k = len(values), sum(values)
     low, high = wilson(values)
@@ -201,13 +201,3 @@ def share(name: str, values: list[bool]) -> dict[str, Any]:
 def _inferior_to_superior(case: Case, volume: Volume) -> np.ndarray:
     upwards = volume.cosines[2, 2] > 0
     return np.array(case.labels)[:: 1 if upwards else -1]
-
-
-def write_table(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write rows as CSV, four significant digits; what a row lacks is NaN."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)), restval="nan")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})

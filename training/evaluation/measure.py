@@ -20,10 +20,10 @@ from hemseg.preprocessing import Settings, working_image
 from hemseg.scan import read
 
 from ..data.datasets import DataSet
-from ..experiments.ablation import read_cases
 from .evaluate import Predictor, evaluate
 from .panels import Shown, write_panel
 from .quality import mask_on_grid, reference_on_grid
+from .tables import read_cases
 
 
 def measure_all(

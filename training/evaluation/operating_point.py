@@ -25,9 +25,9 @@ from hemseg.volume import Volume
 
 from ..console import console
 from ..data.datasets import Case, DataSet, read_reference
-from .evaluate import by_slices
+from .evaluate import slice_metrics
 from .metrics import lesion_counts, overlap
-from .robustness import run
+from .robustness import check_and_segment
 
 Figure = Callable[[dict[str, Any]], float]
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6)
@@ -50,7 +50,7 @@ def operating_points(dataset: DataSet, model: Model, split: str = "val") -> list
     rows: list[dict[str, Any]] = []
     for case in track(dataset.part(split), f"operating points, {dataset.name}", console=console):
         volume = read(case.image)
-        first = run(volume, model)
+        first = check_and_segment(volume, model)
         probability = working_probability(first.working, model)
         for point in points():
             result = postprocess(volume, first.working, probability, _at(model.manifest, point))
@@ -63,7 +63,7 @@ def _at(manifest: Manifest, point: dict[str, float]) -> Manifest:
 
 
 def _counts(mask: np.ndarray, case: Case, volume: Volume) -> dict[str, Any]:
-    row: dict[str, Any] = by_slices(mask, case, volume)
+    row: dict[str, Any] = slice_metrics(mask, case, volume)
     row["mm2"] = float(mask.sum() * volume.spacing[0] * volume.spacing[1])
     row["single"] = len(mask) == 1
     if case.reference:

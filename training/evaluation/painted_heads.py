@@ -32,7 +32,7 @@ from ..console import console
 from ..data.datasets import DataSet, Prepared
 from ..data.painted import CONTRAST_HU, DISTRACTORS, KINDS, distracted, painted, place_of
 from .metrics import lesion_counts, overlap
-from .robustness import run
+from .robustness import check_and_segment
 
 PLAN = CONFIGS / "painted.csv"
 VOLUME_CLASSES = ((0.03, 0.1), (0.1, 0.5), (0.5, 2.0), (2.0, float("inf")))  # mL
@@ -86,7 +86,7 @@ def painted_heads(dataset: DataSet, split: str, model: Model, plan: list[Planned
         if not wanted:
             continue
         volume = read(case.image)
-        before = run(volume, model)
+        before = check_and_segment(volume, model)
         inside = volume.from_lps(mask_on_scan(before.working.intracranial.astype(np.float32), before.working, 0.5)) > 0
         mm = (volume.spacing[2], volume.spacing[1], volume.spacing[0])
         place = place_of(volume.hu, inside, mm)
@@ -103,7 +103,7 @@ def painted_heads(dataset: DataSet, split: str, model: Model, plan: list[Planned
             )
             truth = label == 1
             if truth.any():
-                after = run(replace(volume, hu=hu, path=None), model)
+                after = check_and_segment(replace(volume, hu=hu, path=None), model)
                 rows.append({"case": case.name, "split": split, **_row(bleed, truth, after.mask, before.mask, volume)})
     return rows
 

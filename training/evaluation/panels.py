@@ -28,7 +28,7 @@ class Shown:
 
 
 def panel(slices: list[Shown], hu_range: tuple[float, float]) -> np.ndarray:
-    """One row a slice: slice, activation map, clusters, pseudo-label, prediction, reference; uint8 (y, x, 3), BGR.
+    """One row per slice: slice, activation map, clusters, pseudo-label, prediction, reference; uint8 (y, x, 3), BGR.
 
     At most eight rows, spread over the lesion.
     """

@@ -33,7 +33,7 @@ def mask_on_grid(volume: Volume, mask: np.ndarray, settings: Settings) -> np.nda
 
 
 def label_quality(dataset: DataSet, settings: Settings, labels: Path, split: str = "val") -> list[dict[str, Any]]:
-    """One row a case that has a reference: Dice, share of it that is found, and volume ratio of its pseudo-label."""
+    """One row per case that has a reference: Dice, share of it that is found, and volume ratio of its pseudo-label."""
     rows = []
     for case in dataset.part(split):
         if case.reference is None:

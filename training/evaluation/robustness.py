@@ -32,9 +32,9 @@ from ..data.anatomy import Options
 from ..data.datasets import DataSet, read_reference
 from ..data.painted import streaked
 from ..data.phantom import Grid, make_phantom
-from .evaluate import write_table
 from .metrics import overlap
 from .stripping import intracranial_reference, kept_slices
+from .tables import write_table
 
 WINDOWS = ((-20.0, 100.0), (0.0, 80.0), (-10.0, 70.0), (0.0, 75.0), (-5.0, 85.0), (0.0, 100.0))
 SHIFTS = (-10.0, -5.0, 5.0, 10.0)
@@ -153,7 +153,7 @@ HEADS = {
 FULL_WINDOWS = ((-100.0, 300.0), (0.0, 80.0))
 
 
-def run(volume: Volume, model: Model) -> Segmentation:
+def check_and_segment(volume: Volume, model: Model) -> Segmentation:
     """Check and segment, as the command line does."""
     volume, working = check_scan(volume, model.manifest.preprocessing, strip=model.strip)
     return segment(volume, model, working)
@@ -237,7 +237,7 @@ def changed_scans(
 
 def _one(volume: Volume, reference: np.ndarray, allowed: np.ndarray | None, model: Model) -> dict[str, Any]:
     try:
-        result = run(volume, model)
+        result = check_and_segment(volume, model)
     except HemsegError as error:
         return {"refused": str(error)}
     false, ventricular = false_lesions(result, reference)
@@ -295,7 +295,7 @@ def phantom_heads(model: Model, seeds: tuple[int, ...] = (301, 302, 303)) -> lis
         phantom = make_phantom(seed, kinds, wide, options=HEADS[name])
         changes = [Change("window", "full", lambda v: v), *(windowed(*w) for w in FULL_WINDOWS)]
         for change in changes if name == "straight" else changes[:1]:
-            result = run(change.apply(phantom.volume), model)
+            result = check_and_segment(change.apply(phantom.volume), model)
             outside = result.mask.astype(bool) & ~phantom.intracranial
             rows.append(
                 {
@@ -344,12 +344,12 @@ def few_slices(dataset: DataSet, split: str, model: Model) -> list[dict[str, Any
         areas = reference.sum(axis=(1, 2))
         if not areas.any():
             continue
-        whole = run(volume, model)
+        whole = check_and_segment(volume, model)
         middle = int(areas.argmax())
         for count in COUNTS:
             first = int(np.clip(middle - count // 2, 0, len(areas) - count))
             part = slice(first, first + count)
-            result = run(cut_slices(volume, part), model)
+            result = check_and_segment(cut_slices(volume, part), model)
             rows.append(
                 {
                     "case": case.name,

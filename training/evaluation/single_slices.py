@@ -23,7 +23,7 @@ from hemseg.scan import read
 from ..console import console
 from ..data.datasets import SUBTYPES, DataSet
 from .metrics import wilson
-from .robustness import run
+from .robustness import check_and_segment
 
 BRAIN_LEVEL_PX = 6000  # of clearly intracranial area in the original picture: a slice through the brain
 LEAST_MM2 = 10.0  # of a mask that counts as blood
@@ -39,13 +39,13 @@ def single_slices(
 
     Args:
         areas_px: by case, the clearly intracranial area in pixels of the original; above 6000: brain level.
-        classifier: by case, what a slice classifier says of it, if one was asked.
+        classifier: by case, probability by a slice classifier, if there is one.
     """
     rows = []
     for case in track(dataset.part(split), f"single slices, {dataset.name} {split}", console=console):
         volume = read(case.image)
         try:
-            result = run(volume, model)
+            result = check_and_segment(volume, model)
             mm2 = float(result.mask.sum() * volume.spacing[0] * volume.spacing[1])
             score, refused = float(result.slice_probability.max()), 0
         except HemsegError:  # users get no mask of it either: nothing is found, nothing marked

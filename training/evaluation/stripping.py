@@ -33,7 +33,7 @@ from hemseg.volume import Volume
 
 from ..console import console
 from ..data.datasets import Case, DataSet, read_reference
-from .evaluate import write_table
+from .tables import write_table
 
 Strip = Callable[[Volume], np.ndarray]  # a scan -> its intracranial mask, bool (z, y, x) in LPS order on its own grid
 

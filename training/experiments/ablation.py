@@ -8,7 +8,6 @@ Stages that rows share are run once. Stars mark figures that are significantly b
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ from scipy import stats
 from ..config import Config
 from ..console import console
 from ..data.datasets import DataSet
-from ..evaluation.evaluate import METRICS_VERSION, evaluate, threshold_predictor, write_table
+from ..evaluation.evaluate import METRICS_VERSION, evaluate, threshold_predictor
+from ..evaluation.tables import markdown_table, read_cases, write_table
 from ..fitting.hardware import Hardware, rank
-from ..pipeline.names import WITHOUT_LEARNING, Variant, stage_names
 from ..pipeline.recipe import build_stages
 from ..pipeline.runner import Stage, run_stage
+from ..stage_names import WITHOUT_LEARNING, Variant, stage_names
 
 ROWS: dict[str, Variant | None] = {
     "threshold without learning": None,
@@ -59,7 +59,7 @@ def ablate(config: Config, dataset: DataSet, run: Path, out: Path, hardware: Har
         "the mean is over the others.",
         "",
     ]
-    (out / "table.md").write_text("\n".join([*header, *markdown(table)]) + "\n")
+    (out / "table.md").write_text("\n".join([*header, *markdown_table(table)]) + "\n")
     _plot(per_case, out / "dice.png")
 
 
@@ -100,13 +100,6 @@ def _row(
     return stage, {stage.name: stage}
 
 
-def read_cases(path: Path) -> list[dict[str, Any]]:
-    """Rows of a ``per_case.csv``, numbers as numbers."""
-    with path.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    return [{k: v if k in ("case", "split", "subtypes") else float(v) for k, v in row.items()} for row in rows]
-
-
 def _shown(figures: dict[str, Any], cases: list[dict[str, Any]], before: list[dict[str, Any]] | None) -> dict[str, str]:
     shown = {}
     for key, sign in FIGURES.items():
@@ -131,13 +124,6 @@ def significance(cases: list[dict[str, Any]], before: list[dict[str, Any]], key:
     if test.pvalue >= 0.05 or sign * (a[known].mean() - b[known].mean()) <= 0:
         return ""
     return "\\*\\*" if test.pvalue < 0.001 else "\\*"
-
-
-def markdown(table: list[dict[str, str]]) -> list[str]:
-    """A Markdown table of rows with the same keys."""
-    keys = list(table[0])
-    lines = ["| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)]
-    return lines + ["| " + " | ".join(row[k] for k in keys) + " |" for row in table]
 
 
 def _plot(per_case: list[dict[str, Any]], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Cross-validation by patient (method.md 6): disjoint test sets of 20 %, the rest split 70/10.
+"""Cross-validation by patient: disjoint test sets of 20 %, the rest split 70/10.
 
     python -m training crossval --config phe_sich --data FOLDER --run RUN --folds 3 --out docs/results/crossval
 
@@ -17,13 +17,12 @@ from hemseg.errors import HemsegError
 
 from ..config import Config
 from ..data.datasets import DataSet
-from ..evaluation.evaluate import write_table
 from ..evaluation.metrics import summary
+from ..evaluation.tables import markdown_table, read_cases, write_table
 from ..fitting.hardware import Hardware, rank
-from ..pipeline.names import stage_names
 from ..pipeline.recipe import build_stages
 from ..pipeline.runner import run_stage
-from .ablation import markdown, read_cases
+from ..stage_names import stage_names
 
 TEST, VAL = 0.2, 0.1  # of all patients
 
@@ -51,7 +50,19 @@ def split_into_folds(dataset: DataSet, folds: int, seed: int) -> list[DataSet]:
 
 
 def crossvalidate(config: Config, dataset: DataSet, run: Path, folds: int, out: Path, hardware: Hardware) -> None:
-    """Run all folds; writes ``table.md``, ``table.csv`` and ``per_case.csv`` to ``out``."""
+    """Run all folds; writes ``table.md``, ``table.csv`` and ``per_case.csv`` to ``out``.
+
+    Args:
+        config: the recipe.
+        dataset: all patients; its own split is not used.
+        run: the folder of the run, with a folder per fold.
+        folds: disjoint test sets.
+        out: the folder of the tables.
+        hardware: what to train on.
+
+    Raises:
+        HemsegError: more folds than there are disjoint test sets.
+    """
     per_case: list[dict[str, Any]] = []
     table = []
     names = stage_names()
@@ -74,7 +85,7 @@ def crossvalidate(config: Config, dataset: DataSet, run: Path, folds: int, out: 
     write_table(table, out / "table.csv")
     command = f"python -m training crossval --config {config.name} --data {dataset.name} --folds {folds}"
     text = f"`{command}`, seed {config.seed}. Mean ± sd per patient."
-    (out / "table.md").write_text("\n".join([text, "", *markdown(table)]) + "\n")
+    (out / "table.md").write_text("\n".join([text, "", *markdown_table(table)]) + "\n")
 
 
 def _shown(cases: list[dict[str, Any]]) -> dict[str, str]:

@@ -1,10 +1,11 @@
 """All experiments in one table, made from small committed files.
 
-    python -m training record best --run runs/best --recipe "pieces, both data sets, phantoms" --order 4
+    python -m training record best --run runs/best --recipe "components, both data sets, phantoms" --order 4
     python -m training experiments
 
 ``record`` writes ``docs/results/runs/<id>.json``: recipe, hash of the configuration, seed, minutes, Dice of the
 pseudo-labels on val, figures and Dice per patient on test. ``experiments`` makes ``docs/results/experiments.md``.
+Of the first runs the printed row is all that was kept: their files have ``row``, as it stands in the table.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from scipy import stats
 
 from hemseg.errors import HemsegError
 
-from .ablation import markdown, read_cases
+from ..evaluation.tables import markdown_table, read_cases
 
 RUNS = Path("docs/results/runs")
 TABLE = Path("docs/results/experiments.md")
@@ -74,6 +75,10 @@ def table(runs: Path = RUNS) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
     before: dict[str, Any] = {}
     for record in records:
+        if "row" in record:
+            rows.append(record["row"])
+            before = {}
+            continue
         phe, ct = (record["test"].get(name, {"figures": {}, "dice": {}}) for name in ("phe-sich", "ct-ich"))
         a, b = phe["figures"], ct["figures"]
         labels = record.get("label_dice_val", {})
@@ -127,7 +132,7 @@ def write_experiments(runs: Path = RUNS, target: Path = TABLE) -> None:
         "ct-ich as the row's record says. p: two-tailed paired t-test on Dice, with the difference of the means.",
         "Column `selection`: what val reference masks or phantom masks were used for; `-` is nothing.",
         "",
-        *markdown(rows),
+        *markdown_table(rows),
         "",
     ]
     target.write_text("\n".join(text))

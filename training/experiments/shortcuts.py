@@ -1,4 +1,4 @@
-"""Does the classifier tell data sets apart, and does that change its answer?
+"""Does the classifier distinguish data sets, and does that change its answer?
 
     python -m training shortcuts --config best --data FOLDER --data FOLDER --run RUN
 
@@ -26,9 +26,11 @@ from hemseg.errors import HemsegError
 
 from ..config import Config
 from ..data.datasets import DataSet, prepared
-from ..fitting.classifier import SliceNetwork, network_slices, predicted
+from ..data.field_of_view import network_slices
+from ..fitting.classifier import predict
 from ..fitting.trainer import load_network
-from ..pipeline.names import stage_names
+from ..networks.slice_network import SliceNetwork
+from ..stage_names import stage_names
 
 FOLDS = 5
 
@@ -37,7 +39,7 @@ def shortcuts(network: SliceNetwork, dataset: DataSet, config: Config, prepared_
     """A row for each pair of data sets, from their val slices.
 
     Returns:
-        ``from_features``: AUC of telling the two apart by the pooled features of negative slices (logistic
+        ``from_features``: AUC of distinguishing the two by the pooled features of negative slices (logistic
         regression, cross-validated by patient); ``from_answer``: the same by the classifier's probability alone, 0.5
         where there is no shortcut; ``called_positive``: share of the negative slices of either with p >= 0.5.
 
@@ -90,9 +92,8 @@ def _negatives(
 def slice_answers(run: Path, dataset: DataSet, config: Config, splits: tuple[str, ...]) -> dict[str, float]:
     """The highest probability that the run's classifier gives to a slice of each case of some splits."""
     stages = stage_names()
-    network = load_network(
-        SliceNetwork(replace(config.classifier, pretrained="")), run / stages.sequence / "network.pt"
-    )
+    network = SliceNetwork(replace(config.classifier, pretrained=""))
+    load_network(network, run / stages.sequence / "network.pt")
     answers = {}
     for case in dataset.part(*splits):
         names = (case.name, f"{dataset.name}_{case.name}")  # the latter where the run has several data sets
@@ -100,5 +101,5 @@ def slice_answers(run: Path, dataset: DataSet, config: Config, splits: tuple[str
         if name is None:
             raise HemsegError(f"{run}: has not prepared {case.name}; give the run that was made with {dataset.name}.")
         (found,) = prepared(run / stages.prepare, replace(dataset, cases=(replace(case, name=name),)), case.split)
-        answers[case.name] = float(torch.sigmoid(predicted(network, network_slices(found, config))).max())
+        answers[case.name] = float(torch.sigmoid(predict(network, network_slices(found, config))).max())
     return answers

@@ -29,13 +29,14 @@ from hemseg.segmentation import segment
 from ..config import Config
 from ..console import console
 from ..data.datasets import DataSet, prepared
-from ..evaluation.evaluate import evaluate, network_predictor, write_table
+from ..evaluation.evaluate import evaluate, network_predictor
 from ..evaluation.quality import mask_on_grid
+from ..evaluation.tables import markdown_table, read_cases, write_table
 from ..pipeline.context import WEAK
-from ..pipeline.names import stage_names
 from ..pipeline.recipe import build_stages
 from ..pipeline.runner import Stage, run_stage
-from .ablation import markdown, read_cases, significance
+from ..stage_names import stage_names
+from .ablation import significance
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,16 @@ SIZES = (Size(1.0, 1.0), Size(1.0, 0.5), Size(1.5, 1.0), Size(0.75, 0.5))  # the
 def tradeoff(
     config: Config, dataset: DataSet, run: Path, out: Path, epochs: int, sizes: tuple[Size, ...] = SIZES
 ) -> list[dict[str, Any]]:
-    """Train, measure and time every size; writes ``table.md``, ``table.csv`` and ``per_case.csv`` to ``out``."""
+    """Train, measure and time every size; writes ``table.md``, ``table.csv`` and ``per_case.csv`` to ``out``.
+
+    Args:
+        config: the recipe whose U-Net is varied.
+        dataset: train to learn from, val to measure on.
+        run: the folder of the run, with a folder per size.
+        out: the folder of the tables.
+        epochs: of each U-Net.
+        sizes: the rows; the first one is what the others are compared with.
+    """
     teacher = load(device="cpu")
     models: dict[Size, Model] = {}
     rows, per_case = [], dict[str, list[dict[str, Any]]]()
@@ -104,12 +114,12 @@ def tradeoff(
     _add_seconds(rows, models)
     write_table(rows, out / "table.csv")
     write_table([{"size": name, **case} for name, cases in per_case.items() for case in cases], out / "per_case.csv")
-    said = (
+    caption = (
         f"`python -m training tradeoff --config {config.name} --epochs {epochs}`, {dataset.name}, seed {config.seed}. "
         f"Dice: mean ± sd of {len(cases)} val patients; * p < 0.05, ** p < 0.001 worse than the first row (two-tailed "
         "paired t-test). CPU seconds: the network alone, one patch, one thread, ONNX Runtime."
     )
-    (out / "table.md").write_text("\n".join([said, "", *markdown(rows)]) + "\n")
+    (out / "table.md").write_text("\n".join([caption, "", *markdown_table(rows)]) + "\n")
     return rows
 
 
@@ -126,7 +136,7 @@ def _outlined(dataset: DataSet, folder: Path) -> list[dict[str, Any]]:
 def teacher_labels(
     dataset: DataSet, teacher: Model, settings: Settings, prepared_folder: Path, folder: Path
 ) -> dict[str, Any]:
-    """What the teacher outlines in the positive slices of train and val, on the grid of ``settings``; a file a case."""
+    """What the teacher outlines in the positive slices of train and val, on ``settings``' grid; a file per case."""
     by_name = {case.name: case for case in dataset.cases}
     voxels, left_out = 0, 0
     for case in track(list(prepared(prepared_folder, dataset, *WEAK)), "labels", console=console):

@@ -27,8 +27,8 @@ from hemseg.scan import read
 from hemseg.segmentation import segment
 
 from ..config import Config
-from ..fitting.segmenter import build_unet
-from ..pipeline.names import stage_names
+from ..networks.unet import build_unet
+from ..stage_names import stage_names
 
 
 def bundle_network(

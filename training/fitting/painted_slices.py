@@ -14,8 +14,9 @@ from hemseg.segmentation import input_box
 from ..config import Config
 from ..console import console
 from ..data.datasets import Prepared
+from ..data.field_of_view import network_slices
 from ..data.painted import distracted, painted, place_of
-from .classifier import Slices, network_slices
+from .classifier import Slices
 
 SEEN_MM2 = 25.0  # so much of a slice must be painted for a yes
 DISTRACTED = 0.5  # share of the copies with something bright that is no blood, too

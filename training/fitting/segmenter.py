@@ -1,4 +1,4 @@
-"""3D U-Net on pseudo-labels: BCE + Dice (eq. 2), MONAI's U-Net with anisotropic strides (method.md 5)."""
+"""3D U-Net on pseudo-labels: BCE + Dice (eq. 2; docs/method.md, 5)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from monai.networks.nets import UNet
 from scipy import ndimage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -21,50 +19,14 @@ from ..config import Config, Segmenter
 from ..console import console
 from ..data.augmentation import augmented_patches, random_window
 from ..data.datasets import Prepared
-from ..data.painted import UNKNOWN, Place, distracted, noisy, painted, place_of, streaked
+from ..data.painted import Place, distracted, noisy, painted, place_of, streaked
+from ..networks.unet import LEFT_OUT, MEMORY_FORMAT, build_unet, combined_loss
 from .hardware import Hardware, rank
 from .trainer import Task, fit, load_network, loader, save_network
-
-RARE = -4.0  # first logit: about one voxel in fifty is hemorrhage, or training spends its first epochs learning that
-
-FAST = torch.channels_last_3d  # two CPU cores train 1.9 times as fast with it
 
 ILL_SINGLES = 0.35  # of the single slices of an epoch hold a bleed
 LEAST_ODDS = 0.15  # of drawing a healthy single slice that the U-Net before already knows to be so, against 1.15
 VALIDATED_SINGLES = 50  # single slices that a validation looks at, at most
-LEFT_OUT = UNKNOWN
-
-
-def build_unet(settings: Segmenter, channels: int) -> nn.Module:
-    """The U-Net. Input (n, channel, z, y, x), output logits (n, 1, z, y, x).
-
-    MONAI's U-Net narrows to its ``out_channels`` before its last full-resolution convolution; it therefore ends
-    in half as many channels as it starts with, and a 1x1x1 convolution makes the logit.
-    """
-    width = max(1, settings.channels[0] // 2)
-    unet = UNet(
-        spatial_dims=3,
-        in_channels=channels,
-        out_channels=width,
-        channels=settings.channels,
-        strides=settings.strides,  # type: ignore[arg-type]
-        num_res_units=settings.residual_units,
-        norm="batch",  # in evaluation a voxel's result then does not depend on the size of the patch
-    )
-    logit = nn.Conv3d(width, 1, 1)
-    nn.init.constant_(logit.bias, RARE)  # type: ignore[arg-type]
-    return nn.Sequential(unet, nn.BatchNorm3d(width), nn.PReLU(), logit)
-
-
-def combined_loss(logits: Tensor, target: Tensor, epsilon: float = 1.0) -> Tensor:
-    """Eq. 2: (1 - soft Dice) + binary cross-entropy; Dice over the whole batch. `LEFT_OUT` voxels do not count."""
-    logits = logits.float()  # with mixed precision, sums over a million voxels are not for 16 bits
-    known = (target > LEFT_OUT / 2).to(logits)  # a moved patch has values in between
-    target = target.clamp(0, 1)
-    probability = logits.sigmoid() * known
-    overlap = 2 * (probability * target).sum() + epsilon
-    dice = 1 - overlap / (probability.sum() + (target * known).sum() + epsilon)
-    return dice + F.binary_cross_entropy_with_logits(logits, target, weight=known)
 
 
 class Patches(Dataset):
@@ -163,7 +125,14 @@ def around_brain(case: Prepared, label: np.ndarray, settings: Settings) -> tuple
 def with_paint(
     hu: np.ndarray, inside: np.ndarray, label: np.ndarray, place: Place, settings: Segmenter, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A scan with bleeds and other bright things that it does not have, each (z, y, x)."""
+    """A scan with bleeds and other bright things that it does not have, each (z, y, x).
+
+    Args:
+        hu, inside, label: the scan, its intracranial mask and its label.
+        place: where in the head bleeds can be, see `data.painted`.
+        settings: how often.
+        rng: of kinds, places and sizes.
+    """
     bleeds, bright = rng.random(2) < (settings.painted, settings.distractors)
     for _ in range(int(rng.integers(1, 4)) if bleeds else 0):
         hu, label = painted(hu, label, place, rng)
@@ -209,7 +178,7 @@ class SegmenterTask(Task):
         if self.settings.augment:
             generator = self.generator(batch_idx)
             image, target = augmented_patches(image, target, generator, self.settings.degrade, self.settings.turned)
-        image = image.contiguous(memory_format=FAST)
+        image = image.contiguous(memory_format=MEMORY_FORMAT)
         loss = combined_loss(self.network(image), target)
         self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(image))
         return loss
@@ -236,9 +205,14 @@ def train_segmenter(
     """Train on labels (z, y, x) per case; writes ``network.pt``.
 
     Where no label holds hemorrhage (a classifier that learnt nothing, `ablation.control`), one epoch teaches all there
-    is to learn, and people are told.
+    is to learn, and a message says so.
 
     Args:
+        train, val: prepared scans; val gives the validation loss, against labels of the same kind.
+        labels: int8 (z, y, x) per case: 1, 0, and `LEFT_OUT`.
+        config: the recipe.
+        folder: where checkpoints, curves and weights go.
+        hardware: what to train on.
         start: weights to go on from (self-training's second round); from scratch when None.
         false_peaks: highest probability of the U-Net before in healthy single slices, by case; they are drawn by it.
     """
@@ -251,15 +225,15 @@ def train_segmenter(
     network = build_unet(settings, len(config.preprocessing.channels))
     if start:
         load_network(network, start)
-    network.to(memory_format=FAST)  # type: ignore[call-overload]
+    network.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]
     task = SegmenterTask(network, settings, config.seed)
     batches = loader(Patches(train, labels, config, false_peaks), settings.optimization, config.seed)
-    figures = fit(task, batches, DataLoader(_whole(val, labels, config), 1), folder, hardware)
+    figures = fit(task, batches, DataLoader(_whole_scans(val, labels, config), 1), folder, hardware)
     save_network(network, folder / "network.pt")
     return figures
 
 
-def _whole(cases: list[Prepared], labels: dict[str, np.ndarray], config: Config) -> Any:
+def _whole_scans(cases: list[Prepared], labels: dict[str, np.ndarray], config: Config) -> Any:
     """Whole scans, padded so that every stride divides them."""
     step = np.prod(config.segmenter.strides, axis=0)
     result = []

@@ -1,4 +1,4 @@
-"""Class activation maps: where the classifier saw the hemorrhage (method.md 3)."""
+"""Class activation maps: where the classifier saw the hemorrhage (docs/method.md, 3)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from hemseg.errors import HemsegError
 
 from ..config import Cam
-from ..fitting.classifier import SliceNetwork
+from ..networks.slice_network import SliceNetwork
 
 
 def activation_maps(network: SliceNetwork, hu: Tensor, settings: Cam) -> Tensor:

@@ -1,4 +1,4 @@
-"""From a map to a mask without a mask: threshold, K-means, differential prediction (method.md 3).
+"""From a map to a mask without a mask: threshold, K-means, differential prediction (docs/method.md, 4).
 
 The thresholded map is split into K clusters by intensity; one cluster at a time is taken out of the image; the
 cluster without which the classifier's logit falls lowest is the hemorrhage.

@@ -1,4 +1,4 @@
-"""Differential prediction: what has to leave a slice for the classifier to take back its yes? (method.md 3)
+"""Differential prediction: what has to leave a slice for the classifier to take back its yes? (docs/method.md, 4)
 
 A method gets a view of a positive slice and a probe, which asks the classifier about changed copies of it, and returns
 a choice. `methods` lists them by the name that a configuration gives.
@@ -13,7 +13,9 @@ import numpy as np
 import torch
 
 from ..config import Classifier, Pseudolabels
-from ..fitting.classifier import SliceNetwork, predicted, to_network_size
+from ..data.field_of_view import to_network_size
+from ..fitting.classifier import predict
+from ..networks.slice_network import SliceNetwork
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +51,7 @@ class Probe:
     def logits(self, trials: np.ndarray) -> np.ndarray:
         """Logits (n,) of trial images (n, y, x) in HU, of the field of view, all in one batch."""
         images = torch.from_numpy(trials.astype(np.float32, copy=False))
-        return predicted(self.network, to_network_size(images, self.config)).numpy()
+        return predict(self.network, to_network_size(images, self.config)).numpy()
 
 
 @dataclass(frozen=True, eq=False)

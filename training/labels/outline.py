@@ -2,7 +2,7 @@
 
 The chosen cluster is the bleed's bright core: its rim, dimmed by partial volume and by the filter, falls into the
 next cluster. Between two tissues a scanner's blur puts the edge where the intensity is halfway between them, so the
-piece is grown to that level, which needs neither a mask nor a fixed number of HU.
+component is grown to that level, which needs neither a mask nor a fixed number of HU.
 """
 
 from __future__ import annotations
@@ -16,41 +16,45 @@ CORE_PIXELS, RING_PIXELS = 5, 10  # fewer have no usable mean
 
 
 def half_maximum(mask: np.ndarray, intensities: np.ndarray, inside: np.ndarray, reach_px: int, mm: float) -> np.ndarray:
-    """Outline each in-plane piece of a slice's pseudo-label at half its contrast to the brain around it.
+    """Outline each in-plane component of a slice's pseudo-label at half its contrast to the brain around it.
 
     Args:
         mask: bool (y, x), the chosen cluster.
         intensities: HU (y, x), smoothed.
-        inside: bool (y, x), the skull's inside.
-        reach_px: how far outside the piece its outline may lie.
+        inside: bool (y, x), the intracranial mask.
+        reach_px: how far outside the component its outline may lie.
         mm: pixel size.
 
     Returns:
-        bool (y, x). A piece that is too small for a core, or has no brain around it, stays as it is.
+        bool (y, x). A component that is too small for a core, or has no brain around it, stays as it is.
     """
     result = np.zeros_like(mask)
-    pieces, _ = ndimage.label(mask, np.ones((3, 3)))
-    for number, box in enumerate(ndimage.find_objects(pieces), start=1):
+    components, _ = ndimage.label(mask, np.ones((3, 3)))
+    for number, box in enumerate(ndimage.find_objects(components), start=1):
         margin = reach_px + round(RING_MM / mm) + 1
         window = tuple(
             slice(max(0, s.start - margin), min(size, s.stop + margin)) for s, size in zip(box, mask.shape, strict=True)
         )
-        piece = pieces[window] == number
-        result[window] |= _outlined(piece, intensities[window], inside[window], reach_px, round(RING_MM / mm))
+        component = components[window] == number
+        result[window] |= _outline_at_half_maximum(
+            component, intensities[window], inside[window], reach_px, round(RING_MM / mm)
+        )
     return result
 
 
-def _outlined(piece: np.ndarray, hu: np.ndarray, inside: np.ndarray, reach_px: int, ring_px: int) -> np.ndarray:
-    core = ndimage.binary_erosion(piece)
-    near = ndimage.binary_dilation(piece, iterations=reach_px) & inside
+def _outline_at_half_maximum(
+    component: np.ndarray, hu: np.ndarray, inside: np.ndarray, reach_px: int, ring_px: int
+) -> np.ndarray:
+    core = ndimage.binary_erosion(component)
+    near = ndimage.binary_dilation(component, iterations=reach_px) & inside
     ring = ndimage.binary_dilation(near, iterations=ring_px) & ~near & inside & (hu < BRAIN_HU)
-    if piece.sum() <= CORE_PIXELS or ring.sum() < RING_PIXELS:
-        return piece
-    level = (np.median(hu[core if core.sum() > CORE_PIXELS else piece]) + np.median(hu[ring])) / 2
+    if component.sum() <= CORE_PIXELS or ring.sum() < RING_PIXELS:
+        return component
+    level = (np.median(hu[core if core.sum() > CORE_PIXELS else component]) + np.median(hu[ring])) / 2
     bright, _ = ndimage.label(near & (hu >= level))
-    touching = np.unique(bright[piece & (bright > 0)])
+    touching = np.unique(bright[component & (bright > 0)])
     if not touching.any():
-        return piece
+        return component
     return (
         ndimage.binary_fill_holes(np.isin(bright, touching[touching > 0])) & near
     )  # a ring around the brain has no hole

@@ -1,12 +1,13 @@
 """A second round of labels: what the first U-Net says of its own positive slices (beyond the paper).
 
 The classifier's pseudo-labels are made slice by slice, and errors that are not the same from slice to slice average
-out in the 3D U-Net. So on positive slices the U-Net may add pieces of which it is sure and take out those in which it
-sees nothing; negative slices stay empty, and the outline is again put at half maximum. No mask is looked at.
+out in the 3D U-Net. So on positive slices the U-Net may add components of which it is sure and take out those in
+which it sees nothing; negative slices stay empty, and the outline is again put at half maximum. No mask is looked at.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -45,7 +46,7 @@ def false_peak(network: nn.Module, case: Prepared, config: Config) -> float:
     return float(teacher_probability(network, case, thin).max())
 
 
-def relabelled(
+def relabel_case(
     case: Prepared, label: np.ndarray, probability: np.ndarray, settings: SelfTraining, grid: Settings, reach_mm: float
 ) -> np.ndarray:
     """The new label, bool (z, y, x); empty on all slices that are not labelled positive.
@@ -53,13 +54,13 @@ def relabelled(
     Args:
         label: bool (z, y, x), the pseudo-label of the first round.
         probability: (z, y, x), the first U-Net's.
-        reach_mm: how far outside its piece an outline may lie; 0 leaves the piece as it is.
+        reach_mm: how far outside its component an outline may lie; 0 leaves it as it is.
     """
     result = np.zeros_like(label)
     intensities = smoothed(case.hu, grid)
     for z in np.flatnonzero(case.labels == 1):
-        kept = _pieces(label[z], probability[z], lambda p: p.mean() >= settings.doubt)
-        added = _pieces(probability[z] >= settings.core, probability[z], lambda p: p.max() >= settings.sure)
+        kept = _components_that(label[z], probability[z], lambda p: p.mean() >= settings.doubt)
+        added = _components_that(probability[z] >= settings.core, probability[z], lambda p: p.max() >= settings.sure)
         result[z] = kept | added
         if reach_mm:
             reach = round(reach_mm / grid.in_plane_mm)
@@ -67,7 +68,7 @@ def relabelled(
     return result
 
 
-def _pieces(mask: np.ndarray, probability: np.ndarray, wanted) -> np.ndarray:  # type: ignore[no-untyped-def]
-    pieces, n = ndimage.label(mask, _IN_PLANE)
-    keep = [False] + [bool(wanted(probability[pieces == i])) for i in range(1, n + 1)]
-    return np.array(keep)[pieces]
+def _components_that(mask: np.ndarray, probability: np.ndarray, wanted: Callable[[np.ndarray], bool]) -> np.ndarray:
+    components, n = ndimage.label(mask, _IN_PLANE)
+    keep = [False] + [bool(wanted(probability[components == i])) for i in range(1, n + 1)]
+    return np.array(keep)[components]

@@ -16,11 +16,12 @@ from hemseg.model import Manifest, default_weights
 
 from ..config import Config
 from ..data.datasets import DataSet, Prepared, prepared
-from ..fitting.classifier import SliceNetwork, Volumes
+from ..fitting.classifier import Volumes
 from ..fitting.hardware import Hardware
-from ..fitting.segmenter import LEFT_OUT, build_unet
 from ..fitting.trainer import load_network
-from .names import StageNames, Variant, stage_names
+from ..networks.slice_network import SliceNetwork
+from ..networks.unet import LEFT_OUT, build_unet
+from ..stage_names import StageNames, Variant, stage_names
 
 WEAK = ("train", "val")  # what the weakly supervised stages may see, and of it the slice labels alone
 

@@ -28,9 +28,9 @@ from ..config import Config, Segmenter
 from ..data.datasets import DataSet
 from ..evaluation.evaluate import METRICS_VERSION
 from ..fitting.hardware import Hardware
+from ..stage_names import Variant
 from . import steps
 from .context import Context, vary
-from .names import Variant
 from .runner import Stage
 
 

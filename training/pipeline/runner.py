@@ -21,7 +21,7 @@ from hemseg.errors import HemsegError
 
 from ..console import console, in_words
 from ..fitting.hardware import rank
-from .names import folder_of, without_suffix
+from ..stage_names import folder_of, without_suffix
 
 DONE = "done.json"
 

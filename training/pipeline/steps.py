@@ -21,27 +21,20 @@ from hemseg.segmentation import working_probability
 from ..config import Config
 from ..console import console
 from ..data.datasets import Case, Prepared, prepare, prepared
-from ..evaluation.evaluate import evaluate, network_predictor, write_table
+from ..data.field_of_view import crop_field_of_view, cut, network_slices, paste, to_network_size
+from ..evaluation.evaluate import evaluate, network_predictor
 from ..evaluation.panels import Shown, write_panel
 from ..evaluation.quality import reference_on_grid
+from ..evaluation.tables import write_table
 from ..export.to_onnx import STATES, export_model, write_states
-from ..fitting.classifier import (
-    cut,
-    field,
-    network_slices,
-    paste,
-    predicted,
-    to_network_size,
-    train_classifier,
-    train_sequence,
-)
+from ..fitting.classifier import predict, train_classifier, train_sequence
 from ..fitting.painted_slices import painted_slices
 from ..fitting.segmenter import train_segmenter
 from ..labels.cam import activation_maps
 from ..labels.differential import Choice, Probe, SliceView
 from ..labels.methods import choose_method
 from ..labels.outline import half_maximum
-from ..labels.self_training import false_peak, relabelled, teacher_probability
+from ..labels.self_training import false_peak, relabel_case, teacher_probability
 from .context import WEAK, Context, load_case
 from .runner import fingerprint, minutes
 
@@ -74,7 +67,7 @@ def make_maps(context: Context, folder: Path) -> dict[str, Any]:
     background = config.preprocessing.hu_range[0]
     for case in track(cases, "cam", console=console):
         positive = np.flatnonzero(case.labels == 1)
-        hu, corner = field(case, config.classifier, config.preprocessing.in_plane_mm, background)
+        hu, corner = crop_field_of_view(case, config.classifier, config.preprocessing.in_plane_mm, background)
         maps = np.zeros((0, *case.hu.shape[1:]), np.float16)
         if len(positive):
             window = torch.from_numpy(np.ascontiguousarray(hu[positive]))
@@ -94,7 +87,7 @@ def make_pseudolabels(context: Context, folder: Path) -> dict[str, Any]:
     for case in track(context.cases(*WEAK), "pseudolabel", console=console):
         mask, candidates = np.zeros(case.hu.shape, bool), np.zeros(case.hu.shape, np.int8)
         for z, corner, view in slice_views(case, context.config, context.run / context.names.cam):
-            choice = outlined(method(view, probe, settings), view, settings.refine_mm)
+            choice = refine_outline(method(view, probe, settings), view, settings.refine_mm)
             mask[z] = paste(choice.mask[None], corner, (1, *mask.shape[1:]))[0]
             candidates[z] = paste(choice.candidates[None], corner, (1, *mask.shape[1:]))[0]
             rows += choice_rows(case.name, z, choice)
@@ -114,7 +107,7 @@ def make_pseudolabels(context: Context, folder: Path) -> dict[str, Any]:
 def slice_views(case: Prepared, config: Config, maps: Path) -> Iterator[tuple[int, tuple[int, int], SliceView]]:
     """Each positive slice as the methods see it: its number, the corner of the field of view, and the view."""
     grid = config.preprocessing
-    hu, corner = field(case, config.classifier, grid.in_plane_mm, grid.hu_range[0])
+    hu, corner = crop_field_of_view(case, config.classifier, grid.in_plane_mm, grid.hu_range[0])
     size = (hu.shape[1], hu.shape[2])
     inside = cut(case.intracranial, corner, size, False)
     intensities = smoothed(hu, grid) if config.pseudolabels.smooth else hu
@@ -128,7 +121,7 @@ def slice_views(case: Prepared, config: Config, maps: Path) -> Iterator[tuple[in
         )
 
 
-def outlined(choice: Choice, view: SliceView, reach_mm: float) -> Choice:
+def refine_outline(choice: Choice, view: SliceView, reach_mm: float) -> Choice:
     """The choice with its outline at half maximum, at most ``reach_mm`` outside; 0 leaves it as it is."""
     if not reach_mm:
         return choice
@@ -185,7 +178,7 @@ def relabel(context: Context, number: int, folder: Path) -> dict[str, Any]:
         if (case.labels == 1).any():
             probability = teacher_probability(network, case, config)
             reach = config.pseudolabels.refine_mm
-            mask = relabelled(case, before, probability, settings, config.preprocessing, reach)
+            mask = relabel_case(case, before, probability, settings, config.preprocessing, reach)
             both = int((mask & before).sum())
             changed.append(2 * both / max(1, int(mask.sum() + before.sum())))
         empty = (case.labels == 1) & ~mask.any(axis=(1, 2)) & config.pseudolabels.leave_out_empty
@@ -272,7 +265,7 @@ def measure(context: Context, folder: Path) -> dict[str, Any]:
         """The classifier's logits, one per slice of the scan, from inferior to superior."""
         one = replace(context.dataset, cases=(case,))
         (found,) = prepared(context.run / context.names.prepare, one, case.split)
-        logits = predicted(context.classifier, network_slices(found, context.config)).numpy()
+        logits = predict(context.classifier, network_slices(found, context.config)).numpy()
         return np.repeat(logits, -(-len(case.labels) // len(logits)))[: len(case.labels)]
 
     predictor = network_predictor(context.run / context.names.export)

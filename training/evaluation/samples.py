@@ -17,10 +17,10 @@ from hemseg.model import load
 from hemseg.scan import read
 from hemseg.segmentation import segment
 
-from ..evaluation.evaluate import write_table
-from ..evaluation.metrics import overlap
-from .head_space import IDENTITY
-from .phantom import KINDS, Grid, make_phantom, write_image
+from ..data.head_space import IDENTITY
+from ..data.phantom import KINDS, Grid, make_phantom, write_image
+from .metrics import overlap
+from .tables import write_table
 
 OBLIQUE = tuple(
     float(v) for v in np.array([[1, 0, 0], [0, np.cos(0.3), -np.sin(0.3)], [0, np.sin(0.3), np.cos(0.3)]]).ravel()

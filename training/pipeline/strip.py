@@ -1,4 +1,4 @@
-"""Train the learned skull strip (`hemseg.strip`): the inside of the skull, from scans that exist stripped as well.
+"""Train the learned skull strip (`hemseg.strip`): the intracranial mask, from scans that exist stripped as well.
 
     python -m training strip --heads phe-sich-heads --stripped phe-sich --stripped ct-ich --run runs/strip
 
@@ -40,8 +40,8 @@ from ..data.datasets import DataSet
 from ..data.phantom import KINDS, Grid, make_phantom
 from ..evaluation.stripping import enclosed_below_brain, intracranial_reference, kept_slices
 from ..export.to_onnx import TOLERANCE, WithSigmoid, write_onnx
-from .hardware import Hardware
-from .trainer import Task, fit, loader, save_network
+from ..fitting.hardware import Hardware
+from ..fitting.trainer import Task, fit, loader, save_network
 
 CANVAS = 128  # pixels of 2 mm: a slice is centred on it for training
 OPTIMIZATION = Optimization("adamw", lr=3e-3, schedule="onecycle", weight_decay=1e-3, batch=24, epochs=8, patience=8)
@@ -213,7 +213,16 @@ def _warped(plane: np.ndarray, matrix: np.ndarray, fill: float) -> np.ndarray:
 def placement(
     shape: tuple[int, ...], canvas: int, degrees: float, scale: float, shift: tuple[float, float], mirrored: bool
 ) -> np.ndarray:
-    """Matrix (2, 3) for `cv2.warpAffine` that puts a plane (y, x) on a square canvas, turned about its middle."""
+    """Matrix (2, 3) for `cv2.warpAffine` that puts a plane (y, x) on a square canvas, turned about its middle.
+
+    Args:
+        shape: (y, x) of the plane, pixels.
+        canvas: side of the canvas, pixels.
+        degrees: of the turn, counterclockwise.
+        scale: pixels of the canvas per pixel of the plane.
+        shift: (x, y) on the canvas, pixels.
+        mirrored: left and right are exchanged.
+    """
     y, x = shape
     matrix = cv2.getRotationMatrix2D(((x - 1) / 2, (y - 1) / 2), degrees, scale)
     matrix[:, 2] += np.array([(canvas - x) / 2 + shift[0], (canvas - y) / 2 + shift[1]])

@@ -1,0 +1,64 @@
+"""The classifier's field of view: cut out of a prepared scan, pasted back, sampled to the network's size."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from ..config import Classifier, Config
+from .datasets import Prepared
+
+
+def crop_field_of_view(
+    case: Prepared, settings: Classifier, in_plane_mm: float, background: float
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Cut the classifier's field of view out of a prepared scan.
+
+    Returns:
+        HU (z, y, x) on the working grid, padded with ``background`` where the field leaves the scan (and outside
+        the intracranial mask if ``stripped``); and the field's corner (y, x) on the working grid, possibly negative.
+    """
+    size = [round(mm / in_plane_mm) for mm in settings.field_mm]
+    found = ndimage.find_objects(case.intracranial.any(axis=0).astype(np.uint8))
+    middle = [(s.start + s.stop) // 2 for s in found[0]] if found else [n // 2 for n in case.hu.shape[1:]]
+    corner = (middle[0] - size[0] // 2, middle[1] - size[1] // 2)
+    hu = np.where(case.intracranial, case.hu, background) if settings.stripped else case.hu
+    return cut(hu, corner, (size[0], size[1]), background), corner
+
+
+def cut(array: np.ndarray, corner: tuple[int, int], size: tuple[int, int], fill: float) -> np.ndarray:
+    """A window of each slice, (z, *size), filled where it leaves the array."""
+    result = np.full((array.shape[0], *size), fill, array.dtype)
+    inner, outer = _overlap(array.shape[1:], corner, size)
+    result[(slice(None), *inner)] = array[(slice(None), *outer)]
+    return result
+
+
+def paste(window: np.ndarray, corner: tuple[int, int], shape: tuple[int, ...]) -> np.ndarray:
+    """The reverse of `cut`: (z, y, x) of ``shape`` with the window at its corner, zero elsewhere."""
+    result = np.zeros((window.shape[0], *shape[1:]), window.dtype)
+    inner, outer = _overlap(shape[1:], corner, window.shape[1:])
+    result[(slice(None), *outer)] = window[(slice(None), *inner)]
+    return result
+
+
+def _overlap(
+    shape: tuple[int, ...], corner: tuple[int, int], size: tuple[int, ...]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    spans = [(max(0, c), max(max(0, c), min(n, c + s)), c) for n, c, s in zip(shape, corner, size, strict=True)]
+    return tuple(slice(a - c, b - c) for a, b, c in spans), tuple(slice(a, b) for a, b, _ in spans)
+
+
+def to_network_size(hu: Tensor, settings: Classifier) -> Tensor:
+    """(n, y, x) of the field of view, sampled to ``image_size``."""
+    return F.interpolate(hu[:, None], settings.image_size, mode="bilinear", antialias=True, align_corners=False)[:, 0]
+
+
+def network_slices(case: Prepared, config: Config) -> Tensor:
+    """All slices of a prepared scan as the classifier sees them, float32 (z, *image_size), HU."""
+    background = config.preprocessing.hu_range[0]
+    hu, _ = crop_field_of_view(case, config.classifier, config.preprocessing.in_plane_mm, background)
+    return to_network_size(torch.from_numpy(np.ascontiguousarray(hu)), config.classifier)

@@ -1,0 +1,128 @@
+"""The slice classifier, and the same behind an LSTM along the slices (docs/method.md, 1 and 2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from monai.networks.nets import ResNet
+from torch import Tensor, nn
+
+from hemseg.errors import HemsegError
+
+from ..config import Classifier, Sequence
+
+LAYERS = {
+    "resnet18": ("basic", [2, 2, 2, 2]),
+    "resnet34": ("basic", [3, 4, 6, 3]),
+    "resnet50": ("bottleneck", [3, 4, 6, 3]),
+}
+
+
+LAYERS["resnet101"] = ("bottleneck", [3, 4, 23, 3])
+
+
+class SliceNetwork(nn.Module):
+    """A 2D ResNet on HU: windows as channels, four stages, global average, one linear layer, one logit.
+
+    Input: float (n, y, x) in HU. ``stages`` gives the four feature maps, ``forward`` the logits (n,).
+    """
+
+    def __init__(self, settings: Classifier) -> None:
+        super().__init__()
+        if settings.backbone not in LAYERS:
+            raise HemsegError(f"backbone {settings.backbone!r} is not known; known: {', '.join(LAYERS)}.")
+        block, layers = LAYERS[settings.backbone]
+        self.windows: Tensor
+        self.register_buffer("windows", torch.tensor(settings.windows, dtype=torch.float32), persistent=False)
+        self.backbone = ResNet(
+            block,
+            layers,
+            list(settings.widths),
+            spatial_dims=2,
+            n_input_channels=len(settings.windows),
+            conv1_t_stride=2,
+            bias_downsample=False,
+            feed_forward=False,
+        )
+        _keep_resolution(self.backbone, settings.output_stride)
+        self.fc = nn.Linear(settings.widths[3] * (4 if block == "bottleneck" else 1), 1)
+        if settings.pretrained:
+            load_torchvision(self.backbone, Path(settings.pretrained))
+
+    def channels(self, hu: Tensor) -> Tensor:
+        """(n, y, x) HU to (n, window, y, x), about -1..1."""
+        low, high = self.windows[:, 0, None, None], self.windows[:, 1, None, None]
+        return ((hu[:, None] - low) / (high - low)).clamp(0, 1) * 2 - 1
+
+    def stages(self, hu: Tensor) -> list[Tensor]:
+        """Feature maps (n, channel, y, x) of the four stages."""
+        b = self.backbone
+        x = b.maxpool(b.act(b.bn1(b.conv1(self.channels(hu)))))
+        maps = []
+        for stage in (b.layer1, b.layer2, b.layer3, b.layer4):
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def features(self, hu: Tensor) -> Tensor:
+        """Pooled features of the last stage (n, channel)."""
+        return self.stages(hu)[-1].mean(dim=(2, 3))
+
+    def forward(self, hu: Tensor) -> Tensor:
+        return self.fc(self.features(hu))[:, 0]
+
+
+def _keep_resolution(backbone: ResNet, output_stride: int) -> None:
+    """Trade the strides of the last stages for dilation (as DeepLab does): finer maps from the same weights."""
+    if output_stride not in (8, 16, 32):
+        raise HemsegError(f"output_stride {output_stride} is not available; give 8, 16 or 32.")
+    dilation = 1
+    for stage, stride in ((backbone.layer3, 16), (backbone.layer4, 32)):
+        if stride <= output_stride:
+            continue
+        dilation *= 2
+        for m in stage.modules():
+            if isinstance(m, nn.Conv2d):
+                first = m.stride == (2, 2)
+                m.stride = (1, 1)
+                if m.kernel_size == (3, 3):
+                    d = dilation // 2 if first else dilation
+                    m.dilation, m.padding = (d, d), (d, d)
+
+
+def load_torchvision(backbone: ResNet, path: Path) -> None:
+    """Load a torchvision state dict from disk, key for key; its ``fc`` is left out.
+
+    Raises:
+        HemsegError: no such file, or a state dict of another network.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError) as error:
+        raise HemsegError(f"{path}: cannot be read as a torchvision state dict ({error}).") from None
+    try:
+        backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
+    except RuntimeError as error:
+        raise HemsegError(
+            f"{path}: is not a state dict of this network ({str(error).splitlines()[-1].strip()})."
+        ) from None
+
+
+class SequenceNetwork(nn.Module):
+    """Backbone, bidirectional LSTM along the slices, one logit per slice. The backbone is trained through the LSTM."""
+
+    def __init__(self, network: SliceNetwork, settings: Sequence) -> None:
+        super().__init__()
+        self.network = network
+        self.lstm = nn.LSTM(network.fc.in_features, settings.hidden, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(2 * settings.hidden, 1)
+
+    def forward(self, hu: Tensor, lengths: Tensor) -> Tensor:
+        """Logits (n,) of the slices (n, y, x) of one or more volumes laid end to end, ``lengths`` slices each."""
+        features = self.network.features(hu).split(lengths.tolist())
+        packed = nn.utils.rnn.pack_sequence(list(features), enforce_sorted=False)
+        hidden, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+        logits = self.head(hidden)[..., 0]
+        real = torch.arange(logits.shape[1], device=lengths.device) < lengths[:, None]  # padding carries no loss
+        return logits[real]
