@@ -128,6 +128,7 @@ class Segmenter:
     )
     painted: float = 0.0  # with `augment`: share of the samples that get bleeds painted in (training/data/painted.py)
     distractors: float = 0.0  # with `augment`: share that gets bright things that are no blood
+    dura: bool = False  # painted bleeds along falx and skull are brighter than dura, which is among the distractors
     artefacts: float = 0.0  # with `augment`: share that gets streaks or more noise
     single_slices: int = (
         0  # scans of one slice in an epoch, two in five of them with a bleed; 0: all of them, as other scans

@@ -102,6 +102,21 @@ def test_what_is_bright_without_being_blood_changes_the_picture(head: tuple[np.n
     assert all(c.dtype == np.float32 for c in changed)
 
 
+def test_with_dura_faint_sheets_are_not_painted_and_more_distracts(head: tuple[np.ndarray, Place]) -> None:
+    hu, place = head
+    brightest = []
+    for seed in range(12):
+        empty = np.zeros(hu.shape, np.int8)
+        changed, label = painted(hu, empty, place, np.random.default_rng(seed), "sheet", dura=True)
+        if (label == 1).sum() > 20:
+            brightest.append(np.percentile((changed - place.brain)[label == 1], 90))
+    assert brightest
+    assert min(brightest) > 12  # drawn from 20 HU on, uneven by up to 30 %
+    drawn = [distracted(hu, place, np.random.default_rng(seed), dura=True) for seed in range(6)]
+    plain = [distracted(hu, place, np.random.default_rng(seed)) for seed in range(6)]
+    assert any(not np.array_equal(a, b) for a, b in zip(drawn, plain, strict=True))
+
+
 def test_artefacts_are_as_strong_as_asked(head: tuple[np.ndarray, Place]) -> None:
     hu = head[0]
     grain = noisy(hu, np.random.default_rng(2), 6.0) - hu

@@ -24,8 +24,9 @@ from .brain import brain_level
 KINDS = ("intraparenchymal", "subdural", "epidural", "sheet", "subarachnoid", "intraventricular")
 DISTRACTORS = ("calcification", "metal", "air", "sinus", "falx", "rim")
 CONTRAST_HU = (10.0, 48.0)
-# Normal dura lies 5-20 HU above the brain, a venous sinus up to 30: nobody can distinguish fainter blood of that shape.
+# With `dura`: normal dura lies 5-20 HU above the brain, a sinus up to 30; fainter blood of that shape looks the same.
 LEAST_CONTRAST_HU = {"sheet": 20.0, "epidural": 20.0, "subdural": 15.0, "subarachnoid": 14.0}
+FIRST_ODDS, ALL_ODDS = (0.45, 0.25, 0.15, 0.15), (0.24, 0.12, 0.08, 0.26, 0.2, 0.1)  # of `DISTRACTORS`
 LEAST_MM, MOST_MM = 1.0, 25.0  # radius of an ellipsoid
 SUB = 5  # levels within a slice
 HALF, TRACE = 0.5, 0.1  # shares of blood in a voxel: labelled, and seen
@@ -105,6 +106,7 @@ def painted(
     kind: str = "",
     contrast_hu: float | None = None,
     radius_mm: float | None = None,
+    dura: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A scan with one more bleed; the scan as it is where there is no room for one.
 
@@ -113,43 +115,50 @@ def painted(
         place: the same scan's, before anything was painted (`place_of`).
         rng: of all that is drawn.
         kind: of `KINDS`; drawn when empty.
-        contrast_hu: above the brain; drawn from `CONTRAST_HU`, from `LEAST_CONTRAST_HU` upwards, when None.
+        contrast_hu: above the brain; drawn from `CONTRAST_HU` when None.
         radius_mm: of an intraparenchymal bleed; drawn when None.
+        dura: bleeds along dura and skull are drawn from `LEAST_CONTRAST_HU` upwards, and sheets thicker than dura.
 
     Returns:
         HU float32 and the label, both new arrays.
     """
     kind = kind or str(rng.choice(KINDS, p=(0.32, 0.2, 0.08, 0.1, 0.2, 0.1)))
-    share = _ellipsoid_in(place, rng, radius_mm) if kind == "intraparenchymal" else _PAINTERS[kind](place, rng)
+    painter = _thick_sheet if dura and kind == "sheet" else _PAINTERS.get(kind)
+    share = painter(place, rng) if painter else _ellipsoid_in(place, rng, radius_mm)
     if share is None:
         return hu, label
     share = _blurred(share) * place.inside
     if not (share > HALF).any():
         return hu, label
-    least = LEAST_CONTRAST_HU.get(kind, CONTRAST_HU[0])
+    least = LEAST_CONTRAST_HU.get(kind, CONTRAST_HU[0]) if dura else CONTRAST_HU[0]
     contrast = float(rng.uniform(least, CONTRAST_HU[1])) if contrast_hu is None else contrast_hu
     return _filled(hu, place, share, contrast, kind, rng), _labelled(label, share)
 
 
-def distracted(hu: np.ndarray, place: Place, rng: np.random.Generator, kind: str = "") -> np.ndarray:
+def distracted(
+    hu: np.ndarray, place: Place, rng: np.random.Generator, kind: str = "", dura: bool = False
+) -> np.ndarray:
     """A scan with something that is bright, or streaks, and is no blood: float32 (z, y, x). Labels stay as they are.
 
     Args:
         hu, place, rng: as for `painted`.
-        kind: of `DISTRACTORS`; drawn when empty.
+        kind: of `DISTRACTORS`; drawn when empty: with ``dura`` from all, else from the first four.
+        dura: sinuses are more varied, and falx and bright rims are among what is drawn.
     """
-    kind = kind or str(rng.choice(DISTRACTORS, p=(0.24, 0.12, 0.08, 0.26, 0.2, 0.1)))
-    share = _PAINTERS[kind](place, rng)
+    if not kind:
+        kinds, odds = (DISTRACTORS, ALL_ODDS) if dura else (DISTRACTORS[:4], FIRST_ODDS)
+        kind = str(rng.choice(kinds, p=odds))
+    share = (_any_sinus if dura and kind == "sinus" else _PAINTERS[kind])(place, rng)
     if share is None:
         return hu
     level = {
         "calcification": rng.uniform(90, 400),
         "metal": rng.uniform(400, 3000),
         "air": -900.0,
-        "sinus": place.brain + rng.uniform(12, 36),
-        "falx": place.brain + rng.uniform(5, 22),
-        "rim": place.brain + rng.uniform(10, 60),
-    }[kind]
+        "sinus": place.brain + rng.uniform(*((12, 36) if dura else (15, 32))),
+    }.get(kind)
+    if level is None:
+        level = place.brain + rng.uniform(*((5, 22) if kind == "falx" else (10, 60)))
     share = _blurred(share)
     result = (hu + share * (np.float32(level) - hu)).astype(np.float32)
     if kind == "metal" and rng.random() < 0.7:
@@ -276,6 +285,11 @@ def _midline(place: Place, z: int) -> tuple[np.ndarray, np.ndarray] | None:
 
 def _sheet(place: Place, rng: np.random.Generator) -> np.ndarray | None:
     """Blood along the falx, or along a tentorium's slope."""
+    return _band(place, rng, (1.2, 6.0))
+
+
+def _thick_sheet(place: Place, rng: np.random.Generator) -> np.ndarray | None:
+    """The same, thicker than dura."""
     return _band(place, rng, (2.0, 6.0))
 
 
@@ -379,6 +393,27 @@ def _air(place: Place, rng: np.random.Generator) -> np.ndarray | None:
 
 
 def _sinus(place: Place, rng: np.random.Generator) -> np.ndarray | None:
+    """A dense sagittal or transverse sinus: a triangle at the skull, at the back end of the long axis or beside it."""
+    slices = [z for z in np.flatnonzero(place.inside.any(axis=(1, 2))) if _midline(place, int(z))]
+    if not slices:
+        return None
+    middle, tall, size = int(rng.choice(slices)), rng.uniform(10, 60), rng.uniform(3, 6)
+    beside = rng.uniform(-0.8, 0.8) * (rng.random() < 0.5)
+    share = np.zeros(place.inside.shape, np.float32)
+    yy, xx = np.meshgrid(*(np.arange(n) for n in place.inside.shape[1:]), indexing="ij")
+    for z in slices:
+        if abs(z - middle) * place.mm[0] > tall:
+            continue
+        center, axis = _midline(place, int(z))  # type: ignore[misc]
+        axis = axis * np.sign(axis[0])
+        angle = np.arctan2(axis[0], axis[1]) + beside
+        ahead = ((yy - center[0]) * np.sin(angle) + (xx - center[1]) * np.cos(angle)) * place.mm[1]
+        aside = np.abs((yy - center[0]) * np.cos(angle) - (xx - center[1]) * np.sin(angle)) * place.mm[1]
+        share[z] = np.clip(size - aside - place.depth[z] + 0.5, 0, 1) * (ahead > 0) * place.inside[z]
+    return share
+
+
+def _any_sinus(place: Place, rng: np.random.Generator) -> np.ndarray | None:
     """A dense venous sinus: a triangle at the back end of the long axis or beside it (sagittal, confluence), or a band
     along the skull at the back of one side (transverse, sigmoid)."""
     slices = [z for z in np.flatnonzero(place.inside.any(axis=(1, 2))) if _midline(place, int(z))]

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from hemseg.errors import HemsegError
 from hemseg.model import Manifest, Model
 from hemseg.scan import read
 from hemseg.segmentation import postprocess, working_probability
@@ -50,7 +51,12 @@ def operating_points(dataset: DataSet, model: Model, split: str = "val") -> list
     rows: list[dict[str, Any]] = []
     for case in track(dataset.part(split), f"operating points, {dataset.name}", console=console):
         volume = read(case.image)
-        first = check_and_segment(volume, model)
+        try:
+            first = check_and_segment(volume, model)
+        except HemsegError:  # refused: what bleeds in it is not found
+            nothing = _counts(np.zeros(volume.hu.shape, np.uint8), case, volume)
+            rows += [{"dataset": case.source or dataset.name, **point, **nothing} for point in points()]
+            continue
         probability = working_probability(first.working, model)
         for point in points():
             result = postprocess(volume, first.working, probability, _at(model.manifest, point))

@@ -24,7 +24,7 @@ from ..networks.unet import LEFT_OUT, MEMORY_FORMAT, build_unet, combined_loss
 from .hardware import Hardware, rank
 from .trainer import Task, fit, load_network, loader, save_network
 
-ILL_SINGLES = 0.35  # of the single slices of an epoch hold a bleed
+ILL_SINGLES = 0.4  # of the single slices of an epoch hold a bleed
 LEAST_ODDS = 0.15  # of drawing a healthy single slice that the U-Net before already knows to be so, against 1.15
 VALIDATED_SINGLES = 50  # single slices that a validation looks at, at most
 
@@ -57,10 +57,11 @@ class Patches(Dataset):
         ill = [(labels[c.name] > 0).any() for c in singles]
         self.volumes = len(volumes)
         self.ill, self.healthy = (self.volumes + np.flatnonzero(np.equal(ill, has)) for has in (True, False))
-        peaks = false_peaks or {}
-        usual = float(np.mean(list(peaks.values()))) if peaks else 0.0  # of those that it was not shown
-        odds = np.array([LEAST_ODDS + peaks.get(singles[i - self.volumes].name, usual) for i in self.healthy])
-        self.odds = odds / odds.sum() if len(odds) else odds
+        self.odds = None
+        if false_peaks and len(self.healthy):
+            usual = float(np.mean(list(false_peaks.values())))  # of those that it was not shown
+            odds = [LEAST_ODDS + false_peaks.get(singles[i - self.volumes].name, usual) for i in self.healthy]
+            self.odds = np.array(odds) / np.sum(odds)
         cases = [*volumes, *singles]
         self.scans = [around_brain(c, labels[c.name], config.preprocessing) for c in cases]
         paints = self.fresh and (s.painted or s.distractors)
@@ -135,9 +136,10 @@ def with_paint(
     """
     bleeds, bright = rng.random(2) < (settings.painted, settings.distractors)
     for _ in range(int(rng.integers(1, 4)) if bleeds else 0):
-        hu, label = painted(hu, label, place, rng)
-    for _ in range(int(rng.integers(1, 4)) if bright else 0):
-        hu = distracted(hu, place, rng)
+        hu, label = painted(hu, label, place, rng, dura=settings.dura)
+    count = int(rng.integers(1, 4)) if bright and settings.dura else int(bright)
+    for _ in range(count):
+        hu = distracted(hu, place, rng, dura=settings.dura)
     return hu, inside, label
 
 
