@@ -122,3 +122,13 @@ def _cli_pages(
 
     for page in write_pages(context.find_root().command, out):
         print(f"{page} written")
+
+
+@app.command("card")
+def _card() -> None:
+    """Fill in the tables of README.md and weights/MODEL_CARD.md from docs/results."""
+    from ..evaluation.card import PAGES, filled
+
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))
+        print(f"{page} written")

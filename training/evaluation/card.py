@@ -1,0 +1,244 @@
+"""The tables of README.md and weights/MODEL_CARD.md, filled in from the result tables that other commands wrote.
+
+    python -m training card
+
+Between ``<!-- table: NAME -->`` and ``<!-- end -->`` stands what a function of `TABLES` returns; a test compares. So a
+figure that people read is a figure in `docs/results`, and a table of older weights cannot stay behind.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from hemseg.errors import HemsegError
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results"
+PAGES = (ROOT / "README.md", ROOT / "weights" / "MODEL_CARD.md")
+MARKED = re.compile(r"<!-- table: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
+HEADS = (("phe-sich-heads", "**whole heads**"), ("phe-sich", "skull stripped before"))
+Row = dict[str, str]
+
+
+def filled(text: str, results: Path = RESULTS) -> str:
+    """A page with its tables made anew.
+
+    Raises:
+        HemsegError: a table that is not known, or whose figures are missing.
+    """
+
+    def table(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in TABLES:
+            raise HemsegError(f"table {name!r} is not known; known: {', '.join(TABLES)}.")
+        return f"<!-- table: {name} -->\n{TABLES[name](results)}\n<!-- end -->"
+
+    return MARKED.sub(table, text)
+
+
+def _rows(path: Path) -> list[Row]:
+    try:
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+    except OSError:
+        raise HemsegError(f"{path}: cannot be read; docs/method.md names the command that writes it.") from None
+
+
+def _summary(path: Path) -> dict[str, float]:
+    try:
+        return json.loads(path.read_text())  # type: ignore[no-any-return]
+    except (OSError, ValueError):
+        raise HemsegError(f"{path}: cannot be read; `python -m training measure` writes it.") from None
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *map(list, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _share(value: str, low: str = "", high: str = "") -> str:
+    text = f"{100 * float(value):.0f} %" if value else "-"
+    return text + (f" ({100 * float(low):.0f}..{100 * float(high):.0f})" if value and low else "")
+
+
+def heads(results: Path) -> str:
+    """PHE-SICH-CT-IDS, test: whole heads, and the same patients stripped before."""
+    good = float(_rows(results / "robustness" / "changes_summary.csv")[0]["dice_good"])
+    rows = []
+    for name, title in HEADS:
+        s = _summary(results / "best" / name / "summary.json")
+        rows.append(
+            [
+                title,
+                f"{s['dice_mean']:.2f} ± {s['dice_sd']:.2f}, median {s['dice_median']:.2f}",
+                f"{good:.2f}" if name == "phe-sich-heads" else "",
+                f"{s['rvd_median']:.2f} / {s['rvd_mean']:.2f}",
+                f"{s['tpr_mean']:.2f}",
+                f"{s['hd_mean']:.1f}",
+                f"{s['patients_found_count']}",
+                f"{s['false_lesions_per_scan']:.2f}",
+                f"{s['slice_auc']:.3f}",
+            ]
+        )
+    return _table(
+        (
+            "20 patients",
+            "Dice",
+            "Dice, 17 good references",
+            "RVD, median / mean",
+            "TPR",
+            "HD, mm",
+            "patients found",
+            "false lesions per scan",
+            "slice AUC",
+        ),
+        rows,
+    )
+
+
+def patients(results: Path) -> str:
+    """CT-ICH, val and test: patients found, and blood called in those without."""
+    rows = _rows(results / "best" / "ct-ich" / "per_case.csv")
+    lines = []
+    for title, splits in (("val", ("val",)), ("test", ("test",)), ("**val + test**", ("val", "test"))):
+        own = [row for row in rows if row["split"] in splits]
+        ill = [row for row in own if int(row["positive_slices"])]
+        healthy = sorted(float(row["predicted_ml"]) for row in own if not int(row["positive_slices"]))
+        found = sum(int(row["slices_found"]) > 0 for row in ill)
+        slices = sum(int(row["slices_found"]) for row in ill), sum(int(row["positive_slices"]) for row in ill)
+        middle = healthy[len(healthy) // 2] if healthy else 0.0
+        called = sum(ml >= 0.5 for ml in healthy)
+        lines.append(
+            [
+                title,
+                f"{found} of {len(ill)}",
+                f"{slices[0]} of {slices[1]}",
+                f"{called} of {len(healthy)}",
+                f"{middle:.1f}",
+            ]
+        )
+    head = (
+        "CT-ICH",
+        "patients with hemorrhage found",
+        "slices",
+        "without, at least 0.5 mL called blood",
+        "median mL there",
+    )
+    return _table(head, lines)
+
+
+def changes(results: Path) -> str:
+    """The test heads in other windows, with other HU, with artefacts."""
+    units = {"window": " HU", "hu": " HU"}
+    rows = [
+        [
+            f"{row['kind']} {row['change']}{units.get(row['kind'], '')}".replace("change ", ""),
+            f"{float(row['dice']):.2f} / {float(row['dice_good']):.2f}",
+            f"{float(row['false_lesions_per_scan']):.2f}",
+            f"{float(row['outside_ml_most']):.1f}",
+            f"{_share(row['volume_change_median'])} / {_share(row['volume_change_most'])}",
+        ]
+        for row in _rows(results / "robustness" / "changes_summary.csv")
+    ]
+    head = ("", "Dice, all / good", "false lesions per scan", "mL outside the skull, most", "volume, median / most")
+    return _table(head, rows)
+
+
+def few_slices(results: Path) -> str:
+    """Slices cut from the middle of the bleed."""
+    rows = [
+        [row["slices"], f"{float(row['dice_to_whole']):.2f}", f"{float(row['dice']):.2f}", row["found_of_large"]]
+        for row in _rows(results / "robustness" / "few_slices_summary.csv")
+    ]
+    return _table(("slices", "Dice to the whole scan's mask", "Dice", "found, of those with 1 mL and more"), rows)
+
+
+def phantom_heads(results: Path) -> str:
+    """Phantom heads in full HU, tilted, turned, open, small."""
+    rows = [
+        [
+            row["head"],
+            row["window"],
+            *(f"{float(row[key]):.1f}" for key in ("true_ml", "found_ml")),
+            f"{float(row['dice']):.2f}",
+            *(f"{float(row[key]):.1f}" for key in ("healthy_ml_most", "outside_ml_most")),
+            row["implausible"],
+        ]
+        for row in _rows(results / "robustness" / "phantom_heads_summary.csv")
+    ]
+    head = ("head", "window", "true mL", "found mL", "Dice", "healthy, most mL", "outside, most mL", "implausible")
+    return _table(head, rows)
+
+
+def slices(results: Path) -> str:
+    """Single slices of the RSNA set."""
+    rows = [
+        [
+            f"{row['split']}, {row['slices']}",
+            row["without_blood"],
+            _share(row["marked"], row["marked_low"], row["marked_high"]),
+            row["with_blood"],
+            _share(row["found"], row["found_low"], row["found_high"]),
+            f"{float(row['auc_score']):.2f} ({float(row['auc_score_low']):.2f}..{float(row['auc_score_high']):.2f})",
+            f"{float(row['auc_classifier']):.2f}" if row.get("auc_classifier") else "-",
+        ]
+        for row in _rows(results / "slices" / "summary.csv")
+    ]
+    head = ("RSNA slices", "without blood", "of these marked", "with blood", "of these found", "AUC", "AUC, classifier")
+    return _table(head, rows)
+
+
+def slices_by_kind(results: Path) -> str:
+    """Single slices of the RSNA set by kind, val and test together."""
+    rows = [
+        [row["kind"], row["with_blood"], _share(row["found"], row["found_low"], row["found_high"])]
+        for row in _rows(results / "slices" / "kinds.csv")
+        if row["split"] == "val + test"
+    ]
+    return _table(("kind", "slices with it", "of these found (95 %)"), rows)
+
+
+def phantoms(results: Path) -> str:
+    """Phantoms by kind of hemorrhage."""
+    rows = [
+        [
+            row["kind"],
+            *(f"{float(row[key]):.1f}" for key in ("true_ml", "found_ml")),
+            f"{float(row['dice']):.2f}" if row["dice"] and row["kind"] != "none" else "-",
+            f"{row['with_blood_found']} of {row['phantoms']}",
+        ]
+        for row in _rows(results / "phantom_kinds.csv")
+    ]
+    return _table(("hemorrhage", "true mL", "found mL", "Dice", "phantoms in which blood was found"), rows)
+
+
+def painted(results: Path) -> str:
+    """Bleeds painted into the test heads."""
+    rows = [
+        [
+            row["bleeds"],
+            row["number"],
+            _share(row["found"]) if row["number"] != "0" else "-",
+            f"{float(row['dice']):.2f}" if row["dice"] not in ("", "nan") else "-",
+        ]
+        for row in _rows(results / "painted" / "summary.csv")
+    ]
+    return _table(("painted bleeds", "number", "found", "Dice"), rows)
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "heads": heads,
+    "patients": patients,
+    "changes": changes,
+    "few-slices": few_slices,
+    "phantom-heads": phantom_heads,
+    "slices": slices,
+    "slices-by-kind": slices_by_kind,
+    "phantoms": phantoms,
+    "painted": painted,
+}
