@@ -44,7 +44,7 @@ def check_codestreams(dataset: Dataset) -> None:
 
 
 def _of_jpeg(stream: bytes) -> tuple[int, int, int, int] | None:
-    """Rows, columns, values a pixel and bits a value by the first frame header; None if there is none."""
+    """Rows, columns, values per pixel and bits per value by the first frame header; None if there is none."""
     at = 2
     if stream[:2] != b"\xff\xd8":
         return None

@@ -33,6 +33,7 @@ _VRS = {
 warnings.filterwarnings("ignore", module=r"(pydicom|highdicom|hemseg\.(dicom|stack))")
 for _name in ("pydicom", "highdicom"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
+logging.getLogger("pydicom").disabled = True  # it sets its own level again when it is imported, later than this
 
 
 @dataclass(frozen=True)

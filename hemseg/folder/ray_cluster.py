@@ -140,7 +140,7 @@ def run_on_ray(
         left, tries = deque(jobs), Counter[Job]()
         busy: dict[Any, tuple[Any, Job]] = {}
         while left or busy:
-            while left and idle_workers:  # one job a worker: an idle one takes the next, and nothing piles up
+            while left and idle_workers:  # one job per worker: an idle one takes the next, and nothing piles up
                 job, worker = left.popleft(), idle_workers.popleft()
                 tries[job] += 1
                 busy[worker.do.remote(job, key, target)] = (worker, job)

@@ -129,10 +129,12 @@ def _check_header(path: Path, reader: sitk.ImageFileReader) -> None:
     if dimension != 3:
         raise HemsegError(f"{path}: is a {dimension}D image ({'x'.join(map(str, size))}); give one 3D volume per file.")
     if reader.GetNumberOfComponents() != 1:
-        raise HemsegError(f"{path}: has {reader.GetNumberOfComponents()} values a voxel; give a scan in HU, one value.")
+        raise HemsegError(
+            f"{path}: has {reader.GetNumberOfComponents()} values per voxel; give a scan in HU, one value."
+        )
     if reader.GetPixelID() not in _VOXEL_BYTES:
         kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-        raise HemsegError(f"{path}: has voxels of type {kind}; give a scan in HU, one number a voxel.")
+        raise HemsegError(f"{path}: has voxels of type {kind}; give a scan in HU, one number per voxel.")
     if min(size) < 1:
         raise HemsegError(f"{path}: its header declares {'x'.join(map(str, size))} voxels: none.")
     if int(np.prod(size, dtype=object)) > MAX_VOXELS:

@@ -33,12 +33,17 @@ def write_faulty(folder: Path, good: Path) -> dict[str, str]:
     sitk.WriteImage(plain, str(folder / "away.mhd"))
     (folder / "away.mhd").write_text((folder / "away.mhd").read_text().replace("away.raw", "../away.raw"))
     (folder / "away.raw").rename(folder.parent / "away.raw")
-    said = {"text.nii.gz": "cannot be read", "empty.mha": "0 bytes", "vector.mha": "2 values a voxel", "nan.mha": "NaN"}
+    said = {
+        "text.nii.gz": "cannot be read",
+        "empty.mha": "0 bytes",
+        "vector.mha": "2 values per voxel",
+        "nan.mha": "NaN",
+    }
     said |= {"nan.nii.gz": "NaN", "away.mhd": "outside of its folder"}
     said |= {f"flat{s}": "2D image" for s in (".nii.gz", ".mha")} | {
         f"four{s}": "4D image" for s in (".nii.gz", ".mha")
     }
-    said["complex.nii"] = "values a voxel"
+    said["complex.nii"] = "values per voxel"
     for number, (suffix, compress) in enumerate(
         [(".nii.gz", True), (".nii", False), (".mha", True), (".mha", False), (".nrrd", True), (".nrrd", False)]
     ):
