@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 QUIET := --quiet --no-compile --disable-pip-version-check
 # what is imported is compiled then, once, even where the environment forbids Python to keep it
 export PYTHONDONTWRITEBYTECODE :=
-.PHONY: demo test shim soak lint format lock samples dist docs clean
+.PHONY: demo test shim node soak lint format lock samples dist docs clean
 
 demo: $(VENV)/.inference  ## segment the sample scans; masks and pictures go to demo-output/
 	$(BIN)/hemseg segment test/cases demo-output --overlay
@@ -15,6 +15,9 @@ test: $(VENV)/.development  ## the test suite, a worker a core (seven to ten min
 
 shim: $(VENV)/.development  ## the built images under Grand Challenge's own shim, where Python 3.12 is available (SHIM=--short: three runs)
 	$(BIN)/python test/container/shim/run.py $(SHIM)
+
+node: $(VENV)/.development  ## the DICOM node beside Orthanc and dcmtk, where they are installed (docs/node.md)
+	$(BIN)/python -m pytest -rs test/stress/orthanc.py
 
 soak: export PYTHONPATH := $(CURDIR)
 soak: $(VENV)/.development  ## broken files, kills, a thousand scans, other samplings: about an hour (docs/reliability.md)

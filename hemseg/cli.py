@@ -12,6 +12,7 @@ import typer
 from hemseg import __version__, choices
 from hemseg.errors import HemsegError
 from hemseg.names import printable
+from hemseg.node import command
 
 if TYPE_CHECKING:
     from hemseg.folder.journal import Journal
@@ -39,7 +40,8 @@ def segment(
     ],
     target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A folder; for one scan also the mask's file name.")],
     form: Annotated[
-        choices.MaskFormat, typer.Option("--format", help="Of the masks; same: as the scan, mha for DICOM.")
+        choices.MaskFormat,
+        typer.Option("--format", help="Of the masks; same: as the scan, mha for DICOM; dicom: SEG and SR."),
     ] = choices.SAME,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write a picture of each case, <case>.png.")] = False,
     report: Annotated[
@@ -48,6 +50,10 @@ def segment(
     probability: Annotated[
         bool,
         typer.Option("--probability", help="Also write the probability of each voxel, <case>_probability.*."),
+    ] = False,
+    bids: Annotated[
+        bool,
+        typer.Option("--bids", help="Write a BIDS derivative data set, in NIfTI; of a BIDS tree, do the CT scans."),
     ] = False,
     series: Annotated[
         str, typer.Option(help="Of a DICOM study: number or SeriesInstanceUID, in place of the rule.")
@@ -97,8 +103,13 @@ def segment(
     from hemseg.model import default_weights
     from hemseg.streams import print_text
 
+    if bids:
+        from hemseg.bids import bids_jobs, mask_format, write_dataset
+
+        form = mask_format(form, target)
     options = OutputOptions(overlay, report, probability, form, series, strict, operating_point)
     planned = plan_jobs(sources[0] if len(sources) == 1 else sources, target, options)
+    planned = bids_jobs(planned, sources, target) if bids else planned
     folder = weights or default_weights()
     key = settings_key_of_weights(folder, options)
     journal = None
@@ -121,6 +132,8 @@ def segment(
         if journal:
             journal.finish(planned)
             rows = list(journal.rows.values())
+        if bids:
+            write_dataset(planned, rows, sources, target)
     failed = sum(row.status != "done" for row in rows)
     if as_json:
         import json
@@ -247,6 +260,9 @@ def info(weights: Weights = None, device: Device = "auto") -> None:
     print(f"working grid  {manifest.preprocessing.in_plane_mm:g} mm in plane, slices of about ", end="")
     print(f"{manifest.preprocessing.slice_mm:g} mm, patch {'x'.join(map(str, manifest.patch))} (z, y, x)")
     print(f"device        {model.provider}")
+
+
+app.command()(command.node)
 
 
 def _print_version(asked: bool) -> None:

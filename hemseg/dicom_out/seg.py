@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ MAY_BE_EMPTY = {
     "ReferringPhysicianName": r".{0,194}",
 }
 
+HEMORRHAGE = ("1386000", "SCT", "Intracranial hemorrhage")
 NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID", "PixelSpacing")
 
 # what is kept in these groups of the file's own level; of what the scan says of its patient and study, the rest goes
@@ -49,6 +51,10 @@ _OWN = (
     "ManufacturerModelName", "SeriesDescription", "ReferencedSeriesSequence", "SourceImageSequence",
     "TimezoneOffsetFromUTC", "PixelPresentation", "VolumetricProperties", "VolumeBasedCalculationTechnique",
     "AcquisitionContextSequence", "ContentQualification",
+    # of a structured report
+    "ReferencedPerformedProcedureStepSequence", "ValueType", "ConceptNameCodeSequence", "ContinuityOfContent",
+    "ContentTemplateSequence", "ContentSequence", "PerformedProcedureCodeSequence", "PreliminaryFlag",
+    "CurrentRequestedProcedureEvidenceSequence", "CompletionFlag", "VerificationFlag",
 )  # fmt: skip
 
 
@@ -151,46 +157,87 @@ def equipment(series_number: int) -> dict[str, Any]:
     }
 
 
-def write_segmentation(result: Segmentation, path: Path) -> Path:
-    """Write the mask as DICOM SEG: binary, one segment, SNOMED-coded, in the frame of reference of the scan.
+def header_sentence(path: Path, kind: str, error: Exception, source: Dataset) -> str:
+    """The sentence for an error of highdicom's, which would quote what the headers say."""
+    needed = next((n for n in NEEDED if n in str(error) or not source.get(n)), type(error).__name__)
+    return f"{path}: the scan's headers do not allow {kind} ({needed})."
+
+
+def build_segmentation(
+    result: Segmentation, path: Path, labels: np.ndarray, segment_labels: Sequence[str]
+) -> tuple[Dataset, list[Dataset]]:
+    """A DICOM SEG: binary, SNOMED-coded, in the frame of reference of the scan.
+
+    Args:
+        path: for the sentences of errors.
+        labels: integers (z, y, x) on the scan's grid: 0, or the number of a segment.
+        segment_labels: of the segments 1, 2, ...; a segment may be empty.
+
+    Returns:
+        The object, and the headers of the files that it refers to.
 
     Raises:
-        HemsegError: the scan is no DICOM series, highdicom is not installed, or the file cannot be written.
+        HemsegError: the scan is no DICOM series, highdicom is not installed, or the headers do not allow it.
     """
     hd, codes, stack = require_highdicom(path, result, "a DICOM segmentation")
-    sources, frames, emptied = referenced_images(stack, result.mask)
+    sources, frames, emptied = referenced_images(stack, labels)
     if emptied:
         logger.warning("%s: %s: ill-formed in the scan, left empty here", path, ", ".join(emptied))
-    description = hd.seg.SegmentDescription(
-        segment_number=1,
-        segment_label="Intracranial hemorrhage",
-        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
-        segmented_property_type=hd.sr.CodedConcept("1386000", "SCT", "Intracranial hemorrhage"),
-        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-        algorithm_identification=hd.AlgorithmIdentificationSequence(
-            name="hemseg", version=__version__, family=codes.DCM.ArtificialIntelligence
-        ),
-    )
+    descriptions = [
+        hd.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=label,
+            segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+            segmented_property_type=hd.sr.CodedConcept(*HEMORRHAGE),
+            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=hd.AlgorithmIdentificationSequence(
+                name="hemseg", version=__version__, family=codes.DCM.ArtificialIntelligence
+            ),
+        )
+        for number, label in enumerate(segment_labels, start=1)
+    ]
     try:
         segmentation = hd.seg.Segmentation(
             source_images=sources,
             pixel_array=frames,
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=[description],
+            segment_descriptions=descriptions,
             **equipment(series_number=9000),
             series_description="Intracranial hemorrhage (research only)",
             content_label="HEMORRHAGE",
             content_description=mark(result.volume.content),
-            omit_empty_frames=bool(result.mask.any()),
+            omit_empty_frames=bool(frames.any()),
         )
-        remove_free_text(segmentation)
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise HemsegError(header_sentence(path, "a DICOM segmentation", error, sources[0])) from None
+    remove_free_text(segmentation)
+    return segmentation, sources
+
+
+def write_object(dataset: Dataset, path: Path, what: str) -> None:
+    """Write a DICOM object, all or nothing.
+
+    Args:
+        what: it is, with its article, for the sentence.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
         with atomic_write(path) as partial:
-            segmentation.save_as(partial)
+            dataset.save_as(partial)
     except OSError as error:
-        raise OutputError(f"{path}: the segmentation could not be written ({error.strerror}).") from None
-    except (ValueError, AttributeError, KeyError, TypeError) as error:  # they quote what the headers say
-        needed = next((n for n in NEEDED if n in str(error) or not sources[0].get(n)), type(error).__name__)
-        raise HemsegError(f"{path}: the scan's headers do not allow a DICOM segmentation ({needed}).") from None
+        raise OutputError(f"{path}: {what} could not be written ({error.strerror}).") from None
+
+
+def write_segmentation(result: Segmentation, path: Path) -> Path:
+    """Write the mask as DICOM SEG with one segment.
+
+    Raises:
+        HemsegError: the scan is no DICOM series, highdicom is not installed, or the file cannot be written.
+    """
+    segmentation, _ = build_segmentation(result, path, result.mask, [HEMORRHAGE[2]])
+    write_object(segmentation, path, "the segmentation")
     return path
 
 

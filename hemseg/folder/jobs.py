@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import cv2
 
-import hemseg.dicom_out.seg  # noqa: F401  Segmentation.save knows DICOM by it
 from hemseg.checks import check_scan
 from hemseg.dicom.reading import read_series
 from hemseg.dicom.source import Source
+from hemseg.dicom_out.sr import write_segmentation_and_report  # Segmentation.save knows DICOM by its module, too
 from hemseg.errors import HemsegError, OutputError, one_line
 from hemseg.folder.outputs import files_of, output_conflicts
 from hemseg.folder.plan import Job
@@ -132,7 +132,10 @@ def _segment_and_write(job: Job, model: Model) -> Segmentation:
             write_page(result, found, job.report.with_suffix(".html"))
     if job.probability:
         write_probability(result, job.probability)
-    result.save(job.mask)  # last: where there is a mask, there is all of the case
+    if job.structured_report:
+        write_segmentation_and_report(result, job.mask, job.structured_report)
+    else:
+        result.save(job.mask)  # last: where there is a mask, there is all of the case
     return result
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hemseg.choices import MASK_FORMATS, SAME, MaskFormat
+from hemseg.choices import DICOM, MASK_FORMATS, SAME, MaskFormat
 from hemseg.errors import HemsegError
 from hemseg.folder.scans import Found, find_scans, own_name
 from hemseg.io.folders import may_be_dicom
@@ -26,6 +26,7 @@ class Job:
         overlay, report, thumbnail: where its pictures and its report (JSON, with an HTML page beside it) go, if
             anywhere.
         probability: where its probability image goes, if anywhere.
+        structured_report: where its DICOM SR goes, if anywhere; the mask is a DICOM SEG then.
         files: those of a DICOM study; only the scan itself when empty.
         series: of a DICOM study, when the rule of `hemseg.dicom.reading` shall not choose.
         page: whether the report has an HTML page.
@@ -42,6 +43,7 @@ class Job:
     report: Path | None = None
     thumbnail: Path | None = None
     probability: Path | None = None
+    structured_report: Path | None = None
     files: tuple[Path, ...] = ()
     series: str = ""
     page: bool = False
@@ -53,7 +55,8 @@ class Job:
     def outputs(self) -> tuple[Path, ...]:
         """Every file that it writes."""
         page = self.report.with_suffix(".html") if self.report and self.page else None
-        return tuple(p for p in (self.mask, self.overlay, self.report, page, self.thumbnail, self.probability) if p)
+        beside = (self.overlay, self.report, page, self.thumbnail, self.probability, self.structured_report)
+        return tuple(p for p in (self.mask, *beside) if p)
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class OutputOptions:
     """What to write for each case beside the mask, and how.
 
     Attributes:
-        format: of the mask: ``same`` as the scan's (MetaImage for DICOM), ``mha``, ``nii.gz``, or ``dicom-seg``.
+        format: of the mask: ``same`` as the scan's (MetaImage for DICOM), ``mha``, ``nii.gz``, ``dicom-seg``, or
+            ``dicom`` (a DICOM SEG with a segment for each lesion, and a DICOM SR).
         series, strict, operating_point: see `Job`.
     """
 
@@ -109,6 +113,7 @@ def plan_jobs(source: Path | Sequence[Path], target: Path, options: OutputOption
             overlay=own.with_name(f"{own.name}.png") if options.overlay else None,
             report=own / "report.json" if options.report else None,
             probability=probability_path(mask, own) if options.probability else None,
+            structured_report=own.with_name(f"{own.name}_sr.dcm") if options.format == DICOM else None,
             thumbnail=None if alone else target / "thumbnails" / case.parent / f"{case.name}.jpg",
             files=files,
             series=options.series,

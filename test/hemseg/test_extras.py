@@ -30,6 +30,7 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("pydicom", "hemseg.cli", ["segment", "series", "out"], "hemseg[dicom]"),
         ("highdicom", "hemseg.cli", ["segment", "series", "out", "--format", "dicom-seg"], "hemseg[dicom]"),
+        ("pynetdicom", "hemseg.cli", ["node", "--return", "a:1:B", "--queue", "out"], "hemseg[node]"),
         ("ray", "hemseg.cli", ["segment", "test/cases", "out", "--ray", "local"], "hemseg[cluster]"),
         ("uvicorn", "process", ["--mode", "serve", "--input", "test/cases", "--output", "out"], "hemseg[serve]"),
         (

@@ -19,7 +19,7 @@ LAYERS = (
     ("hemseg.dicom",),
     ("hemseg.scan", "hemseg.components", "hemseg.preprocessing", "hemseg.strip", "hemseg.hounsfield"),
     ("hemseg.model",),
-    ("hemseg.checks", "hemseg.sanity", "hemseg.segmentation"),
+    ("hemseg.checks", "hemseg.lesions", "hemseg.sanity", "hemseg.segmentation"),
     ("hemseg.report", "hemseg.measure", "hemseg.dicom_out"),
     ("hemseg.folder", "hemseg.compare", "hemseg.bids"),
     ("hemseg.node", "hemseg.grand_challenge", "hemseg.api", "hemseg.cli"),

@@ -1,4 +1,4 @@
-"""What a DICOM SEG keeps of the patient: what the standard needs, and no free text."""
+"""What a DICOM SEG and its SR keep of the patient: what the standard needs, and no free text."""
 
 from __future__ import annotations
 
@@ -39,12 +39,14 @@ def test_no_free_text_of_the_patient_is_kept(bleed: Phantom, tmp_path: Path, lig
         write_enhanced(study / "all.dcm", bleed.volume, **texts, **NEEDED)
     else:
         write_series(study, bleed.volume, **texts, **NEEDED)
-    hemseg_here("segment", study, tmp_path / "out", "--format", "dicom-seg", "--weights", light)
-    (path,) = (tmp_path / "out").glob("*.dcm")
-    assert b"Secret" not in path.read_bytes()
-    made, source = dcmread(path), dcmread(next(study.iterdir()))
-    assert {name: str(made[name].value) for name in NEEDED} == NEEDED
-    assert made.StudyInstanceUID == source.StudyInstanceUID
-    assert made.FrameOfReferenceUID == source.FrameOfReferenceUID
-    assert "PatientAge" not in made
-    assert "PatientWeight" not in made
+    hemseg_here("segment", study, tmp_path / "out", "--format", "dicom", "--weights", light)
+    source = dcmread(next(study.iterdir()))
+    written = {path.name: dcmread(path) for path in (tmp_path / "out").glob("*.dcm")}
+    assert {made.Modality for made in written.values()} == {"SEG", "SR"}
+    for name, made in written.items():
+        assert b"Secret" not in (tmp_path / "out" / name).read_bytes()
+        assert {name: str(made[name].value) for name in NEEDED} == NEEDED
+        assert made.StudyInstanceUID == source.StudyInstanceUID
+        assert "PatientAge" not in made
+        assert "PatientWeight" not in made
+    assert written["study.dcm"].FrameOfReferenceUID == source.FrameOfReferenceUID
