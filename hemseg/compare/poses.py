@@ -23,6 +23,8 @@ from hemseg.segmentation import drop_uncertain_components, working_probability
 from hemseg.volume import Volume, to_itk
 
 MARGIN_MM = (25.0, 25.0, 20.0)  # x, y, z around the two brains: skull and scalp
+WINDOW_TOP_HU = 300.0  # a scan without anything brighter was stored in a window
+BONE_HU = 500.0
 SUBSLICES = 4  # per slice of the working grid, so that thin slices are averaged, not skipped
 
 
@@ -124,6 +126,21 @@ def frame(space: Halfway, pose: Pose, settings: Settings) -> sitk.Image:
     return image
 
 
+def with_bone(volume: Volume, working: WorkingImage) -> np.ndarray:
+    """HU (z, y, x) in which bone is bright, also where a window cut it off.
+
+    Between bone of 100 HU and brain a voxel that is interpolated is as bright as blood, all along the skull; between
+    bone as it is and brain it is bone.
+    """
+    top = float(volume.hu.max())
+    if top >= WINDOW_TOP_HU:
+        return volume.hu
+    inside = image_on_working_grid(working.intracranial.astype(np.uint8), volume, working.grid)
+    grid = to_itk(np.zeros(volume.hu.shape, np.uint8), volume)
+    cavity = sitk.GetArrayFromImage(sitk.Resample(inside, grid, sitk.Transform(), sitk.sitkNearestNeighbor, 0)) > 0
+    return np.where((volume.hu >= top - 0.5) & ~cavity, np.float32(BONE_HU), volume.hu)
+
+
 def pose_probabilities(
     volume: Volume, working: WorkingImage, space: Halfway, followup: bool, model: Model, poses: tuple[Pose, ...] = POSES
 ) -> Iterator[np.ndarray]:
@@ -137,7 +154,7 @@ def pose_probabilities(
     """
     manifest = model.manifest
     to_scan = space.to_followup if followup else space.to_baseline
-    scan = to_itk(volume.hu, volume)
+    scan = to_itk(with_bone(volume, working), volume)
     own = image_on_working_grid(np.zeros(working.grid.shape, np.uint8), volume, working.grid)
     for pose in poses:
         grid = frame(space, pose, manifest.preprocessing)

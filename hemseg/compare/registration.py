@@ -223,7 +223,7 @@ def _method(fixed: _Head, level: int) -> sitk.ImageRegistrationMethod:
 def _leveled(head: _Head, factor: int) -> sitk.Image:
     if factor == 1:
         return head.hu
-    return sitk.Shrink(sitk.DiscreteGaussian(head.hu, (0.4 * factor * BASE_MM) ** 2), [factor] * 3)
+    return sitk.Shrink(sitk.DiscreteGaussian(head.hu, [(0.4 * factor * BASE_MM) ** 2] * 3), [factor] * 3)
 
 
 def _run(
@@ -272,4 +272,4 @@ def _agreement(fixed: _Head, moving: _Head, transform: sitk.Euler3DTransform) ->
 def _detail(hu: sitk.Image) -> sitk.Image:
     """HU of brain and fluid, without what is larger than `BROAD_MM`."""
     brain = sitk.Clamp(hu, sitk.sitkFloat32, *BRAIN_HU)
-    return sitk.DiscreteGaussian(brain, FINE_MM**2) - sitk.DiscreteGaussian(brain, BROAD_MM**2, 64)
+    return sitk.DiscreteGaussian(brain, [FINE_MM**2] * 3) - sitk.DiscreteGaussian(brain, [BROAD_MM**2] * 3, 64)

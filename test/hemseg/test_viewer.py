@@ -203,7 +203,7 @@ def test_compare_page(browser: Any, bleed: Phantom, model: Model, tmp_path: Path
         registration=Registration(sitk.Euler3DTransform(), 0.97, 0.95, 0.98),
         change=Change(one, two),
         lesions=[LesionPair((0,), (0,), a, b), LesionPair((), (1,), 0.0, c)],
-        hours=25.25,
+        hours=26.04,
         limits=None,
         warnings=("<b>odd</b>",),
     )
@@ -212,7 +212,7 @@ def test_compare_page(browser: Any, bleed: Phantom, model: Model, tmp_path: Path
     opened(browser, path)
     assert browser.title == f"hemseg compare: {NASTY}"
     text = browser.find_element(By.TAG_NAME, "body").text
-    for said in (f"{one:.1f} mL → {two:.1f} mL", "25.3 hours", "expansion", "<b>odd</b>", "Not a medical device"):
+    for said in (f"{one:.1f} mL → {two:.1f} mL", "26.0 hours", "expansion", "<b>odd</b>", "Not a medical device"):
         assert said in text
 
     def drawn() -> str:

@@ -24,11 +24,9 @@ from training.evaluation.retest import head_twice, limits_of, phantom_twice, sum
 def test_a_phantom_twice_is_the_same_head_turned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retest, "BEFORE", COARSE)
     monkeypatch.setattr(retest, "AFTER", replace(COARSE, spacing=(2.2, 2.2, 9.0), shape=(16, 104, 104)))
-    twice, again = phantom_twice(1), phantom_twice(1)
+    twice = phantom_twice(1)
     assert twice.kind == "small"
     assert 0 < twice.degrees <= retest.MOST_DEGREES
-    assert np.array_equal(twice.second.hu, again.second.hu)
-    assert not np.array_equal(phantom_twice(1, seed=1).first.hu, twice.first.hu)
     heads = [(volume.hu > -300).sum() * volume.voxel_ml for volume in (twice.first, twice.second)]
     assert heads[1] == pytest.approx(heads[0], rel=0.1)
     assert twice.first.direction == twice.second.direction  # it lies turned in the scanner

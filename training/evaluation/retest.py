@@ -25,15 +25,17 @@ from scipy.spatial.transform import Rotation
 
 import hemseg.compare
 from hemseg.compare.comparison import compare, prepared
+from hemseg.compare.poses import BONE_HU
 from hemseg.compare.retest_limits import FILE, MEASURED_WITH, RetestLimits
 from hemseg.errors import HemsegError
 from hemseg.model import Model
 from hemseg.segmentation import segment
 from hemseg.volume import Volume, from_itk, read, to_itk
-from training.data.datasets import Case
-from training.data.phantom import IDENTITY, KINDS, Grid, make_phantom
-from training.evaluation.evaluate import write_table
-from training.pipeline.runner import console
+
+from ..console import console
+from ..data.datasets import Case
+from ..data.phantom import IDENTITY, KINDS, Grid, make_phantom
+from .evaluate import write_table
 
 ABOVE_ML = 3.0
 TARGET_PERCENT, TARGET_ML = 8.0, 1.0  # whichever is more
@@ -107,7 +109,9 @@ def head_twice(case: Case, seed: int = 0) -> Twice:
     rng = np.random.default_rng([seed, 12, zlib.crc32(case.name.encode())])
     first = read(case.image)
     turn = _turn(rng)
-    image = to_itk(first.hu, first)
+    low, high = float(first.hu.min()), float(first.hu.max())
+    bone = np.float32(max(high, BONE_HU))  # a scanner averages bone before a window cuts it off
+    image = to_itk(np.where(first.hu >= high - 0.5, bone, first.hu), first)
     transform = sitk.AffineTransform(3)
     transform.SetMatrix(turn.as_matrix().ravel().tolist())
     transform.SetCenter(image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()]))
@@ -118,7 +122,9 @@ def head_twice(case: Case, seed: int = 0) -> Twice:
     grid.SetSpacing([mm * r for mm, r in zip(first.spacing, ratios)])
     grid.SetOrigin(first.origin)
     grid.SetDirection(first.direction)
-    moved = sitk.Resample(image, grid, transform, sitk.sitkLinear, float(first.hu.min()), sitk.sitkFloat32)
+    moved = sitk.Clamp(
+        sitk.Resample(image, grid, transform, sitk.sitkLinear, low, sitk.sitkFloat32), lowerBound=low, upperBound=high
+    )
     second = _noisy(from_itk(moved), rng, HEAD_NOISE_HU)
     return Twice(case.name, "real", first, second, float(np.degrees(turn.magnitude())))
 
