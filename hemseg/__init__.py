@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hemseg.api import segment as segment
     from hemseg.errors import HemsegError as HemsegError
+    from hemseg.lesions import Lesion as Lesion
     from hemseg.scan import read as read
-    from hemseg.segmentation import Lesion as Lesion
     from hemseg.segmentation import Segmentation as Segmentation
     from hemseg.volume import Volume as Volume
 
@@ -22,7 +22,7 @@ __all__ = ["HemsegError", "Lesion", "Segmentation", "Volume", "read", "segment"]
 _HOMES = {
     "segment": "api",
     "HemsegError": "errors",
-    "Lesion": "segmentation",
+    "Lesion": "lesions",
     "Segmentation": "segmentation",
     "Volume": "volume",
     "read": "scan",

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
+from hemseg.components import TOUCHING, drop_small_components
 from hemseg.preprocessing import WorkingImage, brain_level
 from hemseg.volume import Volume
 
@@ -23,8 +24,7 @@ MARGIN = 4  # pixels around a shape that is smoothed
 SKULL_TOUCH_MM = 2.0  # dura and arachnoid lie between
 CSF_TOUCH_MM = 3.0  # between blood and CSF lie voxels that are half of either, as bright as brain
 CSF_BELOW_BRAIN_HU = (15.0, 45.0)  # CSF is so much darker than the brain; edema less, fat and air more
-CSF_DEEP_MM, CSF_LEAST_ML = 20.0, 0.5  # so far from the skull, and so large: ventricles, not sulci, not noise
-_TOUCHING = np.ones((3, 3, 3), bool)  # lesions are 26-connected
+CSF_DEEP_MM, CSF_LEAST_CM2 = 20.0, 0.5  # so far from the skull, and so large: ventricles, not sulci, not noise
 Point = tuple[float, float]
 
 
@@ -105,7 +105,7 @@ def components(mask: np.ndarray) -> Iterator[np.ndarray]:
     if not found:
         return
     box = found[0]
-    labels, n = ndimage.label(mask[box], _TOUCHING)
+    labels, n = ndimage.label(mask[box], TOUCHING)
     places = ndimage.find_objects(labels)
     sizes = np.bincount(labels.ravel(), minlength=n + 1)[1:]
     for i in np.argsort(-sizes, kind="stable"):
@@ -134,10 +134,12 @@ def measured_lesions(
     """
     if not mask.any():
         return ()
-    csf_mm = _mm_to(ventricular_csf(working), working)
+    found = list(components(mask))
+    shown = np.unique(working.grid.nearest(volume.indices_in_lps(np.concatenate(found)))[:, 0])
+    csf_mm = _mm_to_csf(shown, working)
     spacing = volume.in_lps()[1]
     result = []
-    for voxels in components(mask):
+    for voxels in found:
         lesion = _lesion(voxels, volume, working)
         in_lps = volume.indices_in_lps(voxels)
         first = in_lps.min(axis=0)
@@ -159,8 +161,7 @@ def measured_lesions(
 
 
 def _lesion(voxels: np.ndarray, volume: Volume, working: WorkingImage) -> Lesion:
-    direction = np.array(volume.direction).reshape(3, 3)
-    at = np.array(volume.origin) + direction @ (voxels.mean(axis=0)[::-1] * volume.spacing)
+    at = np.array(volume.origin) + volume.cosines @ (voxels.mean(axis=0)[::-1] * volume.spacing)
     side, skull_mm = _place(working.grid.nearest(volume.indices_in_lps(voxels)), working)
     return Lesion(
         volume_ml=len(voxels) * volume.voxel_ml,
@@ -280,33 +281,31 @@ def _moved(measured: Abc2, first: np.ndarray) -> Abc2:
     return Abc2(measured.a_cm, measured.b_cm, measured.c_cm, z, move(measured.a_line), move(measured.b_line))
 
 
-def ventricular_csf(working: WorkingImage) -> np.ndarray:
-    """CSF deep in the brain, bool (z, y, x) on the working grid: ventricles, and basal cisterns where they are deep.
+def ventricular_csf(plane: np.ndarray, inside: np.ndarray, brain_hu: float, mm: float) -> np.ndarray:
+    """CSF deep in the brain, bool (y, x): of ventricles, and of basal cisterns where they are deep.
 
-    It is judged against the level of the scan's own brain, so that shifted HU do not matter.
+    Args:
+        plane: HU (y, x) of a slice of the working grid.
+        inside: its intracranial mask.
+        brain_hu: `hemseg.preprocessing.brain_level` of the scan: so shifted HU do not matter.
+        mm: size of a pixel.
     """
-    level = brain_level(working.hu, working.intracranial)
-    mm_z, mm_y, mm_x = working.grid.spacing
-    found = np.zeros(working.hu.shape, bool)
-    if not np.isfinite(level):
-        return found
+    padded = np.pad(inside.astype(np.uint8), 1)  # where the picture ends, the inside ends
+    deep = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1] * mm >= CSF_DEEP_MM
+    smooth = cv2.medianBlur(np.ascontiguousarray(plane, np.float32), 5)
     least, most = CSF_BELOW_BRAIN_HU
-    for z in np.flatnonzero(working.intracranial.any(axis=(1, 2))):
-        inside = np.pad(working.intracranial[z].astype(np.uint8), 1)
-        deep = cv2.distanceTransform(inside, cv2.DIST_L2, 5)[1:-1, 1:-1] * mm_x >= CSF_DEEP_MM
-        smooth = cv2.medianBlur(np.ascontiguousarray(working.hu[z], np.float32), 5)
-        found[z] = deep & (smooth < level - least) & (smooth > level - most)
-    labels, n = ndimage.label(found)
-    sizes = np.bincount(labels.ravel(), minlength=n + 1) * mm_z * mm_y * mm_x / 1000
-    sizes[0] = 0
-    return np.asarray((sizes >= CSF_LEAST_ML)[labels])
+    found = deep & (smooth < brain_hu - least) & (smooth > brain_hu - most)
+    return drop_small_components(found, CSF_LEAST_CM2 * 100 / mm**2)
 
 
-def _mm_to(found: np.ndarray, working: WorkingImage) -> np.ndarray:
-    """In-plane distance of each voxel of the working grid to a mask, in mm; infinite in slices without it."""
-    result = np.full(found.shape, np.inf, np.float32)
-    for z in np.flatnonzero(found.any(axis=(1, 2))):
-        result[z] = cv2.distanceTransform((~found[z]).astype(np.uint8), cv2.DIST_L2, 5) * working.grid.spacing[2]
+def _mm_to_csf(slices: np.ndarray, working: WorkingImage) -> np.ndarray:
+    """In-plane distance of each voxel of some slices of the working grid to deep CSF, in mm; infinite elsewhere."""
+    result = np.full(working.hu.shape, np.inf, np.float32)
+    brain_hu, mm = brain_level(working.hu, working.intracranial), working.grid.spacing[2]
+    for z in slices if np.isfinite(brain_hu) else []:
+        found = ventricular_csf(working.hu[z], working.intracranial[z], brain_hu, mm)
+        if found.any():
+            result[z] = cv2.distanceTransform((~found).astype(np.uint8), cv2.DIST_L2, 5) * mm
     return result
 
 

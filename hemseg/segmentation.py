@@ -9,41 +9,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import cv2
 import numpy as np
 from scipy import ndimage
 
 from hemseg.components import TOUCHING, labeled_sizes
 from hemseg.errors import HemsegError
 from hemseg.io.masks import write_mask
+from hemseg.lesions import Lesion, MeasuredLesion, components, lesions_of, measured_lesions
 from hemseg.model import Manifest, Model
 from hemseg.preprocessing import Settings, WorkingImage, network_input, working_image
 from hemseg.sanity import implausible
 from hemseg.volume import Volume
 
 Network = Callable[[np.ndarray], np.ndarray]  # patches (n, channel, z, y, x) -> probability (n, 1, z, y, x)
-MIDLINE_MM = 5.0
-
-
-@dataclass(frozen=True)
-class Lesion:
-    """One connected component of hemorrhage.
-
-    Attributes:
-        centroid: (x, y, z) in mm, LPS, as the scan's header has it.
-        slices: first and last, 0-based, in the order of the file.
-        mean_hu: of its voxels, as stored.
-        side: ``left`` or ``right`` (the patient's) where its centroid lies more than 5 mm from the middle of the
-            skull's inside, else ``midline``; ``unknown`` where the scan does not say how the patient lies in it.
-        skull_mm: in-plane distance of its outermost voxel to the edge of the skull's inside.
-    """
-
-    volume_ml: float
-    centroid: tuple[float, float, float]
-    slices: tuple[int, int]
-    mean_hu: float
-    side: str
-    skull_mm: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +36,10 @@ class Segmentation:
         slice_probability: float32 (slice,), the network's largest probability in each slice of the scan, before
             the threshold, from inferior to superior.
         working: the scan as the network saw it.
-        working_probability: float32 (z, y, x), the network's answer on the working grid.
+        working_probability: float32 (z, y, x), the network's answer on the working grid; None for a given mask.
         implausible: what cannot be about the result, in sentences (`hemseg.sanity`); empty for almost all.
+        mask_path: the file that a given mask was read from (`hemseg.measure`).
+        range_ml: lowest and highest volume (`hemseg.volume_range`), where it was asked for.
     """
 
     volume: Volume
@@ -69,15 +49,28 @@ class Segmentation:
     seconds: float
     slice_probability: np.ndarray
     working: WorkingImage
-    working_probability: np.ndarray
+    working_probability: np.ndarray | None
     implausible: tuple[str, ...] = ()
+    mask_path: Path | None = None
+    range_ml: tuple[float, float] | None = None
 
     @cached_property
     def probability(self) -> np.ndarray:
-        """Probability of hemorrhage on the scan's own grid, float32 (z, y, x)."""
+        """Probability of hemorrhage on the scan's own grid, float32 (z, y, x).
+
+        Raises:
+            HemsegError: the mask was given, no network made it.
+        """
+        if self.working_probability is None:
+            raise HemsegError("a mask that was given has no probability; segment the scan for it.")
         shape = self.working.grid.scan_shape
         whole = self.working.grid.to_scan(self.working_probability, slice(0, shape[1]), slice(0, shape[2]))
         return np.ascontiguousarray(self.volume.from_lps(whole), dtype=np.float32)
+
+    @cached_property
+    def measured(self) -> tuple[MeasuredLesion, ...]:
+        """The lesions with all their figures, ABC/2 among them, in the order of ``lesions``."""
+        return measured_lesions(self.mask, self.volume, self.working, self.working_probability)
 
     def save(self, path: str | Path) -> Path:
         """Write the mask with the scan's geometry; ``.dcm`` makes a DICOM segmentation of a DICOM scan.
@@ -123,14 +116,12 @@ def postprocess(volume: Volume, working: WorkingImage, probability: np.ndarray, 
     Its ``seconds`` are those of this step alone.
     """
     start = time.perf_counter()
-    certain = drop_uncertain_components(probability, manifest.threshold, manifest.min_peak)
-    mask = volume.from_lps(mask_on_scan(certain, working, manifest.threshold))
-    mask, lesions = _lesions(mask, volume, manifest, working)
+    mask = postprocessed_mask(volume, working, probability, manifest)
     result = Segmentation(
         volume=volume,
         mask=mask,
         volume_ml=int(mask.sum()) * volume.voxel_ml,
-        lesions=lesions,
+        lesions=lesions_of(mask, volume, working),
         seconds=time.perf_counter() - start,
         slice_probability=np.repeat(probability.max(axis=(1, 2)), working.grid.slab)[: working.grid.scan_shape[0]],
         working=working,
@@ -138,6 +129,15 @@ def postprocess(volume: Volume, working: WorkingImage, probability: np.ndarray, 
     )
     found = implausible(mask, result.volume_ml, volume, working)
     return replace(result, implausible=found)
+
+
+def postprocessed_mask(
+    volume: Volume, working: WorkingImage, probability: np.ndarray, manifest: Manifest
+) -> np.ndarray:
+    """The network's answer (z, y, x; working grid) as a mask on the scan's own grid, uint8 (z, y, x)."""
+    certain = drop_uncertain_components(probability, manifest.threshold, manifest.min_peak)
+    mask = volume.from_lps(mask_on_scan(certain, working, manifest.threshold))
+    return _drop_implausible_components(mask, volume, manifest)
 
 
 def working_probability(working: WorkingImage, model: Model) -> np.ndarray:
@@ -252,6 +252,23 @@ def mask_on_scan(probability: np.ndarray, working: WorkingImage, threshold: floa
     return mask
 
 
+def faint_probability(result: Segmentation, least: float) -> np.ndarray | None:
+    """Probability on the scan's grid in LPS order, float32 (z, y, x), 0 outside the box of all that reaches ``least``.
+
+    That is much faster than `Segmentation.probability`. None for a given mask.
+    """
+    working, probability = result.working, result.working_probability
+    if probability is None:
+        return None
+    grid = working.grid
+    found = np.zeros(grid.scan_shape, np.float32)
+    box = _bounding_box(probability >= least)
+    if box is not None:
+        rows, columns = (_scan_slice(box[a], a, grid.scan_spacing, grid.spacing, grid.scan_shape) for a in (1, 2))
+        found[:, rows, columns] = grid.to_scan(probability, rows, columns)
+    return found
+
+
 def _scan_slice(
     part: slice, axis: int, scan: tuple[float, ...], working: tuple[float, ...], shape: tuple[int, ...]
 ) -> slice:
@@ -265,56 +282,12 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
     return found[0] if found else None
 
 
-def _lesions(
-    mask: np.ndarray, volume: Volume, manifest: Manifest, working: WorkingImage
-) -> tuple[np.ndarray, tuple[Lesion, ...]]:
-    """Split a mask into connected components; drop those that are too small, or too bright for blood."""
+def _drop_implausible_components(mask: np.ndarray, volume: Volume, manifest: Manifest) -> np.ndarray:
+    """A mask without the connected components that are too small, or too bright for blood."""
     mask = np.ascontiguousarray(mask)
-    box = _bounding_box(mask)
-    if box is None:
-        return mask, ()
-    labels, sizes = labeled_sizes(mask[box], TOUCHING)
-    keep = sizes * volume.voxel_ml >= manifest.min_lesion_ml
-    keep[0] = False
-    mask[box] = keep[labels]
-    lesions = []
-    for i, where in enumerate(ndimage.find_objects(labels), start=1):
-        if not keep[i]:
-            continue
-        voxels = np.argwhere(labels[where] == i) + [w.start + b.start for w, b in zip(where, box)]
-        hu = volume.hu[tuple(voxels.T)]
-        if manifest.max_median_hu and np.median(hu) > manifest.max_median_hu:
-            mask[tuple(voxels.T)] = 0
-            continue
-        at = np.array(volume.origin) + volume.cosines @ (voxels.mean(axis=0)[::-1] * volume.spacing)
-        side, skull_mm = _place(working.grid.nearest(volume.indices_in_lps(voxels)), working)
-        lesions.append(
-            Lesion(
-                volume_ml=float(sizes[i] * volume.voxel_ml),
-                centroid=(float(at[0]), float(at[1]), float(at[2])),
-                slices=(int(voxels[:, 0].min()), int(voxels[:, 0].max())),
-                mean_hu=float(hu.mean()),
-                side=side if volume.oriented else "unknown",
-                skull_mm=skull_mm,
-            )
-        )
-    return mask, tuple(sorted(lesions, key=lambda lesion: -lesion.volume_ml))
-
-
-def _place(voxels: np.ndarray, working: WorkingImage) -> tuple[str, float]:
-    """Side of the head and in-plane distance to the skull of voxels (n, 3) of the working grid, (z, y, x)."""
-    distances, middles = [], []
-    mm = working.grid.spacing[2]
-    for z in np.unique(voxels[:, 0]):
-        inside = working.intracranial[z]
-        if not inside.any():
-            continue
-        y, x = voxels[voxels[:, 0] == z, 1:].T
-        padded = np.pad(inside.astype(np.uint8), 1)  # where the picture ends, the inside ends
-        distances.append(float(cv2.distanceTransform(padded, cv2.DIST_L2, 5)[y + 1, x + 1].min()))
-        middles.append(np.flatnonzero(inside.any(axis=0))[[0, -1]].mean())
-    if not middles:
-        return "midline", 0.0
-    offset = (voxels[:, 2].mean() - np.mean(middles)) * mm
-    side = "midline" if abs(offset) <= MIDLINE_MM else ("left" if offset > 0 else "right")
-    return side, max(0.0, min(distances) - 1) * mm
+    for voxels in components(mask):
+        where = tuple(voxels.T)
+        too_small = len(voxels) * volume.voxel_ml < manifest.min_lesion_ml
+        if too_small or (manifest.max_median_hu and np.median(volume.hu[where]) > manifest.max_median_hu):
+            mask[where] = 0
+    return mask
