@@ -1,5 +1,6 @@
 """``report.html``: one file that opens offline, with the slices, the mask, the lesions and the disclaimer in it.
 
+It opens as fast as it can be decoded: slices, masks and probabilities are small PNGs, each decoded when it is shown.
 Hounsfield units are squeezed into 8 bits, finely where brain and blood lie, coarsely in air and bone, so that each
 slice is a small PNG and the page can still change its window.
 """
@@ -18,7 +19,7 @@ import numpy as np
 from hemseg.io.files import write_text
 from hemseg.names import printable
 from hemseg.report.templates import filled
-from hemseg.segmentation import Segmentation
+from hemseg.segmentation import Segmentation, faint_probability
 
 # grey level -> HU: single HU from -20 to 100, coarser steps outside
 HU_OF_LEVEL = np.concatenate(
@@ -31,6 +32,7 @@ HU_OF_LEVEL = np.concatenate(
     ]
 ).astype(np.float32)
 WINDOWS = {"brain": (0, 80), "subdural": (-50, 150), "bone": (-500, 1500)}
+HEAT_LEAST, HEAT_STEP = 0.02, 4  # least probability shown; step of the 8 bits, so that PNG has less to store
 MANY, PIXELS, PIXELS_OF_MANY = 64, 512, 256  # beyond so many slices, pictures of half the size
 
 
@@ -49,16 +51,24 @@ def write_page(result: Segmentation, found: dict[str, Any], path: Path) -> None:
 def page(result: Segmentation, found: dict[str, Any]) -> str:
     """The page as text. Whatever comes from files or headers is escaped."""
     data = json.dumps(_slices(result)).replace("<", "\\u003c")  # no text may end the script
+    between = "{:.1f} to {:.1f} mL".format(*found["volume_ml_range"]) if "volume_ml_range" in found else ""
     facts = {
         "volume": f"{found['volume_ml']:.1f} mL in {len(found['lesions'])} lesion{'s' * (len(found['lesions']) != 1)}"
         if found["lesions"]
         else "no hemorrhage found",
+        "range": between,
+        "mask": "given, not made by hemseg" if found["mask"] == "given" else "",
         "scan": _geometry(result),
         "series": found["series"],
         "hemseg": f"{found['hemseg']}, weights {found['weights']['name']} {found['weights']['version']} "
         f"({found['weights']['sha256'][:12]}), {found['device']}, {found['seconds']:.1f} s",
     }
-    rows = "".join(f"<dt>{key}</dt><dd>{html.escape(str(value))}</dd>" for key, value in facts.items() if value)
+    wrong = ' class="implausible"' if found["implausible"] else ""
+    rows = "".join(
+        f"<dt>{key}</dt><dd{wrong if key == 'volume' else ''}>{html.escape(str(value))}</dd>"
+        for key, value in facts.items()
+        if value
+    )
     red = len(found["implausible"])  # they are the first of the warnings
     warned = "".join(
         f'<li class="implausible">Implausible: {html.escape(text)}</li>' if i < red else f"<li>{html.escape(text)}</li>"
@@ -82,27 +92,50 @@ def _geometry(result: Segmentation) -> str:
 
 
 def _lesion_rows(result: Segmentation, found: dict[str, Any]) -> str:
-    """Table rows; each knows the picture to go to."""
-    volume = result.volume
+    """Table rows; each knows the picture to go to: the one on which its A and B are drawn."""
     rows = []
-    for lesion in found["lesions"]:
-        index = np.linalg.solve(volume.cosines, np.array(lesion["centroid_mm"]) - volume.origin) / volume.spacing
-        voxel = np.clip(np.round(index[::-1]).astype(int), 0, np.array(volume.hu.shape) - 1)
-        z = int(volume.indices_in_lps(voxel[None])[0, 0])
+    for lesion, measured in zip(found["lesions"], result.measured, strict=True):
         first, last = lesion["slices"]
         centroid = ", ".join(f"{v:.0f}" for v in lesion["centroid_mm"])
+        abc = " × ".join(f"{cm:.1f}" for cm in lesion["abc_cm"])
         rows.append(
-            f'<tr tabindex="0" data-slice="{z}"><td>{lesion["volume_ml"]:.1f}</td><td>{lesion["side"]}</td>'
+            f'<tr tabindex="0" data-slice="{measured.abc2.slice}"><td>{lesion["volume_ml"]:.1f}</td>'
+            f'<td title="{abc} cm">{lesion["abc2_ml"]:.1f}</td><td>{lesion["side"]}</td>'
             f"<td>{first + 1}–{last + 1}</td><td>{centroid}</td><td>{lesion['mean_hu']:.0f}</td>"
             f"<td>{lesion['skull_mm']:.0f}</td></tr>"
         )
-    return "".join(rows) or '<tr><td colspan="6">none</td></tr>'
+    return "".join(rows) or '<tr><td colspan="7">none</td></tr>'
+
+
+def _lines(result: Segmentation, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """A and B of each lesion, on the picture of its largest slice: ends (x, y) in the picture's pixels, and cm."""
+    (_, rows, columns), (width, height) = result.volume.in_lps()[0].shape, size
+    return [
+        {
+            "slice": abc2.slice,
+            "name": name,
+            "cm": round(cm, 1),
+            "ends": [[round((x + 0.5) * width / columns, 1), round((y + 0.5) * height / rows, 1)] for y, x in line],
+        }
+        for abc2 in (lesion.abc2 for lesion in result.measured)
+        for name, cm, line in (("A", abc2.a_cm, abc2.a_line), ("B", abc2.b_cm, abc2.b_line))
+    ]
+
+
+def _heat(plane: np.ndarray, size: tuple[int, int]) -> str:
+    """The probability of a slice as PNG; '' where there is none."""
+    if plane.max(initial=0) < HEAT_LEAST:
+        return ""
+    small = cv2.resize(np.ascontiguousarray(plane), size, interpolation=cv2.INTER_AREA)
+    levels = np.round(small * (252 / HEAT_STEP)).astype(np.uint8) * np.uint8(HEAT_STEP)
+    return _png(np.where(small < HEAT_LEAST, np.uint8(0), levels))
 
 
 def _slices(result: Segmentation) -> dict[str, Any]:
     """Pictures, masks and areas, from inferior to superior, the patient's right on the left."""
     hu, (mm_z, mm_y, mm_x) = result.volume.in_lps()
     mask, _ = result.volume.with_voxels(result.mask).in_lps()
+    probability = faint_probability(result, HEAT_LEAST)
     most = PIXELS if len(hu) <= MANY else PIXELS_OF_MANY
     scale = min(1.0, most / max(hu.shape[1:]))
     size = (max(1, round(hu.shape[2] * scale)), max(1, round(hu.shape[1] * scale)))
@@ -116,6 +149,8 @@ def _slices(result: Segmentation) -> dict[str, Any]:
     return {
         "pictures": pictures,
         "masks": masks,
+        "heat": [] if probability is None else [_heat(plane, size) for plane in probability],
+        "lines": _lines(result, size),
         "area_cm2": [round(float(m.sum()) * mm_y * mm_x / 100, 2) for m in mask],
         "levels": [round(float(v), 1) for v in HU_OF_LEVEL],
         "windows": WINDOWS,

@@ -95,6 +95,7 @@ def test_report(browser: Any, pages: Path) -> None:
     from selenium.webdriver import ActionChains, Keys
     from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
     from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
 
     opened(browser, pages / "bleed" / "report.html")
     report = json.loads((pages / "bleed" / "report.json").read_text())
@@ -119,7 +120,7 @@ def test_report(browser: Any, pages: Path) -> None:
     assert shown.text == ""
     ActionChains(browser).move_to_element_with_offset(canvas, -canvas.size["width"] // 2 + 3, 0).perform()
     assert shown.text == "-1000 HU"  # air beside the head
-    hu, _ = read(ROOT / "test" / "cases" / "phantom-intraparenchymal.nii.gz").in_lps()
+    hu, (_, _, mm) = read(ROOT / "test" / "cases" / "phantom-intraparenchymal.nii.gz").in_lps()
     ActionChains(browser).move_to_element(canvas).perform()
     middle = hu[first, hu.shape[1] // 2 - 4 : hu.shape[1] // 2 + 4, hu.shape[2] // 2 - 4 : hu.shape[2] // 2 + 4]
     assert middle.min() - 1 <= int(shown.text.split()[0]) <= middle.max() + 1
@@ -129,6 +130,34 @@ def test_report(browser: Any, pages: Path) -> None:
     ActionChains(browser).send_keys(Keys.ARROW_DOWN).perform()
     shows(browser, first)
     assert pixels(browser) == with_mask
+    one = next(line for line in browser.execute_script("return data.lines") if line["name"] == "A")
+    lesion = report["lesions"][0]
+    assert one["cm"] == pytest.approx(lesion["abc_cm"][0], abs=0.06)
+    assert abs(one["slice"] - first) <= 3
+    (ax, ay), (bx, by) = one["ends"]
+    across = browser.execute_script("return data.size[0]") / hu.shape[2]
+    assert np.hypot(ax - bx, ay - by) / across * mm == pytest.approx(lesion["abc_cm"][0] * 10, rel=0.02)
+    browser.find_element(By.CSS_SELECTOR, "tr[data-slice]").click()
+    shows(browser, one["slice"])
+    with_lines = pixels(browser)
+    ActionChains(browser).send_keys("a").perform()
+    wait_for_change(browser, with_lines)
+    without_lines = pixels(browser)
+    assert browser.find_element(By.ID, "abc").get_attribute("aria-pressed") == "false"
+    ActionChains(browser).send_keys("p").perform()  # the probability as heat
+    wait_for_change(browser, without_lines)
+    assert browser.find_element(By.ID, "heat").get_attribute("value") == "60"
+    x, y = (int(v) for v in np.mean(one["ends"], axis=0))
+    red, green, blue = browser.execute_script(f"return [...pen.getImageData({x}, {y}, 1, 1).data].slice(0, 3)")
+    assert min(red, green) > blue + 60  # certain: yellow
+    scale = canvas.size["width"] / browser.execute_script("return data.size[0]")
+    ActionChains(browser).move_to_element_with_offset(
+        canvas, round(x * scale - canvas.size["width"] / 2), round(y * scale - canvas.size["height"] / 2)
+    ).perform()
+    assert 0.9 <= float(shown.text.split(", ")[1]) <= 1
+    browser.execute_script("heat.value = 20; heat.dispatchEvent(new Event('input'))")
+    ActionChains(browser).send_keys("p").perform()
+    WebDriverWait(browser, 20).until(lambda b: pixels(b) == without_lines)
     for key in "23":
         before = pixels(browser)
         ActionChains(browser).send_keys(key).perform()
