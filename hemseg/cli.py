@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -16,7 +17,7 @@ from hemseg.node import command
 
 if TYPE_CHECKING:
     from hemseg.folder.journal import Journal
-    from hemseg.folder.plan import Job
+    from hemseg.folder.plan import Job, OutputOptions
     from hemseg.folder.rows import Row
 
 app = typer.Typer(
@@ -73,6 +74,10 @@ def segment(
     operating_point: Annotated[
         str, typer.Option(help="Of the weights: balanced, or sensitive, which finds more, and more that is none.")
     ] = "",
+    with_range: Annotated[
+        bool,
+        typer.Option("--range", help="Also give the volume a range; the network runs three times, so it takes longer."),
+    ] = False,
     redo: Annotated[bool, typer.Option("--redo", help="Do cases again that are done already.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that hemseg did not write; scans are never replaced.")
@@ -93,23 +98,100 @@ def segment(
 
     Exit code 0: every case done; 1: at least one was not (each is named on stderr); 2: wrong usage; 130, 143: stopped.
     """
+    from functools import partial
+
+    from hemseg.folder.plan import OutputOptions, plan_jobs
+
+    finish: Callable[[list[Row]], None] | None = None
+    if bids:
+        from hemseg.bids import bids_jobs, mask_format, write_dataset
+
+        form = mask_format(form, target)
+    options = OutputOptions(overlay, report, probability, form, series, strict, operating_point, range=with_range)
+    planned = plan_jobs(sources[0] if len(sources) == 1 else sources, target, options)
+    if bids:
+        planned = bids_jobs(planned, sources, target)
+
+        finish = partial(write_dataset, planned, sources=sources, target=target)
+    printed = PrintOptions(quiet, verbose, as_json)
+    _run_plan(planned, target, options, weights, device, printed, jobs, ray, redo, overwrite, finish)
+
+
+@app.command()
+def measure(
+    scan: Annotated[Path, typer.Argument(metavar="SCAN", help="A scan, or a folder (searched with its subfolders).")],
+    mask: Annotated[
+        Path,
+        typer.Argument(metavar="MASK", help="Its mask, or a folder of masks with the paths that the scans have."),
+    ],
+    target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A folder for tables, pictures and reports.")],
+    label: Annotated[
+        int, typer.Option(min=0, help="The value in the mask that counts; 0 for every value above 0.")
+    ] = 0,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also write a picture of each case, <case>.png.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Also write <case>/report.html, a viewer to open, and report.json.")
+    ] = False,
+    series: Annotated[
+        str, typer.Option(help="Of a DICOM study: number or SeriesInstanceUID, in place of the rule.")
+    ] = "",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse what looks odd or implausible; else a warning.")
+    ] = False,
+    redo: Annotated[bool, typer.Option("--redo", help="Do cases again that are done already.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that hemseg did not write.")] = False,
+    weights: Weights = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")] = False,
+) -> None:
+    """Measure masks that are given: corrected ones, or drawn by hand.
+
+    Writes the tables, pictures and reports that `hemseg segment` writes, with the same figures for the same mask.
+    Masks are NIfTI, MetaImage or NRRD on the grid of their scan, and are never changed.
+
+    Exit code 0: every case done; 1: at least one was not (each is named on stderr); 2: wrong usage; 130, 143: stopped.
+    """
+    from hemseg.folder.given_masks import plan_measure
+    from hemseg.folder.plan import OutputOptions
+
+    options = OutputOptions(overlay, report, series=series, strict=strict, measure=True, label=label)
+    planned = plan_measure(scan, mask, target, options)
+    printed = PrintOptions(quiet, False, as_json)
+    _run_plan(planned, target, options, weights, "cpu", printed, redo=redo, overwrite=overwrite)
+
+
+class PrintOptions(NamedTuple):
+    """What is printed."""
+
+    quiet: bool = False
+    verbose: bool = False
+    as_json: bool = False
+
+
+def _run_plan(
+    planned: list[Job],
+    target: Path,
+    options: OutputOptions,
+    weights: Path | None,
+    device: str,
+    printed: PrintOptions,
+    jobs: int = 1,
+    ray: str = "",
+    redo: bool = False,
+    overwrite: bool = False,
+    finish: Callable[[list[Row]], None] | None = None,
+) -> None:
+    """Do what is planned and was not done before, and print what came of it."""
     from contextlib import ExitStack
 
     from hemseg.folder.journal import Journal
     from hemseg.folder.outputs import refuse_conflicts
-    from hemseg.folder.plan import OutputOptions, plan_jobs
     from hemseg.folder.rows import settings_key_of_weights
     from hemseg.io.files import exclusive_access, remove_leftovers
     from hemseg.model import default_weights
     from hemseg.streams import print_text
 
-    if bids:
-        from hemseg.bids import bids_jobs, mask_format, write_dataset
-
-        form = mask_format(form, target)
-    options = OutputOptions(overlay, report, probability, form, series, strict, operating_point)
-    planned = plan_jobs(sources[0] if len(sources) == 1 else sources, target, options)
-    planned = bids_jobs(planned, sources, target) if bids else planned
+    quiet, verbose, as_json = printed
     folder = weights or default_weights()
     key = settings_key_of_weights(folder, options)
     journal = None
@@ -132,14 +214,14 @@ def segment(
         if journal:
             journal.finish(planned)
             rows = list(journal.rows.values())
-        if bids:
-            write_dataset(planned, rows, sources, target)
+        if finish:
+            finish(rows)
     failed = sum(row.status != "done" for row in rows)
     if as_json:
         import json
-        from dataclasses import asdict
 
-        print_text(json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False) + "\n")
+        values = [dict(zip(row.columns(), row.cells, strict=True)) for row in rows]
+        print_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n")
     elif not quiet:
         _print_table(rows)
         if journal:

@@ -22,6 +22,8 @@ RANGES = {  # of numbers; lowest and highest
     "min_peak": (0.0, 1.0),
     "min_lesion_ml": (0.0, 1e4),
     "max_median_hu": (0.0, 1e5),
+    "range_thresholds": (0.0, 1.0),
+    "range_margin": (0.0, 10.0),
     "format": (1, 1000),
 }
 MOST_PATCH_VOXELS = 1 << 27

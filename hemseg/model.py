@@ -60,6 +60,10 @@ class Manifest:
         license: under which the weights may be used (format 5).
         operating_points: other values of `POINT_KEYS` by name, such as ``sensitive`` (format 6); see `at`.
         operating_point: the name of the values above.
+        range_thresholds: low and high, at which the probability is cut for the volume's range
+            (`hemseg.volume_range`; format 6).
+        range_margin: share by which either end of that range is widened. Its default is for weights that were not
+            calibrated.
         provenance: how the weights came about (data, recipe, seed, commit, metrics); not read by inference.
     """
 
@@ -78,6 +82,8 @@ class Manifest:
     license: str = "MIT"
     operating_points: dict[str, dict[str, float]] = field(default_factory=dict)
     operating_point: str = DEFAULT_POINT
+    range_thresholds: tuple[float, float] = (0.2, 0.8)
+    range_margin: float = 0.25
     provenance: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 

@@ -83,6 +83,14 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def bleed_scan(bleed: Phantom, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same phantom as a file, not to be changed."""
+    path = tmp_path_factory.mktemp("bleed") / "bleed.nii.gz"
+    write_image(bleed.volume.hu, bleed.volume, path)
+    return path
+
+
 @pytest.fixture
 def scan(bleed: Phantom, tmp_path: Path) -> Path:
     """The same phantom as a file, alone in a folder."""

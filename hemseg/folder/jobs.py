@@ -20,6 +20,7 @@ from hemseg.folder.outputs import files_of, output_conflicts
 from hemseg.folder.plan import Job
 from hemseg.io.files import write_json
 from hemseg.io.fingerprint import unchanged
+from hemseg.measure import measure, read_given_mask
 from hemseg.model import Model
 from hemseg.names import printable
 from hemseg.report import findings
@@ -30,6 +31,7 @@ from hemseg.scan import read
 from hemseg.segmentation import Segmentation, require_plausible, segment
 from hemseg.signals import at_once
 from hemseg.volume import Volume
+from hemseg.volume_range import volume_range
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +119,14 @@ def _segment_and_write(job: Job, model: Model) -> Segmentation:
         volume = replace(_read(job), fingerprint=fingerprint)
     start = time.perf_counter()
     volume, working = check_scan(volume, model.manifest.preprocessing, job.strict, model.strip)
-    result = segment(volume, model, working)
+    if job.given:
+        mask, message = read_given_mask(job.mask, volume, job.label)
+        volume = replace(volume, warnings=(*volume.warnings, *([message] if message else [])))
+        result = measure(volume, mask, working, job.mask)
+    else:
+        result = segment(volume, model, working)
+        if job.range:
+            result = replace(result, range_ml=volume_range(result, model))
     result = replace(result, seconds=time.perf_counter() - start)
     if job.strict:
         require_plausible(result)
@@ -134,7 +143,7 @@ def _segment_and_write(job: Job, model: Model) -> Segmentation:
         write_probability(result, job.probability)
     if job.structured_report:
         write_segmentation_and_report(result, job.mask, job.structured_report)
-    else:
+    elif not job.given:
         result.save(job.mask)  # last: where there is a mask, there is all of the case
     return result
 

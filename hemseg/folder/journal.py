@@ -13,10 +13,11 @@ import io
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import astuple, fields
 from pathlib import Path
+from typing import Any
 
 from hemseg.errors import HemsegError
+from hemseg.folder.lesion_table import LesionTable
 from hemseg.folder.outputs import files_of
 from hemseg.folder.plan import Job
 from hemseg.folder.rows import Row, source_of
@@ -26,15 +27,17 @@ from hemseg.io.fingerprint import Fingerprint, content_of, is_same
 from hemseg.io.marks import read_mark
 from hemseg.io.output_folder import JOURNAL, is_journal
 from hemseg.names import case_name, from_cell, printable, to_cell
+from hemseg.report.columns import csv_text
 
 logger = logging.getLogger("hemseg")
 CSV, HTML = JOURNAL, "summary.html"
 
 
 class Journal:
-    """``summary.csv`` of an output folder, read at the start and written line by line.
+    """``summary.csv`` of an output folder, with ``lesions.csv``: read at the start and written line by line.
 
     Attributes:
+        lesions: ``lesions.csv``.
         rows: by `hemseg.names.case_name`; those that were written by this version and are as they were written.
         to_check: which of its own files `hemseg.folder.outputs.refuse_conflicts` is to look at: they could be somebody
             else's.
@@ -43,7 +46,9 @@ class Journal:
     def __init__(self, target: Path) -> None:
         self.path = target / CSV
         self.rows: dict[str, Row] = {}
-        self.to_check = [target / HTML]
+        self.lesions = LesionTable(target)
+        foreign = [self.lesions.path] if self.lesions.foreign else []
+        self.to_check = [target / HTML, *foreign]
         self._older = False  # the table of a version whose files have no marks
         if self.path.exists() and not self.path.is_file():  # a pipe would be waited for
             raise HemsegError(f"{self.path}: is no file; give another folder for the output.")
@@ -61,12 +66,12 @@ class Journal:
         if not is_journal(first):
             self.to_check.append(self.path)
             return
-        names = {field.name for field in fields(Row)}
+        names = set(Row.columns())
         self._older = "checksum" not in first
-        self.to_check = [] if self._older else self.to_check
+        self.to_check = foreign if self._older else self.to_check
         changed = 0
         for values in _lines(text, max(",;\t", key=first.count)):
-            known = {name: from_cell(value) for name, value in values.items() if name in names}
+            known: dict[str, Any] = {name: from_cell(value) for name, value in values.items() if name in names}
             row = Row(**({"case": "", "status": ""} | known))
             self._known[row.case] = row.mask
             if row.holds:
@@ -81,6 +86,8 @@ class Journal:
         """Whether a job needs not be done again."""
         row = self.rows.get(case_name(job.case))
         if row is None or row.status != "done" or row.made_by != key or not (known := Fingerprint.parse(row.scan)):
+            return False
+        if not self.lesions.holds(row.case, row.lesions_checksum):
             return False
         try:
             if row.mask_sha256 != f"sha256:{content_of([job.mask])}":
@@ -130,14 +137,16 @@ class Journal:
     def start(self, rows: Iterable[Row]) -> None:
         """Write the file anew with the rows that still hold."""
         self.rows = {row.case: row for row in rows}
+        self.lesions.start(self.rows)
         self._write()
 
     def add(self, row: Row) -> None:
         """Append a line."""
+        self.lesions.add(row.case, row.lesion_lines)
         self.rows[row.case] = row
         try:
             with self.path.open("a", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerow(map(to_cell, astuple(row)))
+                csv.writer(file).writerow(map(to_cell, row.cells))
         except OSError as error:
             raise HemsegError(f"{self.path}: cannot be written ({error.strerror}).") from None
 
@@ -147,16 +156,18 @@ class Journal:
         found = [(job, self.rows[case]) for job, case in zip(jobs, order, strict=True) if case in self.rows]
         first = {case: self.rows[case] for case in order if case in self.rows}
         self.rows = first | self.rows
+        self.lesions.finish(self.rows)
         self._write()
+        older = sum(row.status == "done" and not row.lesions_checksum for row in self.rows.values())
+        if older:
+            logger.warning(
+                "%s: lacks %d cases that an older hemseg did; --redo does them again", self.lesions.path, older
+            )
         write_summary_page(found, self.path.with_name(HTML))
         self.rows = first
 
     def _write(self) -> None:
-        made = io.StringIO(newline="")
-        writer = csv.writer(made)
-        writer.writerow([field.name for field in fields(Row)])
-        writer.writerows(map(to_cell, astuple(row)) for row in self.rows.values())
-        write_text(made.getvalue(), self.path)
+        write_text(csv_text(Row.columns(), [row.cells for row in self.rows.values()]), self.path)
 
 
 def _lines(text: str, delimiter: str) -> list[dict[str, str]]:

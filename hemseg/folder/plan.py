@@ -30,6 +30,9 @@ class Job:
         files: those of a DICOM study; only the scan itself when empty.
         series: of a DICOM study, when the rule of `hemseg.dicom.reading` shall not choose.
         page: whether the report has an HTML page.
+        given: whether the mask is there, to be measured: it is read, never written.
+        label: the value of a given mask that counts; 0 for all above 0.
+        range: whether the volume gets a range (`hemseg.volume_range`).
         strict: refuse what looks odd (`hemseg.checks`) and results that cannot be (`hemseg.sanity`), in place of a
             mask with a warning.
         operating_point: of the weights (`hemseg.model.Manifest.at`); '' for their own.
@@ -50,13 +53,17 @@ class Job:
     strict: bool = False
     operating_point: str = ""
     refusal: str = ""
+    given: bool = False
+    label: int = 0
+    range: bool = False
 
     @property
     def outputs(self) -> tuple[Path, ...]:
         """Every file that it writes."""
         page = self.report.with_suffix(".html") if self.report and self.page else None
+        mask = None if self.given else self.mask
         beside = (self.overlay, self.report, page, self.thumbnail, self.probability, self.structured_report)
-        return tuple(p for p in (self.mask, *beside) if p)
+        return tuple(p for p in (mask, *beside) if p)
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,8 @@ class OutputOptions:
     Attributes:
         format: of the mask: ``same`` as the scan's (MetaImage for DICOM), ``mha``, ``nii.gz``, ``dicom-seg``, or
             ``dicom`` (a DICOM SEG with a segment for each lesion, and a DICOM SR).
-        series, strict, operating_point: see `Job`.
+        series, strict, operating_point, range: see `Job`.
+        measure, label: masks are given, see `Job`.
     """
 
     overlay: bool = False
@@ -76,6 +84,9 @@ class OutputOptions:
     series: str = ""
     strict: bool = False
     operating_point: str = ""
+    measure: bool = False
+    label: int = 0
+    range: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in (SAME, *MASK_FORMATS):
@@ -120,6 +131,9 @@ def plan_jobs(source: Path | Sequence[Path], target: Path, options: OutputOption
             page=options.report,
             strict=options.strict,
             operating_point=options.operating_point,
+            given=options.measure,
+            label=options.label,
+            range=options.range,
         )
         jobs.append(replace(job, refusal=known_refusal(job, unread)))
     for path, reason in unread.items():  # each is a case that failed: named, counted, and tried again

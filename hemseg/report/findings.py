@@ -11,6 +11,7 @@ import numpy as np
 from hemseg import __version__
 from hemseg.io.files import write_bytes
 from hemseg.io.marks import mark, marked_jpeg, marked_png
+from hemseg.lesions import MeasuredLesion
 from hemseg.names import printable
 from hemseg.segmentation import Segmentation
 
@@ -84,17 +85,9 @@ def findings(result: Segmentation, model: Model, case: str) -> dict[str, Any]:
         "made_by": mark(result.volume.content),
         "case": case,
         "volume_ml": round(result.volume_ml, 3),
-        "lesions": [
-            {
-                "volume_ml": round(lesion.volume_ml, 3),
-                "centroid_mm": [round(v, 2) for v in lesion.centroid],
-                "slices": list(lesion.slices),
-                "side": lesion.side,
-                "mean_hu": round(lesion.mean_hu, 1),
-                "skull_mm": round(lesion.skull_mm, 1),
-            }
-            for lesion in result.lesions
-        ],
+        **({"volume_ml_range": [round(ml, 3) for ml in result.range_ml]} if result.range_ml else {}),
+        "lesions": [_lesion(lesion) for lesion in result.measured],
+        "mask": "given" if result.mask_path else "made",
         "implausible": list(result.implausible),
         "warnings": [*result.implausible, *result.volume.warnings],
         "series": result.volume.chosen,
@@ -105,6 +98,29 @@ def findings(result: Segmentation, model: Model, case: str) -> dict[str, Any]:
         "seconds": round(result.seconds, 2),
         "notice": "Research only. Not a medical device.",
     }
+
+
+def _lesion(measured: MeasuredLesion) -> dict[str, Any]:
+    lesion, abc2 = measured.lesion, measured.abc2
+    found = {
+        "volume_ml": round(lesion.volume_ml, 3),
+        "centroid_mm": [round(v, 2) for v in lesion.centroid],
+        "slices": list(lesion.slices),
+        "side": lesion.side,
+        "mean_hu": round(lesion.mean_hu, 1),
+        "median_hu": round(measured.median_hu, 1),
+        "skull_mm": round(lesion.skull_mm, 1),
+        "touches_skull": measured.touches_skull,
+        "touches_ventricle": measured.touches_ventricle,
+        "abc2_ml": round(abc2.volume_ml, 3),
+        "abc_cm": [round(cm, 2) for cm in (abc2.a_cm, abc2.b_cm, abc2.c_cm)],
+    }
+    if measured.probability_mean is not None and measured.probability_max is not None:
+        found |= {
+            "probability_mean": round(measured.probability_mean, 4),
+            "probability_max": round(measured.probability_max, 4),
+        }
+    return found
 
 
 def write_overlay(result: Segmentation, path: Path, title: str = "") -> None:

@@ -195,6 +195,35 @@ def _operating_point(
         print(in_words(row))
 
 
+@app.command("range")
+def _range(
+    data: DataSetsOption,
+    out: TablesOption,
+    weights: Annotated[Path, typer.Option(help="Folder with a manifest; thresholds and margin are written to it.")],
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the manifest as it is.")] = False,
+) -> None:
+    """Calibrate the range of a volume on val: thresholds and margin into the manifest, a table to --out."""
+    from dataclasses import replace
+
+    from hemseg.model import load
+
+    from ..console import in_words
+    from ..data.datasets import load_dataset
+    from ..evaluation.evaluate import write_table
+    from ..evaluation.volume_range import calibrate, page, rounded_up, scans_of, write_page
+
+    model = load(weights)
+    scans = [scan for folder in data for scan in scans_of(load_dataset(folder), model)]
+    rows, chosen = calibrate(scans)
+    write_table(rows, out / "range.csv")
+    write_page(page(rows, chosen, scans, f"{model.manifest.name} {model.manifest.version}"), out)
+    for row in rows:
+        print(in_words(row))
+    if not keep:
+        pair = (chosen["low_threshold"], chosen["high_threshold"])
+        replace(model.manifest, range_thresholds=pair, range_margin=rounded_up(chosen["margin"])).write(weights)
+
+
 @app.command("stripping")
 def _stripping(
     data: DataSetsOption,
