@@ -106,6 +106,18 @@ class Volume:
         spacing = self.spacing[::-1]
         return np.flip(self.hu.transpose(axes), flips), tuple(spacing[a] for a in axes)  # type: ignore[return-value]
 
+    def lps_frame(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the voxels of `in_lps` lie: (x, y, z; mm, LPS) of its voxel (0, 0, 0), and a 3x3 matrix whose columns
+        are the steps (mm) from a voxel to the next along its z, y and x.
+        """
+        axes, flips = self._to_lps()
+        steps = (np.array(self.direction).reshape(3, 3) * self.spacing)[:, ::-1][:, list(axes)]
+        start = np.array(self.origin, dtype=float)
+        for axis in flips:
+            start = start + steps[:, axis] * (self.hu.shape[axes[axis]] - 1)
+            steps[:, axis] *= -1
+        return start, steps
+
     def from_lps(self, array: np.ndarray) -> np.ndarray:
         """Undo `in_lps` for an array of the same shape: back to the scan's own axes (a view)."""
         axes, flips = self._to_lps()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -17,6 +18,7 @@ from hemseg.folder.processes import run_here
 from hemseg.folder.rows import settings_key
 from hemseg.model import Model
 from hemseg.scan import read
+from training.data.phantom import Phantom
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed")
@@ -174,3 +176,72 @@ def test_summary_sorts_and_links(browser: Any, pages: Path) -> None:
     settled(browser)
     assert browser.title == "hemseg: bleed.nii.gz"
     assert requests(browser) == []
+
+
+def test_compare_page(browser: Any, bleed: Phantom, model: Model, tmp_path: Path) -> None:
+    """Both scans side by side, slices linked; a lesion that grew and one that is new."""
+    import SimpleITK as sitk
+    from scipy import ndimage
+    from selenium.webdriver import ActionChains, Keys
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    from hemseg.compare.change import Change, LesionPair, numbered_lesions
+    from hemseg.compare.comparison import Comparison, Measured
+    from hemseg.compare.page import page
+    from hemseg.compare.registration import Registration
+    from hemseg.compare.tables import figures
+
+    before = bleed.mask
+    after = ndimage.binary_dilation(before, np.ones((1, 3, 3))).astype(np.uint8)
+    after[4:6, 40:46, 60:66] = 1
+    volume = bleed.volume
+    sides = [Measured(volume, mask, *numbered_lesions(mask, volume.voxel_ml), given=True) for mask in (before, after)]
+    one, two = (side.volume_ml for side in sides)
+    (a,), (b, c) = (side.lesions_ml for side in sides)
+    comparison = Comparison(
+        *sides,
+        registration=Registration(sitk.Euler3DTransform(), 0.97, 0.95, 0.98),
+        change=Change(one, two),
+        lesions=[LesionPair((0,), (0,), a, b), LesionPair((), (1,), 0.0, c)],
+        hours=26.04,
+        limits=None,
+        warnings=("<b>odd</b>",),
+    )
+    path = tmp_path / "compare.html"
+    path.write_text(page(comparison, figures(comparison, model, NASTY)))
+    opened(browser, path)
+    assert browser.title == f"hemseg compare: {NASTY}"
+    text = browser.find_element(By.TAG_NAME, "body").text
+    for said in (f"{one:.1f} mL → {two:.1f} mL", "26.0 hours", "expansion", "<b>odd</b>", "Not a medical device"):
+        assert said in text
+
+    def drawn() -> str:
+        return str(browser.execute_script("return document.body.dataset.drawn"))
+
+    def shown(state: str) -> list[str]:
+        WebDriverWait(browser, 20).until(lambda _: drawn() == state)
+        return browser.execute_script("return views.map(view => view.toDataURL())")
+
+    total = (before + after).sum(axis=(1, 2))
+    first = int(total.argmax())
+    both = shown(f"{first} brain true true false")
+    assert both[0] == both[1]  # one scan on either side, with the outlines of both
+    keys = ActionChains(browser)
+    keys.send_keys("f").perform()
+    without = shown(f"{first} brain true false false")
+    keys = ActionChains(browser)
+    keys.send_keys("c").perform()
+    changed = shown(f"{first} brain true false true")
+    assert len({both[0], without[0], changed[0]}) == 3
+    red = browser.execute_script(
+        "const p = pens[1].getImageData(0, 0, width, height).data; let n = 0;"
+        "for (let i = 0; i < p.length; i += 4) n += p[i] > p[i + 1] + 30 && p[i] > p[i + 2] + 30; return n"
+    )
+    assert red == (after[first] > before[first]).sum()
+    browser.find_element(By.CSS_SELECTOR, "tr.new").click()
+    shown("4 brain true false true")
+    ActionChains(browser).send_keys(Keys.ARROW_UP, "3").perform()
+    shown("5 bone true false true")
+    assert requests(browser) == []
+    assert browser.get_log("browser") == []

@@ -256,3 +256,30 @@ def _robustness(
     for rows in summaries.values():
         for row in rows:
             print(in_words(row))
+
+
+@app.command("retest")
+def _retest(
+    out: TablesOption,
+    data: Annotated[Path | None, typer.Option(help="A data set of whole heads, of which val is measured.")] = None,
+    phantoms: Annotated[int, typer.Option(min=0, help="So many phantoms.")] = 12,
+    weights: WeightsOption = None,
+    seed: Annotated[int, typer.Option(help="Of turns, shifts and noise.")] = 0,
+) -> None:
+    """Measure what differs between two scans of a head in which nothing changed; `hemseg compare` reads the limits."""
+    from functools import partial
+
+    from hemseg.model import load
+
+    from ..data.datasets import load_dataset
+    from ..evaluation.retest import LIMITS, head_twice, measure, phantom_twice, write
+
+    model = load(weights)
+    cases = load_dataset(data).part("val") if data else []
+    heads = [partial(phantom_twice, number, seed) for number in range(phantoms)]
+    limits = write(measure([*heads, *(partial(head_twice, case, seed) for case in cases)], model), model, out)
+    print((out / "table.md").read_text())
+    print(
+        f"{LIMITS}: {limits.low_percent:+.1f} to {limits.high_percent:+.1f} %, below {limits.above_ml:g} mL "
+        f"{limits.low_ml:+.2f} to {limits.high_ml:+.2f} mL"
+    )

@@ -1,0 +1,231 @@
+"""Two scans of one patient in, what changed out: alignment, masks on each scan's own grid, volumes, lesions."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from hemseg.checks import check_scan
+from hemseg.compare.acquisition import different_patients, hours_between
+from hemseg.compare.change import (
+    EXPANSION_ML,
+    EXPANSION_PERCENT,
+    Change,
+    LesionPair,
+    matched_lesions,
+    numbered_lesions,
+)
+from hemseg.compare.poses import POSES, Pose, halfway, pose_probabilities
+from hemseg.compare.registration import Registration, register
+from hemseg.compare.retest_limits import RetestLimits, read_limits
+from hemseg.errors import HemsegError
+from hemseg.io.writers import to_itk
+from hemseg.model import Model
+from hemseg.preprocessing import WorkingImage
+from hemseg.segmentation import postprocess
+from hemseg.volume import Volume
+
+MATCHING_MM = 1.5  # cubes on which lesions are matched
+BOTH_LABELS = ("baseline", "follow-up")
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """A scan that is compared.
+
+    Attributes:
+        working: what the networks see of it.
+        given: a mask that somebody gives for it, (z, y, x) on its grid, in place of hemseg's.
+    """
+
+    volume: Volume
+    working: WorkingImage
+    given: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compare.
+
+    Attributes:
+        least_ml, least_percent: of expansion, see `hemseg.compare.change.Change`.
+        hours: between the scans, where their headers do not say it.
+        any_patient: also where the headers name two patients.
+        poses: in which both are segmented.
+    """
+
+    least_ml: float = EXPANSION_ML
+    least_percent: float = EXPANSION_PERCENT
+    hours: float | None = None
+    any_patient: bool = False
+    poses: tuple[Pose, ...] = POSES
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One scan of a comparison.
+
+    Attributes:
+        mask: uint8 (z, y, x) on the scan's own grid.
+        numbers: int16 (z, y, x), its lesions by number, see `hemseg.compare.change.numbered_lesions`.
+        lesions_ml: their volumes, the largest first.
+        given: whether the mask was given.
+        implausible: what cannot be about it, in sentences.
+    """
+
+    volume: Volume
+    mask: np.ndarray
+    numbers: np.ndarray
+    lesions_ml: list[float]
+    given: bool
+    implausible: tuple[str, ...] = ()
+
+    @property
+    def volume_ml(self) -> float:
+        """Hemorrhage in mL, as the voxel spacing in the header has it."""
+        return int(np.count_nonzero(self.mask)) * self.volume.voxel_ml
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Baseline and follow-up, and what changed.
+
+    Attributes:
+        hours: from the one to the other; None where it is not known.
+        limits: what `Change.band` comes from; None where it does not hold for these masks.
+        warnings: of the comparison itself, in sentences; those of the scans stand in their volumes.
+    """
+
+    baseline: Measured
+    followup: Measured
+    registration: Registration
+    change: Change
+    lesions: list[LesionPair]
+    hours: float | None
+    limits: RetestLimits | None
+    warnings: tuple[str, ...] = ()
+
+
+def prepared(volume: Volume, model: Model, given: np.ndarray | None = None, strict: bool = False) -> Scan:
+    """A scan made ready to be compared; arguments and errors as for `hemseg.checks.check_scan`."""
+    volume, working = check_scan(volume, model.manifest.preprocessing, strict, model.strip)
+    return Scan(volume, working, given)
+
+
+def compare(baseline: Scan, followup: Scan, model: Model, options: Options = Options()) -> Comparison:
+    """Align two scans, measure both, and tell what changed.
+
+    Args:
+        model: segments what has no mask; its skull strip is used for the alignment.
+
+    Raises:
+        HemsegError: they cannot be aligned, or are of two patients.
+    """
+    names = f"{_name(baseline, 0)} and {_name(followup, 1)}"
+    if not options.any_patient and different_patients(baseline.volume, followup.volume):
+        raise HemsegError(
+            f"{names}: their DICOM headers name two different patients; if it is one all the same, give --any-patient."
+        )
+    pair = ((baseline.volume, baseline.working), (followup.volume, followup.working))
+    registration = register(*pair)
+    if registration.problem:
+        raise HemsegError(
+            f"{names}: could not be aligned, {registration.problem}; are they whole head CT of one patient?"
+        )
+    space = halfway(registration.transform, *pair)
+    measured = []
+    for scan, later in ((baseline, False), (followup, True)):
+        if scan.given is not None:
+            measured.append(_of_mask(scan.volume, scan.given, given=True))
+            continue
+        answers = pose_probabilities(scan.volume, scan.working, space, later, model, options.poses)
+        measured.append(of_probability(scan, np.mean(list(answers), axis=0, dtype=np.float32), model))
+    limits, doubts = _limits(measured, model)
+    volumes = measured[0].volume_ml, measured[1].volume_ml
+    band = limits.band(*volumes) if limits else None
+    hours = hours_between(baseline.volume, followup.volume) if options.hours is None else options.hours
+    return Comparison(
+        *measured,
+        registration=registration,
+        change=Change(*volumes, options.least_ml, options.least_percent, band),
+        lesions=_matched(*measured, registration.transform),
+        hours=hours,
+        limits=limits,
+        warnings=(*_odd(baseline.volume, followup.volume, registration, hours), *doubts),
+    )
+
+
+def of_probability(scan: Scan, probability: np.ndarray, model: Model) -> Measured:
+    """A scan's mask of the probability (z, y, x) on its working grid, as `hemseg segment` outlines it."""
+    result = postprocess(scan.volume, scan.working, probability, replace(model.manifest, min_peak=0.0))
+    return replace(_of_mask(scan.volume, result.mask, given=False), implausible=result.implausible)
+
+
+def _of_mask(volume: Volume, mask: np.ndarray, given: bool) -> Measured:
+    mask = np.ascontiguousarray(mask != 0, np.uint8)
+    return Measured(volume, mask, *numbered_lesions(mask, volume.voxel_ml), given)
+
+
+def _name(scan: Scan, which: int) -> str:
+    path: Path | None = scan.volume.path
+    return f"{path} ({BOTH_LABELS[which]})" if path else f"the {BOTH_LABELS[which]}"
+
+
+def _limits(measured: list[Measured], model: Model) -> tuple[RetestLimits | None, list[str]]:
+    """The limits that hold for both masks, and what is to be said where none do."""
+    if any(one.given for one in measured):
+        return None, ["Masks were given: how much they would differ without any change is not known."]
+    limits = read_limits()
+    if limits is None or not limits.hold_for(model.manifest):
+        return None, ["How much two scans differ without any change was not measured with these weights."]
+    return limits, []
+
+
+def _odd(baseline: Volume, followup: Volume, registration: Registration, hours: float | None) -> list[str]:
+    """What looks odd about the two together, in sentences."""
+    said = [registration.doubt] if registration.doubt else []
+    if baseline.hu.shape == followup.hu.shape and np.array_equal(baseline.hu, followup.hu):
+        said.append("Both scans hold the same voxels: is it one scan, given twice?")
+    elif hours == 0:
+        said.append("Both scans have the same time: is it one scan, given twice?")
+    if hours is not None and hours < 0:
+        said.append(f"The follow-up was taken {-hours:.1f} hours before the baseline: are they exchanged?")
+    thick = [volume.in_lps()[1][0] for volume in (baseline, followup)]
+    if max(thick) > 1.5 * min(thick):
+        said.append(
+            f"Slices of {thick[0]:.3g} mm are compared with slices of {thick[1]:.3g} mm: volumes differ by that alone."
+        )
+    return said
+
+
+def _matched(baseline: Measured, followup: Measured, transform: sitk.Transform) -> list[LesionPair]:
+    """Lesions of both, matched on cubes in the space of the baseline."""
+    here = to_itk(baseline.numbers, baseline.volume)
+    there = to_itk(followup.numbers, followup.volume)
+    points = [*_corners(here, baseline.mask, sitk.Transform()), *_corners(there, followup.mask, transform.GetInverse())]
+    if not points:
+        return []
+    low, high = np.min(points, axis=0) - 2 * MATCHING_MM, np.max(points, axis=0) + 2 * MATCHING_MM
+    cubes = sitk.Image([int(np.ceil(extent / MATCHING_MM)) + 1 for extent in high - low], sitk.sitkInt16)
+    cubes.SetSpacing([MATCHING_MM] * 3)
+    cubes.SetOrigin([float(v) for v in low])
+    numbers = [
+        sitk.GetArrayFromImage(sitk.Resample(image, cubes, way, sitk.sitkNearestNeighbor, 0))
+        for image, way in ((here, sitk.Transform()), (there, transform))
+    ]
+    return matched_lesions(numbers[0], numbers[1], (MATCHING_MM,) * 3, (baseline.lesions_ml, followup.lesions_ml))
+
+
+def _corners(image: sitk.Image, mask: np.ndarray, transform: sitk.Transform) -> list[tuple[float, ...]]:
+    """The corners (mm) of the box around a mask, moved."""
+    if not mask.any():
+        return []
+    spans = [np.flatnonzero(mask.any(axis=axes))[[0, -1]] + (-0.5, 0.5) for axes in ((0, 1), (0, 2), (1, 2))]
+    return [
+        transform.TransformPoint(image.TransformContinuousIndexToPhysicalPoint([float(v) for v in corner]))
+        for corner in itertools.product(*spans)
+    ]

@@ -1,0 +1,268 @@
+"""Pairs of scans: which they are, what is written for each, and the work itself. A pair that fails is named, the others
+are still done.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hemseg.compare.comparison import Comparison, Options, compare, prepared
+from hemseg.compare.page import page
+from hemseg.compare.tables import failed_row, figures, row, table
+from hemseg.errors import HemsegError
+from hemseg.io.files import write_json, write_text
+from hemseg.io.fingerprint import unchanged
+from hemseg.io.formats import mask_name, suffix
+from hemseg.io.integrity import voxel_files
+from hemseg.io.marks import read_mark
+from hemseg.io.masks import write_mask
+from hemseg.names import printable
+from hemseg.scan import read
+from hemseg.volume import Volume
+
+if TYPE_CHECKING:
+    from hemseg.model import Model
+
+JSON, PAGE, TABLE = "compare.json", "compare.html", "compare.csv"
+NEEDED, OPTIONAL = ("baseline", "followup"), ("case", "baseline_mask", "followup_mask", "hours")
+SAME_MM = 0.01  # a mask's voxels may lie so far from the scan's: NIfTI rounds
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two scans to compare.
+
+    Attributes:
+        case: its name in tables, and that of its folder among many.
+        baseline, followup: a file, or a folder or zip archive of a DICOM study.
+        baseline_mask, followup_mask: images with the scan's geometry; what is above 0 is hemorrhage.
+        baseline_series, followup_series: of a DICOM study, see `hemseg.scan.read`.
+        hours: between the scans, in place of what their headers say.
+    """
+
+    case: str
+    baseline: Path
+    followup: Path
+    baseline_mask: Path | None = None
+    followup_mask: Path | None = None
+    baseline_series: str = ""
+    followup_series: str = ""
+    hours: float | None = None
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """What is read for it."""
+        return tuple(p for p in (self.baseline, self.followup, self.baseline_mask, self.followup_mask) if p)
+
+    def outputs(self, folder: Path) -> dict[str, Path]:
+        """What is written for it into its folder."""
+        found = {"json": folder / JSON, "page": folder / PAGE}
+        for name, scan, mask in (
+            ("baseline", self.baseline, self.baseline_mask),
+            ("followup", self.followup, self.followup_mask),
+        ):
+            if mask is None:
+                ending = suffix(Path(mask_name(scan))) if suffix(scan) and not scan.is_dir() else ".mha"
+                found[name] = folder / f"{name}_mask{ending}"
+        return found
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """The pairs of a CSV with the columns ``baseline`` and ``followup``, and, if wanted, ``case``, ``baseline_mask``,
+    ``followup_mask``, ``hours``; its paths are relative to its own folder.
+
+    Raises:
+        HemsegError: it cannot be read, or not as such a table.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise HemsegError(f"{path}: cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise HemsegError(f"{path}: is not a table in UTF-8; save it as CSV (UTF-8).") from None
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    rows = list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
+    for number, values in enumerate(rows, start=2):
+        if None in values:
+            raise HemsegError(f"{path}: row {number} has more cells than the header.")
+    names = {str(name).strip().lower() for name in (rows[0] if rows else {})}
+    if missing := [name for name in NEEDED if name not in names]:
+        raise HemsegError(f"{path}: needs rows below a header with the columns {' and '.join(missing)}.")
+    if unknown := names - {*NEEDED, *OPTIONAL}:
+        raise HemsegError(
+            f"{path}: has unknown columns ({', '.join(sorted(unknown))}); known: {', '.join((*NEEDED, *OPTIONAL))}."
+        )
+    pairs = [_pair(path, number, values) for number, values in enumerate(rows, start=2)]
+    first: dict[str, int] = {}
+    for number, pair in enumerate(pairs, start=2):
+        if pair.case in first:
+            raise HemsegError(
+                f"{path}: rows {first[pair.case]} and {number} have the same case {pair.case}; give each a name of "
+                "its own in a column case."
+            )
+        first[pair.case] = number
+    return pairs
+
+
+def _pair(path: Path, number: int, values: dict[str, Any]) -> Pair:
+    cells = {str(k).strip().lower(): (v or "").strip() for k, v in values.items()}
+    if not (cells["baseline"] and cells["followup"]):
+        raise HemsegError(f"{path}: row {number} names no baseline or no follow-up.")
+    hours = None
+    if cells.get("hours"):
+        try:
+            hours = float(cells["hours"].replace(",", "."))
+        except ValueError:
+            hours = math.nan
+        if not math.isfinite(hours):
+            raise HemsegError(f"{path}: row {number} has hours that are no number.")
+    case = cells.get("case") or case_of(Path(cells["baseline"]), Path(cells["followup"]))
+    if Path(case).name != case or case in ("", ".", "..") or case.startswith("."):
+        raise HemsegError(f"{path}: row {number} has a case that is no name of a folder.")
+
+    def there(name: str) -> Path | None:
+        return path.parent / cells[name] if cells.get(name) else None
+
+    return Pair(
+        case=case,
+        baseline=path.parent / cells["baseline"],
+        followup=path.parent / cells["followup"],
+        baseline_mask=there("baseline_mask"),
+        followup_mask=there("followup_mask"),
+        hours=hours,
+    )
+
+
+def case_of(baseline: Path, followup: Path) -> str:
+    """A name for a pair of scans: of both, without what ends them."""
+    names = [p.name[: len(p.name) - len(suffix(p))] or p.name for p in (baseline, followup)]
+    return f"{names[0]}-{names[1]}"
+
+
+def refuse_conflicts(pairs: Sequence[tuple[Pair, Path]], tables: Iterable[Path], overwrite: bool) -> None:
+    """Raise if a file that would be written is one of the scans or masks, or somebody else's.
+
+    Args:
+        pairs: each with its folder.
+        tables: other files that are written.
+
+    Raises:
+        HemsegError: names them all.
+    """
+    read_here = {os.path.realpath(path) for pair, _ in pairs for path in pair.inputs}
+    folders = [path for path in read_here if os.path.isdir(path)]
+    found = []
+    for path in [*(p for pair, folder in pairs for p in pair.outputs(folder).values()), *tables]:
+        real = os.path.realpath(path)
+        if any(os.path.commonpath([real, folder]) == folder for folder in folders):
+            found.append(f"{path} (lies in the folder of a scan)")
+        elif real in read_here:
+            found.append(f"{path} (is a scan or a mask that is read)")
+        elif os.path.lexists(path) and not path.is_file():
+            found.append(f"{path} (is no file)")
+        elif os.path.lexists(path) and not overwrite and read_mark(path) is None:
+            found.append(f"{path} (hemseg did not write it, or it was changed since; --overwrite replaces it)")
+    if found:
+        raise HemsegError(f"nothing was done, as these files could not be written: {'; '.join(found[:20])}.")
+
+
+def run_pair(pair: Pair, model: Model, options: Options, folder: Path | None = None) -> dict[str, Any]:
+    """Compare two scans and write what is asked for; returns `hemseg.compare.tables.figures`.
+
+    Args:
+        folder: where the files of this pair go, if anywhere.
+
+    Raises:
+        HemsegError: a scan or mask cannot be read or does not fit, or they cannot be compared.
+    """
+    sides = []
+    for scan, mask, series in (
+        (pair.baseline, pair.baseline_mask, pair.baseline_series),
+        (pair.followup, pair.followup_mask, pair.followup_series),
+    ):
+        with unchanged(_files_of(scan), scan) as fingerprint:
+            volume = replace(read(scan, series), fingerprint=fingerprint)
+        sides.append(prepared(volume, model, None if mask is None else read_mask(mask, volume)))
+    chosen = options if pair.hours is None else replace(options, hours=pair.hours)
+    comparison = compare(*sides, model, chosen)
+    found = figures(comparison, model, pair.case)
+    if folder is not None:
+        _write(pair, comparison, found, folder)
+    return found
+
+
+def run_pairs(
+    pairs: Sequence[tuple[Pair, Path]], model: Model, options: Options, target: Path
+) -> Iterator[tuple[Pair, dict[str, Any] | str]]:
+    """Compare many; yields each with its figures, or with the sentence that says why there are none. The table of all
+    is written anew after each.
+    """
+    rows = []
+    for pair, folder in pairs:
+        outcome: dict[str, Any] | str
+        try:
+            outcome = run_pair(pair, model, options, folder)
+            rows.append(row(outcome))
+        except HemsegError as error:
+            outcome = str(error)
+            rows.append(failed_row(pair.case, outcome))
+        write_text(table(rows), target / TABLE)
+        yield pair, outcome
+
+
+def _write(pair: Pair, comparison: Comparison, found: dict[str, Any], folder: Path) -> None:
+    """Masks, page, and JSON last: where that is, everything is."""
+    outputs = pair.outputs(folder)
+    for name, one in (("baseline", comparison.baseline), ("followup", comparison.followup)):
+        if name in outputs:
+            write_mask(one.mask, one.volume, outputs[name])
+    write_text(page(comparison, found), outputs["page"])
+    write_json(found, outputs["json"])
+
+
+def _files_of(scan: Path) -> list[Path]:
+    """The files that a scan is read from."""
+    if scan.is_dir():
+        return sorted(path for path in scan.rglob("*") if path.is_file())
+    try:
+        return [scan, *voxel_files(scan)]
+    except (OSError, ValueError):  # reading it says what is wrong
+        return [scan]
+
+
+def read_mask(path: Path, volume: Volume) -> np.ndarray:
+    """A mask that somebody gives for a scan; bool (z, y, x), what is above 0.
+
+    Raises:
+        HemsegError: it cannot be read, has another geometry than the scan, or is no mask.
+    """
+    if not suffix(path):
+        raise HemsegError(f"{path}: a mask is given as NIfTI, MetaImage or NRRD.")
+    mask = read(path)
+    name = printable(str(volume.path)) if volume.path else "the scan"
+    if mask.hu.shape != volume.hu.shape:
+        sizes = ["x".join(map(str, v.hu.shape[::-1])) for v in (mask, volume)]
+        raise HemsegError(f"{path}: has {sizes[0]} voxels, {name} has {sizes[1]}; give a mask on the scan's own grid.")
+    far = np.array(volume.hu.shape[::-1], float)
+    places = [
+        [np.array(v.origin) + np.array(v.direction).reshape(3, 3) @ (corner * v.spacing) for v in (mask, volume)]
+        for corner in (far * 0, far * [1, 0, 0], far * [0, 1, 0], far * [0, 0, 1])
+    ]
+    if (apart := max(float(np.linalg.norm(a - b)) for a, b in places)) > SAME_MM * max(far):
+        raise HemsegError(
+            f"{path}: lies up to {apart:.1f} mm from {name}; give a mask with the scan's origin, spacing and direction."
+        )
+    if (mask.hu < 0).any() or not np.array_equal(mask.hu, np.round(mask.hu)):
+        raise HemsegError(
+            f"{path}: holds values that are no labels; a mask has 0 where there is no hemorrhage, else 1."
+        )
+    return mask.hu > 0
