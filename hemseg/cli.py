@@ -357,7 +357,7 @@ def compare(
     """
     from hemseg.compare.comparison import Options
     from hemseg.compare.pairs import TABLE, Pair, case_of, read_pairs, refuse_conflicts, run_pair, run_pairs
-    from hemseg.compare.tables import summary
+    from hemseg.compare.tables import messages, summary
     from hemseg.model import load
     from hemseg.streams import print_text
 
@@ -392,13 +392,8 @@ def compare(
         results.append(outcome)
         if quiet:
             continue
-        for text in outcome["warnings"]:
-            print(f"warning: {printable(outcome['case'])}: {text}", file=sys.stderr)
-        for name in ("baseline", "followup"):
-            side = outcome[name]
-            for kind, texts in (("implausible", side["implausible"]), ("warning", side["warnings"])):
-                for text in texts:
-                    print(f"{kind}: {printable(outcome['case'])}, {name}: {text}", file=sys.stderr)
+        for line in messages(outcome):
+            print(line, file=sys.stderr)
         if not as_json:
             print_text(summary(outcome))
     if as_json:

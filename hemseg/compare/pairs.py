@@ -45,7 +45,7 @@ class Pair:
         case: its name in tables, and that of its folder among many.
         baseline, followup: a file, or a folder or zip archive of a DICOM study.
         baseline_mask, followup_mask: images with the scan's geometry; what is above 0 is hemorrhage.
-        baseline_series, followup_series: of a DICOM study, see `hemseg.volume.read`.
+        baseline_series, followup_series: of a DICOM study, see `hemseg.scan.read`.
         hours: between the scans, in place of what their headers say.
     """
 

@@ -142,6 +142,16 @@ def table(rows: list[dict[str, str]]) -> str:
     return text.getvalue()
 
 
+def messages(found: dict[str, Any]) -> list[str]:
+    """What people must be told of a comparison beside its figures, a line each."""
+    case = printable(found["case"])
+    lines = [f"warning: {case}: {text}" for text in found["warnings"]]
+    for name in ("baseline", "followup"):
+        lines += [f"implausible: {case}, {name}: {text}" for text in found[name]["implausible"]]
+        lines += [f"warning: {case}, {name}: {text}" for text in found[name]["warnings"]]
+    return lines
+
+
 def summary(found: dict[str, Any]) -> str:
     """A comparison in a few lines, for the terminal."""
     percent, hours, band = found["change_percent"], found["hours"], found["no_change"]

@@ -27,8 +27,8 @@ from hemseg.errors import HemsegError
 from hemseg.io.writers import to_itk
 from hemseg.model import Model, load
 from hemseg.volume import Volume
-from training.data.head_space import IDENTITY
-from training.data.phantom import Grid, make_phantom, write_image
+from training.data.head_space import IDENTITY, Grid
+from training.data.phantom import make_phantom, write_image
 
 STRAIGHT = Grid((25, 84, 84), (2.6, 2.6, 6.0))
 DEGREES, LEFT_MM, LOWER_MM = (7.0, -4.0, 11.0), 6.0, 3.0  # off by half a slice

@@ -37,8 +37,8 @@ from hemseg.volume import Volume
 
 from ..console import console
 from ..data.datasets import Case
-from ..data.head_space import IDENTITY
-from ..data.phantom import KINDS, Grid, make_phantom
+from ..data.head_space import IDENTITY, Grid
+from ..data.phantom import KINDS, make_phantom
 from .evaluate import write_table
 
 ABOVE_ML = 3.0
