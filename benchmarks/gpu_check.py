@@ -38,11 +38,13 @@ from training.config import Config, load_config
 from training.data.datasets import Prepared
 from training.data.phantom import KINDS, Grid, make_phantom
 from training.evaluation.quality import mask_on_grid
-from training.fitting.classifier import SequenceNetwork, SequenceTask, SliceNetwork, SliceTask, Volumes, end_to_end
+from training.fitting.classifier import SequenceTask, SliceTask, Volumes, collate_volumes
 from training.fitting.hardware import processor
-from training.fitting.segmenter import FAST, Patches, SegmenterTask, build_unet
+from training.fitting.segmenter import Patches, SegmenterTask
 from training.fitting.timed_steps import mixed, moved, timed_steps
 from training.fitting.trainer import Task, loader, micro_batch
+from training.networks.slice_network import SequenceNetwork, SliceNetwork
+from training.networks.unet import MEMORY_FORMAT, build_unet
 
 TOLERANCES = {"32-true": (1e-3, 1e-3), "bf16-mixed": (5e-2, 0.1)}  # of losses (relative), of gradients (1 - cosine)
 KEEPS_UP = 0.9
@@ -116,7 +118,7 @@ def tasks(config: Config, cases: list[Prepared], labels: dict[str, np.ndarray]) 
         torch.manual_seed(config.seed)
         network = SequenceNetwork(SliceNetwork(config.classifier), config.sequence)
         batches = loader(volumes, _micro(config.sequence.optimization), config.seed)
-        batches.collate_fn = end_to_end
+        batches.collate_fn = collate_volumes
         return SequenceTask(network, config), batches
 
     def segment() -> tuple[Task, Iterable[Any]]:
@@ -124,7 +126,7 @@ def tasks(config: Config, cases: list[Prepared], labels: dict[str, np.ndarray]) 
         optimization = _micro(config.segmenter.optimization)
         settings = replace(config.segmenter, optimization=optimization)
         network = build_unet(settings, len(config.preprocessing.channels))
-        network.to(memory_format=FAST)  # type: ignore[call-overload]
+        network.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]
         return SegmenterTask(network, settings, config.seed), loader(patches, optimization, config.seed)
 
     return {"classify": classify, "sequence": sequence, "segment": segment}
