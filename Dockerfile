@@ -1,5 +1,7 @@
 # The container as Grand Challenge users know it: scans in /input, masks in /output, no network, any uid, no torch.
 ARG BASE_IMAGE=python:3.11-slim
+# of the target `training`: PyTorch's wheels bring CUDA; for another one give an image with it, such as nvidia/cuda:12.6.3-runtime-ubuntu24.04
+ARG TRAINING_BASE=${BASE_IMAGE}
 FROM ${BASE_IMAGE} AS common
 
 # cuda: ONNX Runtime with the CUDA 12 libraries (runs on CPU too); cpu: a much smaller image
@@ -32,7 +34,7 @@ RUN --mount=type=secret,id=pip_ca \
 
 COPY LICENSE process.py ./
 COPY hemseg ./hemseg
-COPY weights ./weights
+COPY weights/hemseg.onnx weights/strip.onnx weights/manifest.json weights/LICENSE weights/MODEL_CARD.md ./weights/
 RUN python -m compileall -q hemseg process.py && chmod -R a+rX /opt/app
 
 USER user
@@ -59,6 +61,28 @@ RUN --mount=type=secret,id=pip_ca \
     export PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1; \
     python -m venv /tmp/tools && /tmp/tools/bin/pip install --quiet cyclonedx-bom==7.5.0 \
     && /tmp/tools/bin/cyclonedx-py environment "$(command -v python)" | /tmp/tools/bin/python /tmp/sbom.py > /sbom.cdx.json
+
+# hemseg:training, for clusters: `docker build --target training -t hemseg:training .`, then
+# `docker run --gpus all -v DATA:/data:ro -v RUNS:/runs hemseg:training all --config finetune --init weights --data /data --run /runs/mine`
+FROM ${TRAINING_BASE} AS training
+ENV PYTHONUNBUFFERED=1 HOME=/tmp NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+RUN command -v python3 && python3 -c "import venv, ensurepip, sys; sys.exit(sys.version_info < (3, 11))" \
+    || { apt-get update -qq && apt-get install -qq -y --no-install-recommends python3 python3-venv && rm -rf /var/lib/apt/lists/*; }
+WORKDIR /opt/hemseg
+COPY pyproject.toml setup.py README.md LICENSE requirements.txt ./
+COPY hemseg ./hemseg
+COPY training ./training
+COPY benchmarks ./benchmarks
+COPY weights ./weights
+RUN --mount=type=secret,id=pip_ca \
+    if [ -s /run/secrets/pip_ca ]; then export PIP_CERT=/run/secrets/pip_ca; fi; \
+    export PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1; \
+    sed -E '/^ *--hash/d; s/ *\\$//' requirements.txt > /tmp/constraints.txt \
+    && python3 -m venv /opt/venv \
+    && /opt/venv/bin/pip install --quiet --constraint /tmp/constraints.txt --editable '.[training]' \
+    && rm /tmp/constraints.txt && chmod -R a+rX /opt/hemseg
+USER 1000
+ENTRYPOINT ["/opt/venv/bin/python", "-m", "training"]
 
 # hemseg:latest, one run a call: what `docker build` makes when no target is named
 FROM common AS batch

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 QUIET := --quiet --no-compile --disable-pip-version-check
 # what is imported is compiled then, once, even where the environment forbids Python to keep it
 export PYTHONDONTWRITEBYTECODE :=
-.PHONY: demo test shim node soak lint format lock samples dist docs clean
+.PHONY: demo test shim node soak newcomer lint format lock samples dist docs clean
 
 demo: $(VENV)/.inference  ## segment the sample scans; masks and pictures go to demo-output/
 	$(BIN)/hemseg segment test/cases demo-output --overlay
@@ -27,6 +27,9 @@ soak: $(VENV)/.development  ## broken files, kills, a thousand scans, other samp
 	$(BIN)/python test/stress/soak.py --scans 1000
 	HEMSEG_EXAMPLES=20000 $(BIN)/python -m pytest test/hemseg/test_names.py -k "outside or nrrd"
 	$(BIN)/python test/stress/invariance.py
+
+newcomer: $(VENV)/.development  ## docs/training.md word for word, from nothing to a mask (a quarter of an hour; not in `make test`)
+	$(BIN)/python test/stress/newcomer.py
 
 lint: $(VENV)/.development  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -42,6 +42,7 @@ class Optimization:
     epochs: int = 100
     patience: int = 25
     keep: str = "best"  # best: the epoch with the lowest validation loss | last: where that loss is no good judge
+    frozen_statistics: bool = False  # batch norms keep the means and variances that they start with (fine-tuning)
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,8 @@ class Config:
 
     name: str
     seed: int = 0
-    weights_license: str = "MIT"  # of the weights: what their data allow
+    weights_license: str = "MIT"  # of the weights: what their data allow; that of the initial weights is added to it
+    init: str = ""  # weights to start from: `weights` (hemseg's), a run, an export's folder; '' starts from nothing
     without: Without = field(default_factory=Without)
     strip: str = ""  # the learned skull strip: `weights` (that of hemseg's weights) or an ONNX file; '': the paper's
     preprocessing: Settings = field(default_factory=Settings)
@@ -213,6 +215,15 @@ def load_config(path: str | Path) -> Config:
     """
     path, values = _read_values(path)
     return _build(Config, {"name": path.stem} | values, str(path))
+
+
+def classifier_settings(values: Any, where: str) -> Classifier:
+    """Settings of a slice classifier from plain values, as an export keeps them.
+
+    Raises:
+        HemsegError: it says, after ``where``, what does not fit.
+    """
+    return _build(Classifier, values, where)  # type: ignore[no-any-return]
 
 
 def _read_values(path: str | Path, above: tuple[Path, ...] = ()) -> tuple[Path, dict[str, Any]]:

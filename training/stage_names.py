@@ -33,6 +33,7 @@ class Variant:
     kmeans: bool = True
     reference: bool = False  # train the U-Net on reference masks: the fully supervised upper bound
     permuted: bool = False  # shuffle the slice labels within each volume: a control that has to fail
+    masks: bool = False  # reference masks of train cases in place of their pseudo-labels, where there are some
 
     @property
     def slices(self) -> str:
@@ -45,11 +46,16 @@ class Variant:
         return self.slices + ("" if self.lstm else "@resnet")
 
     @property
-    def labels(self) -> str:
-        """Suffix of the stages from the pseudo-labels on."""
+    def pseudolabels(self) -> str:
+        """Suffix of the pseudo-labels."""
         if self.reference:
             return "@supervised"
         return self.network + ("" if self.kmeans else ("-" if self.network else "@") + "threshold")
+
+    @property
+    def labels(self) -> str:
+        """Suffix of the stages from the first U-Net on."""
+        return self.pseudolabels + (("-" if self.pseudolabels else "@") + "masks" if self.masks else "")
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class StageNames:
     sequence: str
     cam: str
     pseudolabel: str
+    masks: str
     segment: str
     relabel: tuple[str, ...]
     resegment: tuple[str, ...]
@@ -93,7 +100,8 @@ def stage_names(variant: Variant | None = None, rounds: int = 0) -> StageNames:
         classify=f"classify{variant.slices}",
         sequence=f"sequence{variant.network}",
         cam=f"cam{variant.network}",
-        pseudolabel=f"pseudolabel{own}",
+        pseudolabel=f"pseudolabel{variant.pseudolabels}",
+        masks="masks",  # of train cases; only a variant with `masks` has this stage
         segment=f"segment{own}",
         relabel=tuple(f"relabel{suffix}" for suffix in later),
         resegment=tuple(f"resegment{suffix}" for suffix in later),
@@ -116,6 +124,11 @@ def folder_of(stage: str, variant: str, present: set[str]) -> str | None:
 def with_suffix(stage: str, variant: str) -> str:
     """The folder of a variant's own stage, by its suffix (``@supervised``)."""
     return stage + variant
+
+
+def pseudolabels_of(variant: str) -> str:
+    """The folder of the pseudo-labels of a variant, by its suffix: masks of train cases come after them."""
+    return with_suffix("pseudolabel", variant.removesuffix("masks").rstrip("@-"))
 
 
 def without_suffix(name: str) -> str:

@@ -226,7 +226,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(study: Path, stage: str, run: Path, *more: str) -> list[str]:
-    return [stage, "--config", f"{study}/tiny.yaml", "--data", f"{study}/data", "--run", str(run), *more]
+    same = ["--precision", "32-true"]  # on processors with bfloat16, too
+    return [stage, "--config", f"{study}/tiny.yaml", "--data", f"{study}/data", "--run", str(run), *same, *more]
 
 
 def network(run: Path, stage: str) -> torch.Tensor:

@@ -24,12 +24,14 @@ from training.data.datasets import load_dataset
 from training.data.phantom import Grid, make_phantom
 from training.evaluation.evaluate import network_predictor, threshold_predictor
 
+SAME_EVERYWHERE = ("--precision", "32-true")  # on processors with bfloat16, too
+
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole pipeline on phantoms, from slice labels to ONNX, as a user would run it."""
     run = tmp_path_factory.mktemp("runs") / "smoke"
-    training("all", "--config", "training/configs/smoke.yaml", "--run", run)
+    training("all", "--config", "training/configs/smoke.yaml", "--run", run, *SAME_EVERYWHERE)
     return run
 
 
@@ -45,7 +47,7 @@ def test_smoke_finds_hemorrhage_in_unseen_phantoms(smoke: Path) -> None:
 @pytest.fixture(scope="session")
 def control(smoke: Path) -> dict[str, float]:
     """Mean Dice on the test phantoms: of the run, of the same with permuted labels, of a threshold."""
-    output = training("control", "--config", "smoke", "--run", smoke).stdout
+    output = training("control", "--config", "smoke", "--run", smoke, *SAME_EVERYWHERE).stdout
     last = [line.rsplit(" ", 1) for line in output.splitlines()[-3:]]  # before them stand Lightning's bars
     return {name: float(mean) for name, mean in last}
 

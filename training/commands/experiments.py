@@ -10,12 +10,13 @@ import typer
 
 from hemseg.errors import HemsegError
 
-from ..fitting.hardware import Hardware
-from .inputs import config_and_data
+from .inputs import config_and_data, hardware_of, phantoms_of, require_training
 from .options import (
     ConfigOption,
     DataOption,
     DevicesOption,
+    InitOption,
+    MasksOption,
     NodesOption,
     PrecisionOption,
     RunOption,
@@ -32,17 +33,16 @@ def _ablate(
     run: RunOption,
     out: TablesOption,
     data: DataOption = None,
-    devices: DevicesOption = 1,
+    devices: DevicesOption = "auto",
     nodes: NodesOption = 1,
-    precision: PrecisionOption = "32-true",
+    precision: PrecisionOption = "auto",
     seed: SeedOption = None,
+    masks: MasksOption = False,
 ) -> None:
     """Run the paper's ablation (Table 2), the supervised upper bound and the threshold; write the tables to OUT."""
     from ..experiments.ablation import ablate
 
-    hardware = Hardware(devices, nodes, precision)
-    hardware.check()
-    ablate(*config_and_data(config, data, run, seed), run, out, hardware)
+    ablate(*config_and_data(config, data, run, seed), run, out, hardware_of(devices, nodes, precision), masks)
 
 
 @app.command("crossval")
@@ -52,16 +52,14 @@ def _crossval(
     out: TablesOption,
     data: DataOption = None,
     folds: Annotated[int, typer.Option(help="Disjoint test sets of a fifth of the patients each.")] = 3,
-    devices: DevicesOption = 1,
+    devices: DevicesOption = "auto",
     nodes: NodesOption = 1,
-    precision: PrecisionOption = "32-true",
+    precision: PrecisionOption = "auto",
 ) -> None:
     """Cross-validate the whole recipe by patient; write the tables to OUT."""
     from ..experiments.crossval import crossvalidate
 
-    hardware = Hardware(devices, nodes, precision)
-    hardware.check()
-    crossvalidate(*config_and_data(config, data, run), run, folds, out, hardware)
+    crossvalidate(*config_and_data(config, data, run), run, folds, out, hardware_of(devices, nodes, precision))
 
 
 @app.command("control")
@@ -69,19 +67,52 @@ def _control(
     config: ConfigOption,
     run: RunOption,
     data: DataOption = None,
-    devices: DevicesOption = 1,
+    devices: DevicesOption = "auto",
     nodes: NodesOption = 1,
-    precision: PrecisionOption = "32-true",
+    precision: PrecisionOption = "auto",
     seed: SeedOption = None,
 ) -> None:
     """Train once more with slice labels permuted within each volume: it must fail. Dice beside the threshold's."""
     from ..experiments.ablation import control
 
-    hardware = Hardware(devices, nodes, precision)
-    hardware.check()
+    hardware = hardware_of(devices, nodes, precision)
     for name, dice in control(*config_and_data(config, data, run, seed), run, hardware).items():
         for source, value in dice.items():
             print(f"{name}, {source} {value:.4f}" if source else f"{name} {value:.4f}")
+
+
+@app.command("finetuning")
+def _finetuning(
+    config: ConfigOption,
+    run: RunOption,
+    out: TablesOption,
+    data: Annotated[Path, typer.Option(help="The new scans, which the initial weights have not seen.")],
+    old: Annotated[
+        list[Path] | None, typer.Option(help="A data set that they learned from; may be given several times.")
+    ] = None,
+    patients: Annotated[
+        list[int] | None, typer.Option(help="Train on so many; may be given several times. All come last anyway.")
+    ] = None,
+    init: InitOption = "",
+    devices: DevicesOption = "auto",
+    nodes: NodesOption = 1,
+    precision: PrecisionOption = "auto",
+    seed: SeedOption = None,
+) -> None:
+    """Measure what fine-tuning gains on new scans and forgets of old ones, by the number of patients."""
+    require_training()
+    from ..config import load_config
+    from ..console import in_words
+    from ..data.datasets import load_dataset
+    from ..experiments.finetuning import finetuning
+
+    settings = load_config(config)
+    settings = replace(settings, init=init or settings.init, seed=settings.seed if seed is None else seed)
+    mine, before = load_dataset(data, settings.seed), [load_dataset(folder, settings.seed) for folder in old or ()]
+    beside = [phantoms_of(settings, run)] if settings.phantoms.beside_data else []
+    hardware = hardware_of(devices, nodes, precision)
+    for row in finetuning(settings, mine, beside, before, patients or [10, 30], run, out, hardware):
+        print(in_words(row))
 
 
 @app.command("tradeoff")
@@ -137,10 +168,12 @@ def _record(
     """Write an experiment to docs/results/runs, for the table that `experiments` makes."""
     import json
 
+    from hemseg.model import Manifest
+
     from ..evaluation.quality import mean_dice
     from ..experiments.records import RUNS, gather
     from ..pipeline.runner import fingerprint, minutes
-    from ..stage_names import with_suffix
+    from ..stage_names import pseudolabels_of, with_suffix
 
     record: dict[str, object] = {"id": identity, "order": order, "recipe": recipe, "selection": selection}
     folder = evaluation or (run / with_suffix("evaluate", variant) if run else None)
@@ -150,7 +183,8 @@ def _record(
     if run:
         settings, dataset = config_and_data(config, data, run, seed)
         record |= {"config": settings.name, "config_hash": fingerprint(settings), "seed": settings.seed}
-        record["label_dice_val"] = mean_dice(dataset, settings.preprocessing, run / with_suffix("pseudolabel", variant))
+        record["label_dice_val"] = mean_dice(dataset, settings.preprocessing, run / pseudolabels_of(variant))
+        record["supervision"] = Manifest.read(run / with_suffix("export", variant)).provenance["supervision"]
         record["minutes"] = round(sum(minutes(run, variant).values()), 1)
     RUNS.mkdir(parents=True, exist_ok=True)
     (RUNS / f"{identity}.json").write_text(json.dumps(record, indent=1) + "\n")

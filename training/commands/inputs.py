@@ -9,32 +9,70 @@ from typing import TYPE_CHECKING
 
 from hemseg.errors import HemsegError
 
-from ..fitting.hardware import Hardware, rank
+from ..fitting.hardware import Hardware, choose_hardware, rank
 
 if TYPE_CHECKING:
     from ..config import Config
     from ..data.datasets import DataSet
+    from ..pipeline.runner import Stage
+
+
+def require_training() -> None:
+    """Miss what training needs before any work.
+
+    Raises:
+        ModuleNotFoundError: the extra `training` is not installed.
+    """
+    from importlib.util import find_spec
+
+    if missing := next((name for name in ("torch", "lightning", "monai") if find_spec(name) is None), None):
+        raise ModuleNotFoundError(name=missing)
+
+
+def hardware_of(devices: str = "1", nodes: int = 1, precision: str = "auto") -> Hardware:
+    """What to train on; says what was chosen.
+
+    Raises:
+        HemsegError: an unknown choice, or processes that were not started.
+    """
+    from ..console import console
+
+    hardware, reasons = choose_hardware(devices, nodes, precision)
+    for reason in reasons if rank() == 0 else ():
+        console.print(reason, markup=False, highlight=False)
+    return hardware
 
 
 def config_and_data(
-    config_name: str, data: list[Path] | None, run: Path, seed: int | None = None
+    config_name: str, data: list[Path] | None, run: Path, seed: int | None = None, init: str = ""
 ) -> tuple[Config, DataSet]:
-    """The configuration, and all the data sets as one; without any, the phantoms that the configuration asks for."""
+    """The configuration, and all the data sets as one; without any, the phantoms that the configuration asks for.
+
+    Args:
+        init: weights to start from, in place of the configuration's.
+    """
     from ..config import load_config
     from ..data.datasets import load_dataset, together
 
     config = load_config(config_name)
     if seed is not None:
         config = replace(config, seed=seed)
+    if init:
+        config = replace(config, init=init)
     datasets = [load_dataset(folder, config.seed) for folder in data or ()]
     if not datasets or config.phantoms.beside_data:
-        datasets.append(replace(load_dataset(_phantoms(config, run)), name="phantoms"))
+        datasets.append(phantoms_of(config, run))
     return config, together(datasets)
 
 
-def _phantoms(config: Config, run: Path) -> Path:
-    """The data set of phantoms that a configuration makes for itself."""
+def phantoms_of(config: Config, run: Path) -> DataSet:
+    """The data set of phantoms that a configuration makes for itself.
+
+    Raises:
+        HemsegError: it makes none.
+    """
     from ..console import console
+    from ..data.datasets import load_dataset
     from ..data.phantom import Grid, write_dataset
     from ..pipeline.runner import fingerprint
 
@@ -46,44 +84,49 @@ def _phantoms(config: Config, run: Path) -> Path:
         write_dataset(folder, config.phantoms.cases, config.seed, Grid(config.phantoms.shape, config.phantoms.spacing))
     while not (folder / "split.csv").exists():  # another process makes them
         time.sleep(0.2)
-    return folder
+    return replace(load_dataset(folder), name="phantoms")
 
 
-def run_stages(
-    last: str, config_name: str, data: list[Path] | None, run: Path, hardware: Hardware, seed: int | None = None
-) -> None:
-    """Run a stage and what it needs, or ``all``.
+def run_stages(last: str, config: Config, dataset: DataSet, run: Path, hardware: Hardware, masks: bool = False) -> None:
+    """Run a stage and what it needs, or ``all``; says about how long it will take.
 
     Args:
         last: the stage's name.
-        config_name: a YAML file, or the bare name of one of ours.
-        data: folders of data sets; phantoms where there are none.
         run: the run's folder.
         hardware: what to train on.
-        seed: in place of the configuration's.
+        masks: train on the masks of train cases, where there are some.
 
     Raises:
-        HemsegError: a mistake in configuration or data, or processes that were not started.
+        HemsegError: a mistake in the data, or weights to start from that do not fit.
     """
-    from importlib.util import find_spec
-
     from ..console import console
-    from ..pipeline.runner import run_stage
-    from ..stage_names import stage_names
-
-    if missing := next((name for name in ("torch", "lightning", "monai") if find_spec(name) is None), None):
-        raise ModuleNotFoundError(name=missing)
-    hardware.check()
-    config, dataset = config_and_data(config_name, data, run, seed)
     from ..pipeline.recipe import build_stages  # torch takes seconds; mistakes are reported before
+    from ..pipeline.runner import run_stage
+    from ..stage_names import Variant, stage_names
 
-    stages = build_stages(config, dataset, run, hardware=hardware)
-    if last != "all":
-        run_stage(stages[last], run, stages)
-        return
-    names = stage_names()
-    run_stage(stages[names.panels], run, stages)
-    if dataset.part("test"):
-        run_stage(stages[names.evaluate], run, stages)
+    variant = Variant(masks=masks)
+    stages, names = build_stages(config, dataset, run, variant, hardware), stage_names(variant)
+    if last == "all":
+        wanted = [names.panels, *([names.evaluate] if dataset.part("test") else [])]
     else:
+        wanted = [next((name for name in (last + variant.labels, last) if name in stages), last)]
+    _announce(config, dataset, run, wanted, stages, hardware)
+    for name in wanted:
+        run_stage(stages[name], run, stages)
+    if last == "all" and not dataset.part("test"):
         console.print("evaluate: the data set has no test split, left out")
+
+
+def _announce(
+    config: Config, dataset: DataSet, run: Path, wanted: list[str], stages: dict[str, Stage], hardware: Hardware
+) -> None:
+    """Say how long a run of one process will take, before it starts."""
+    from ..console import console
+    from ..pipeline.estimate import estimate
+
+    if hardware.processes > 1 or any(name not in stages for name in wanted):
+        return
+    if expected := estimate(config, dataset, run, wanted, stages, hardware):
+        console.print(expected.sentence(), markup=False, highlight=False)
+        if warning := expected.warning():
+            console.print(f"[yellow]{warning}[/yellow]")

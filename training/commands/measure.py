@@ -9,7 +9,7 @@ import typer
 
 from hemseg.errors import HemsegError
 
-from .inputs import config_and_data
+from .inputs import config_and_data, require_training
 from .options import (
     ConfigOption,
     DataOption,
@@ -312,3 +312,39 @@ def _retest(
         f"{LIMITS}: {limits.low_percent:+.1f} to {limits.high_percent:+.1f} %, below {limits.above_ml:g} mL "
         f"{limits.low_ml:+.2f} to {limits.high_ml:+.2f} mL"
     )
+
+
+@app.command("uncertain")
+def _uncertain(
+    scans: Annotated[Path, typer.Option(help="A folder of scans; labels are not needed.")],
+    run: RunOption,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Folder with manifest.json; by default the run's, else hemseg's.")
+    ] = None,
+    second: Annotated[Path | None, typer.Option(help="Other weights to ask, too: of another seed, or older.")] = None,
+    panels: Annotated[int, typer.Option(min=0, help="So many scans get a picture.")] = 12,
+) -> None:
+    """Rank scans by disagreement (mirrored head, slice classifier, other weights): label the first ones first."""
+    require_training()
+    from hemseg.model import MANIFEST, load
+
+    from ..console import console, in_words
+    from ..evaluation.uncertain import Committee, rank_scans
+    from ..pipeline.initial_weights import classifier_of, find_initial_weights
+    from ..stage_names import stage_names
+
+    own = run / stage_names().export
+    model = load(weights or (own if (own / MANIFEST).is_file() else None))
+    try:
+        found = find_initial_weights(str(model.folder))
+        classifier = classifier_of(found) if found else None
+    except HemsegError as error:
+        classifier = None
+        console.print(f"the slice classifier is not asked: {error}", markup=False, highlight=False)
+    committee = Committee(model, classifier, load(second) if second else None)
+    rows, faults = rank_scans(scans, committee, run / "uncertain", panels)
+    for row in rows[:20]:
+        print(in_words(row))
+    console.print(f"{run / 'uncertain'}: ranking.csv and pictures; they show patients, keep them where the scans are")
+    if faults:
+        raise HemsegError(f"{len(faults)} scans cannot be used; the others are ranked:", faults)

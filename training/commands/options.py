@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-Precision = Literal["32-true", "16-mixed", "bf16-mixed"]  # Lightning's names
+Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]  # Lightning's names
 
 ConfigOption = Annotated[
     str, typer.Option("--config", help="A YAML file, or the bare name of one in training/configs.")
@@ -30,7 +30,17 @@ WeightsOption = Annotated[
 TablesOption = Annotated[Path, typer.Option("--out", help="Folder for the tables.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Instead of the configuration's seed.")]
 DevicesOption = Annotated[
-    int, typer.Option("--devices", help="Devices per node; start one process for each (torchrun, srun).")
+    str,
+    typer.Option("--devices", help="Per node; start one process for each (torchrun, srun). auto: as many as started."),
 ]
-NodesOption = Annotated[int, typer.Option("--nodes", help="Nodes.")]
-PrecisionOption = Annotated[Precision, typer.Option("--precision", help="Of the arithmetic in training.")]
+NodesOption = Annotated[int, typer.Option("--nodes", min=1, help="Nodes.")]
+PrecisionOption = Annotated[
+    Precision,
+    typer.Option("--precision", help="Of the arithmetic in training. auto: bf16-mixed where the device has it."),
+]
+InitOption = Annotated[
+    str, typer.Option("--init", help="Weights to start from: `weights` (hemseg's own), a run, or an export's folder.")
+]
+MasksOption = Annotated[
+    bool, typer.Option("--masks-train", help="Train on the masks of train cases, too, where there are some.")
+]

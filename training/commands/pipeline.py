@@ -6,13 +6,14 @@ import sys
 
 import typer
 
-from ..fitting.hardware import Hardware
 from ..stage_names import STAGES
-from .inputs import run_stages
+from .inputs import config_and_data, hardware_of, require_training, run_stages
 from .options import (
     ConfigOption,
     DataOption,
     DevicesOption,
+    InitOption,
+    MasksOption,
     NodesOption,
     PrecisionOption,
     RunOption,
@@ -27,12 +28,16 @@ def _stage_command(name: str, text: str) -> None:
         config: ConfigOption,
         run: RunOption,
         data: DataOption = None,
+        init: InitOption = "",
+        masks: MasksOption = False,
         seed: SeedOption = None,
-        devices: DevicesOption = 1,
+        devices: DevicesOption = "auto",
         nodes: NodesOption = 1,
-        precision: PrecisionOption = "32-true",
+        precision: PrecisionOption = "auto",
     ) -> None:
-        run_stages(name, config, data, run, Hardware(devices, nodes, precision), seed)
+        require_training()
+        settings, dataset = config_and_data(config, data, run, seed, init)
+        run_stages(name, settings, dataset, run, hardware_of(devices, nodes, precision), masks)
 
     app.command(name, help=text)(command)
 

@@ -10,8 +10,7 @@ import typer
 
 from hemseg.errors import HemsegError
 
-from ..fitting.hardware import Hardware
-from .inputs import config_and_data, run_stages
+from .inputs import config_and_data, hardware_of, require_training, run_stages
 from .options import (
     ConfigOption,
     DataOption,
@@ -33,7 +32,7 @@ def _strip(
     phantoms: Annotated[int, typer.Option(help="Phantoms beside them.")] = 96,
     epochs: Annotated[int, typer.Option(min=1, help="Times through all scans.")] = 8,
     seed: Annotated[int, typer.Option(help="Of weights, order and phantoms.")] = 0,
-    precision: PrecisionOption = "32-true",
+    precision: PrecisionOption = "auto",
 ) -> None:
     """Train the learned skull strip; writes RUN/strip.onnx."""
     from ..console import in_words
@@ -45,7 +44,7 @@ def _strip(
         whole = load_dataset(heads) if heads and i == 0 else None
         cases += paired_cases(whole, load_dataset(folder), folder)
     optimization = replace(OPTIMIZATION, epochs=epochs, patience=epochs)
-    print(in_words(train_strip(cases, run, Hardware(precision=precision), seed, optimization)))
+    print(in_words(train_strip(cases, run, hardware_of(precision=precision), seed, optimization)))
 
 
 @app.command()
@@ -76,16 +75,18 @@ def _bundle(
     run: RunOption,
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     data: DataOption = None,
-    devices: DevicesOption = 1,
+    devices: DevicesOption = "auto",
     nodes: NodesOption = 1,
-    precision: PrecisionOption = "32-true",
+    precision: PrecisionOption = "auto",
     seed: SeedOption = None,
 ) -> None:
     """Write the U-Net of a run as a MONAI bundle; runs what is not done yet."""
     from ..export.bundle import write_bundle
 
-    run_stages("export", config, data, run, Hardware(devices, nodes, precision), seed)
-    write_bundle(config_and_data(config, data, run, seed)[0], run, out)
+    require_training()
+    settings, dataset = config_and_data(config, data, run, seed)
+    run_stages("export", settings, dataset, run, hardware_of(devices, nodes, precision))
+    write_bundle(settings, run, out)
 
 
 @app.command()
@@ -108,7 +109,7 @@ def _bench(
             raise
         raise HemsegError("bench: the benchmarks come with a clone; run `python -m training bench` there.") from None
 
-    rates = bench(*config_and_data(config, data, run), run, precision=precision)
+    rates = bench(*config_and_data(config, data, run), run, precision=hardware_of(precision=precision).precision)
     for name in ("loader", "network", "training"):
         print(f"{name:9} {rates[name]:8.1f} slices/s, {rates[name] / rates['network']:.2f} of the network alone")
 

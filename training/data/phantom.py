@@ -155,7 +155,7 @@ def write_dataset(folder: Path, n: int, seed: int, grid: Grid, split: tuple[floa
     """
     drawn = list(cases(n, seed))
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        made = pool.map(_write_case, repeat(folder), drawn, repeat(grid))
+        made = pool.map(write_case, repeat(folder), drawn, repeat(grid))
         rows = [row for case_rows in track(made, "phantoms", total=n, console=console) for row in case_rows]
     parts = []
     for i, (name, _, _) in enumerate(drawn):
@@ -168,7 +168,7 @@ def write_dataset(folder: Path, n: int, seed: int, grid: Grid, split: tuple[floa
             writer.writerows(table)
 
 
-def _write_case(folder: Path, case: tuple[str, int, tuple[str, ...]], grid: Grid) -> list[dict[str, str | int]]:
+def write_case(folder: Path, case: tuple[str, int, tuple[str, ...]], grid: Grid) -> list[dict[str, str | int]]:
     """Write image and mask of one phantom; returns its rows of ``slice_labels.csv``."""
     name, seed, kinds = case
     phantom = make_phantom(seed, kinds, grid)

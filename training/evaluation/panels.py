@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -25,6 +25,8 @@ class Shown:
     label: np.ndarray | None = None
     prediction: np.ndarray | None = None
     reference: np.ndarray | None = None
+    outlines: dict[str, np.ndarray] = field(default_factory=dict)  # bool, further columns by their titles
+    caption: str = ""  # in the slice's corner
 
 
 def panel(slices: list[Shown], hu_range: tuple[float, float]) -> np.ndarray:
@@ -67,6 +69,11 @@ def _columns(slice_: Shown, hu_range: tuple[float, float]) -> dict[str, np.ndarr
     ):
         if mask is not None:
             columns[name] = _outlined(plain, mask, color)
+    columns |= {name: _outlined(plain, mask, RED) for name, mask in slice_.outlines.items()}
+    if slice_.caption:
+        columns["slice"] = plain.copy()
+        corner = (3, plain.shape[0] - 5)
+        cv2.putText(columns["slice"], slice_.caption, corner, cv2.FONT_HERSHEY_SIMPLEX, 0.35, GRAY, 1, cv2.LINE_AA)
     return columns
 
 

@@ -22,7 +22,9 @@ from ..evaluation.tables import markdown_table, read_cases, write_table
 from ..fitting.hardware import Hardware, rank
 from ..pipeline.recipe import build_stages
 from ..pipeline.runner import Stage, run_stage
+from ..pipeline.train_masks import described, masked_cases
 from ..stage_names import WITHOUT_LEARNING, Variant, stage_names
+from .paper_results import DIFFERS, beside_paper, with_paper_columns
 
 ROWS: dict[str, Variant | None] = {
     "threshold without learning": None,
@@ -35,11 +37,27 @@ ROWS: dict[str, Variant | None] = {
 FIGURES = {"dice": 1, "rvd": -1, "tpr": 1, "hd": -1, "surface_dice": 1}  # and whether more is better
 
 
-def ablate(config: Config, dataset: DataSet, run: Path, out: Path, hardware: Hardware | None = None) -> None:
-    """Run all rows and write ``table.md``, ``table.csv``, ``per_case.csv`` and ``dice.png`` to ``out``."""
+def rows_of(dataset: DataSet, masks: bool = False) -> dict[str, Variant | None]:
+    """The rows of the table; with ``masks`` one more, whose name says of how many train cases masks were used."""
+    rows = dict(ROWS)
+    if masks:
+        upper = rows.popitem()
+        rows[f"the same + {described(masked_cases(dataset), dataset)}"] = Variant(masks=True)
+        rows |= [upper]
+    return rows
+
+
+def ablate(
+    config: Config, dataset: DataSet, run: Path, out: Path, hardware: Hardware | None = None, masks: bool = False
+) -> None:
+    """Run all rows and write ``table.md``, ``table.csv``, ``per_case.csv`` and ``dice.png`` to ``out``.
+
+    Args:
+        masks: add a row that is trained on the masks of train cases where there are some.
+    """
     table, per_case = [], []
     before: list[dict[str, Any]] | None = None
-    for name, variant in ROWS.items():
+    for name, variant in rows_of(dataset.without(config.without.segment), masks).items():
         stage, stages = _row(config, dataset, run, variant, hardware)
         figures = run_stage(stage, run, stages)
         cases = read_cases(run / stage.name / "per_case.csv")
@@ -59,6 +77,9 @@ def ablate(config: Config, dataset: DataSet, run: Path, out: Path, hardware: Har
         "the mean is over the others.",
         "",
     ]
+    if beside_paper(config):
+        table = with_paper_columns(table)
+        header = [DIFFERS, "", *header]
     (out / "table.md").write_text("\n".join([*header, *markdown_table(table)]) + "\n")
     _plot(per_case, out / "dice.png")
 

@@ -23,6 +23,7 @@ from ..fitting.hardware import Hardware, rank
 from ..pipeline.recipe import build_stages
 from ..pipeline.runner import run_stage
 from ..stage_names import stage_names
+from .paper_results import DIFFERS, beside_paper, crossvalidation_row
 
 TEST, VAL = 0.2, 0.1  # of all patients
 
@@ -85,6 +86,9 @@ def crossvalidate(config: Config, dataset: DataSet, run: Path, folds: int, out: 
     write_table(table, out / "table.csv")
     command = f"python -m training crossval --config {config.name} --data {dataset.name} --folds {folds}"
     text = f"`{command}`, seed {config.seed}. Mean ± sd per patient."
+    if beside_paper(config):
+        table.append(crossvalidation_row(list(table[0])))
+        text += f" {DIFFERS}"
     (out / "table.md").write_text("\n".join([text, "", *markdown_table(table)]) + "\n")
 
 

@@ -86,6 +86,7 @@ def table(runs: Path = RUNS) -> list[dict[str, str]]:
             {
                 "id": record["id"],
                 "recipe": record["recipe"],
+                "supervision": record.get("supervision", "slice labels"),
                 "selection": record.get("selection", "") or "-",
                 "pseudo-label Dice, val": _number(labels.get("phe-sich")),
                 "Dice, phe-sich test": f"{_number(a.get('dice_mean'))} ± {_number(a.get('dice_sd'))}",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import logging
 import shutil
 import subprocess
@@ -29,6 +31,7 @@ from .graph import subpixel
 OPSET = 18
 STRIP = "strip.onnx"
 STATES = "torch"  # folder beside the manifest: the weights as training has them
+SETTINGS = "config.json"  # in it: what their arrays do not show
 TOLERANCE = 1e-4
 TOLERANCE_HALF = 2e-2  # of a probability; float16 has 11 bits
 
@@ -95,12 +98,27 @@ def export_model(
     return {"megabytes": round(path.stat().st_size / 1e6, 1), "difference_to_torch": difference}
 
 
-def write_states(networks: dict[str, nn.Module], folder: Path) -> None:
-    """The weights that training goes on from, ``<name>.safetensors`` each: arrays, which run no code when read."""
+def write_states(networks: dict[str, nn.Module], config: Config, folder: Path) -> None:
+    """The weights that training goes on from, ``<name>.safetensors`` each: arrays, which run no code when read.
+
+    `network_settings` stand beside them.
+    """
     folder.mkdir(exist_ok=True)
     for name, network in networks.items():
         state = {key: value.contiguous() for key, value in network.state_dict().items()}
         save_file(state, folder / f"{name}.safetensors")
+    (folder / SETTINGS).write_text(json.dumps(network_settings(config), indent=1) + "\n")
+
+
+def network_settings(config: Config) -> dict[str, dict[str, Any]]:
+    """What a classifier and a U-Net were given, and how they are put together: plain values by part and field."""
+    classifier, segmenter = dataclasses.asdict(config.classifier), dataclasses.asdict(config.segmenter)
+    shown = ("backbone", "widths", "output_stride", "image_size", "field_mm", "stripped", "windows")
+    return {
+        "preprocessing": dataclasses.asdict(config.preprocessing),
+        "classifier": {key: classifier[key] for key in shown},
+        "segmenter": {key: segmenter[key] for key in ("channels", "strides", "residual_units")},
+    }
 
 
 def write_onnx(model: nn.Module, image: Tensor, path: Path, shapes: Any = None) -> None:

@@ -115,7 +115,13 @@ class SliceTask(Task):
 
 
 def train_classifier(
-    train: Volumes, val: Volumes, config: Config, folder: Path, hardware: Hardware, painted: Slices | None = None
+    train: Volumes,
+    val: Volumes,
+    config: Config,
+    folder: Path,
+    hardware: Hardware,
+    painted: Slices | None = None,
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """ResNet on single slices, and on ``painted`` ones; writes ``network.pt``.
 
@@ -125,9 +131,12 @@ def train_classifier(
         folder: where checkpoints, curves and weights go.
         hardware: what to train on.
         painted: slices with painted bleeds, to be learned beside those of ``train``.
+        start: weights to go on from; from scratch when None.
     """
     torch.manual_seed(config.seed)
     network = SliceNetwork(config.classifier)
+    if start:
+        load_network(network, start)
     task = SliceTask(network, config.classifier, config.seed)
     optimization = config.classifier.optimization
     slices = train.slices()

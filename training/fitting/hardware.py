@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from hemseg.errors import HemsegError
+
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")  # Lightning's names
+BF16_FLAGS = ("amx_bf16", "avx512_bf16")  # of a processor that multiplies bfloat16 itself; others emulate it, slowly
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -39,3 +44,88 @@ def world_size() -> int:
 def rank() -> int:
     """Number of this process among them."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+
+
+def choose_hardware(devices: str, nodes: int, precision: str) -> tuple[Hardware, list[str]]:
+    """What a run trains on, and sentences on what was chosen in place of ``auto``.
+
+    Args:
+        devices: processes per node; ``auto``: as many as were started.
+        precision: of `PRECISIONS`, or ``auto``.
+
+    Raises:
+        HemsegError: neither a number nor ``auto``, an unknown precision, or processes that were not started.
+    """
+    reasons = []
+    if devices != "auto" and not (devices.isdecimal() and int(devices)):
+        raise HemsegError(f"--devices {devices}: give a number from 1 on, or auto.")
+    if devices == "auto":
+        if world_size() % nodes:
+            raise HemsegError(f"{world_size()} processes were started, which cannot be shared by {nodes} nodes.")
+        count = world_size() // nodes
+        if (present := cuda_devices()) > count:
+            reasons.append(
+                f"devices {count} of {present}: start one process per GPU to use all of them "
+                f"(`torchrun --nproc-per-node {present} -m -- training ...`)"
+            )
+    else:
+        count = int(devices)
+    if precision == "auto":
+        precision, why = best_precision()
+        reasons.append(f"precision {precision}: {why}")
+    elif precision not in PRECISIONS:
+        raise HemsegError(f"--precision {precision} is not known; known: auto, {', '.join(PRECISIONS)}.")
+    hardware = Hardware(count, nodes, precision)
+    hardware.check()
+    return hardware, reasons
+
+
+def best_precision(cpu_info: Path = CPU_INFO) -> tuple[str, str]:
+    """bf16-mixed where the device multiplies bfloat16 itself, else 32-true; and why.
+
+    bfloat16 has float32's range, so no loss has to be scaled; float16 (``16-mixed``) is never chosen by itself.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name(0)
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16-mixed", f"{name} computes in bfloat16"
+        return "32-true", f"{name} does not compute in bfloat16"
+    if torch.backends.mps.is_available():
+        return "32-true", "bfloat16 was not tried on this kind of GPU"
+    flags = cpu_flags(cpu_info)
+    if has := next((flag for flag in BF16_FLAGS if flag in flags), None):
+        return "bf16-mixed", f"this processor has {has}"
+    lacking = f"this processor has neither {' nor '.join(BF16_FLAGS)}"
+    return "32-true", lacking if flags else f"{cpu_info} does not say what this processor can do"
+
+
+def cpu_flags(cpu_info: Path = CPU_INFO) -> frozenset[str]:
+    """What the processor can do, in Linux' words; empty where the system does not say."""
+    try:
+        lines = cpu_info.read_text().splitlines()
+    except (OSError, UnicodeError):
+        return frozenset()
+    return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+
+
+def cuda_devices() -> int:
+    """GPUs that this process sees."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def processor() -> str:
+    """The name of what this process trains on: the GPU's, or the processor's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    try:
+        lines = CPU_INFO.read_text().splitlines()
+    except (OSError, UnicodeError):
+        lines = []
+    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+    return f"{named}, {torch.get_num_threads()} threads"

@@ -18,6 +18,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -73,18 +74,26 @@ class Task(L.LightningModule):
         step = batch_idx * world_size() + rank()
         return torch.Generator().manual_seed((self.seed * 1009 + self.current_epoch) * 100_003 + step)
 
-    def configure_optimizers(self) -> Any:
+    def on_train_epoch_start(self) -> None:
+        if not self.optimization.frozen_statistics:
+            return
+        for module in self.modules():  # what is in training mode stays so: scale and shift are learned all the same
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of all parameters that are trained, without its schedule."""
         o = self.optimization
         parameters = [p for p in self.parameters() if p.requires_grad]
         if o.optimizer == "sgd":
-            optimizer: torch.optim.Optimizer = torch.optim.SGD(
-                parameters, o.lr, o.momentum, weight_decay=o.weight_decay
-            )
-        elif o.optimizer in ("adam", "adamw"):
+            return torch.optim.SGD(parameters, o.lr, o.momentum, weight_decay=o.weight_decay)
+        if o.optimizer in ("adam", "adamw"):
             kind = torch.optim.Adam if o.optimizer == "adam" else torch.optim.AdamW
-            optimizer = kind(parameters, o.lr, weight_decay=o.weight_decay)
-        else:
-            raise HemsegError(f"optimizer {o.optimizer!r} is not known; known: sgd, adam, adamw.")
+            return kind(parameters, o.lr, weight_decay=o.weight_decay)
+        raise HemsegError(f"optimizer {o.optimizer!r} is not known; known: sgd, adam, adamw.")
+
+    def configure_optimizers(self) -> Any:
+        o, optimizer = self.optimization, self.make_optimizer()
         if o.schedule == "constant":
             return optimizer
         if o.schedule != "onecycle":
@@ -240,6 +249,8 @@ def save_network(network: nn.Module, path: Path) -> None:
 
 
 def load_network(network: nn.Module, path: Path) -> nn.Module:
-    """Read what `save_network` wrote; the network comes back in evaluation mode."""
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    """Read what `save_network` wrote, or an export's safetensors; the network comes back in evaluation mode."""
+    safe = path.suffix == ".safetensors"
+    state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+    network.load_state_dict(state)
     return network.eval()

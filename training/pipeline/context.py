@@ -15,13 +15,15 @@ from hemseg.errors import HemsegError
 from hemseg.model import Manifest, default_weights
 
 from ..config import Config
-from ..data.datasets import DataSet, Prepared, prepared
+from ..data.datasets import Case, DataSet, Prepared, prepared
 from ..fitting.classifier import Volumes
 from ..fitting.hardware import Hardware
 from ..fitting.trainer import load_network
 from ..networks.slice_network import SliceNetwork
 from ..networks.unet import LEFT_OUT, build_unet
 from ..stage_names import StageNames, Variant, stage_names
+from .initial_weights import InitialWeights, find_initial_weights
+from .train_masks import described, masked_cases
 
 WEAK = ("train", "val")  # what the weakly supervised stages may see, and of it the slice labels alone
 
@@ -58,6 +60,28 @@ class Context:
         return hashlib.sha256(self.strip_file.read_bytes()).hexdigest() if self.strip_file else ""
 
     @cached_property
+    def initial(self) -> InitialWeights | None:
+        """The weights that training starts from, where the configuration names some that fit it."""
+        found = find_initial_weights(self.config.init)
+        if found:
+            found.check(self.config)
+        return found
+
+    @cached_property
+    def masked(self) -> list[Case]:
+        """The train cases whose reference masks the U-Net learns from; none but in a variant with `masks`."""
+        if not self.variant.masks:
+            return []
+        return masked_cases(self.dataset.without(self.config.without.segment))
+
+    @property
+    def supervision(self) -> str:
+        """What labels the U-Net learns from, for the manifest."""
+        if self.variant.reference:
+            return "reference masks"
+        return "slice labels" + (f"; {described(self.masked, self.dataset)}" if self.masked else "")
+
+    @cached_property
     def classifier(self) -> SliceNetwork:
         """The trained slice classifier; evaluation asks for it once per case."""
         network = SliceNetwork(replace(self.config.classifier, pretrained=""))
@@ -87,8 +111,10 @@ class Context:
         return Volumes(train, self.config), Volumes(val, self.config)
 
     def labels(self, stage: str) -> dict[str, np.ndarray]:
-        """The labels that a stage wrote for all weak cases, as the U-Net is to learn them."""
-        return {case.name: label_of(load_case(self.run / stage, case.name)) for case in self.dataset.part(*WEAK)}
+        """The labels that a stage wrote for all weak cases, as the U-Net is to learn them; masks where they count."""
+        found = {case.name: label_of(load_case(self.run / stage, case.name)) for case in self.dataset.part(*WEAK)}
+        masks = self.run / self.names.masks
+        return found | {case.name: label_of(load_case(masks, case.name)) for case in self.masked}
 
     def false_peaks(self, stage: str) -> dict[str, float]:
         """How sure the U-Net of the round before was of blood in healthy single slices, where ``stage`` wrote it."""

@@ -6,6 +6,7 @@ sequence     volumes + labels -> ResNet (by LSTM)         sequence/network.pt
 cam          ResNet -> maps of positive slices            cam/<case>.npz
 pseudolabel  maps -> masks, by differential prediction    pseudolabel/<case>.npz, choices.csv
 segment      pseudo-labels -> 3D U-Net                    segment/network.pt
+masks        reference masks of train cases (optional) masks/<case>.npz
 relabel      U-Net -> labels of a second round (optional) relabel/<case>.npz
 resegment    those -> U-Net, trained on     (optional)    resegment/network.pt
 export       U-Net -> ONNX + manifest                     export/hemseg.onnx, manifest.json
@@ -31,7 +32,9 @@ from ..fitting.hardware import Hardware
 from ..stage_names import Variant
 from . import steps
 from .context import Context, vary
+from .initial_weights import started
 from .runner import Stage
+from .train_masks import mask_fingerprints
 
 
 def build_stages(
@@ -44,6 +47,7 @@ def build_stages(
         prepare(context),
         *classifier(context),
         *labels(context),
+        *masks(context),
         segment(context),
         *(stage for number in range(1, len(context.names.unets)) for stage in self_training(context, number)),
         *results(context),
@@ -65,7 +69,13 @@ def classifier(context: Context) -> list[Stage]:
         Stage(
             names.classify,
             (names.prepare,),
-            (config.classifier, config.seed, context.dataset.splits, *_unless_empty(config.without.classify)),
+            (
+                config.classifier,
+                config.seed,
+                context.dataset.splits,
+                *_unless_empty(config.without.classify),
+                *started(context.initial, "classifier"),
+            ),
             partial(steps.train_on_slices, context),
             distributed=True,
         ),
@@ -91,13 +101,26 @@ def labels(context: Context) -> list[Stage]:
     ]
 
 
+def masks(context: Context) -> list[Stage]:
+    """Reference masks of train cases, where they are asked for; no stage otherwise."""
+    names = context.names
+    if not context.masked:
+        return []
+    settings = (mask_fingerprints(context.masked),)
+    return [Stage(names.masks, (names.prepare,), settings, partial(steps.take_train_masks, context))]
+
+
 def segment(context: Context) -> Stage:
     """The first U-Net."""
     config, names = context.config, context.names
     return Stage(
         names.segment,
-        (names.pseudolabel,),
-        (trained_part(config.segmenter), *_unless_empty(config.without.segment)),
+        (names.pseudolabel, *((names.masks,) if context.masked else ())),
+        (
+            trained_part(config.segmenter),
+            *_unless_empty(config.without.segment),
+            *started(context.initial, "unet"),
+        ),
         partial(steps.train_unet, context),
         distributed=True,
     )
@@ -135,6 +158,7 @@ def results(context: Context) -> list[Stage]:
         hemseg.__version__,
         *([network.operating_points] if network.operating_points else []),
         *_unless_empty((own_license,) if own_license else ()),
+        *([context.initial.provenance] if context.initial else []),
     )
     return [
         Stage(names.export, (names.unets[-1],), shipped, partial(steps.export, context)),

@@ -103,6 +103,11 @@ def run_stage(stage: Stage, run: Path, stages: dict[str, Stage]) -> dict[str, An
     return figures
 
 
+def is_done(stage: Stage, run: Path, stages: dict[str, Stage]) -> bool:
+    """Whether the result that a run has of a stage still stands."""
+    return _read(run / stage.name / DONE).get("fingerprint") == stage_fingerprint(stage, stages)
+
+
 def _follow(stage: Stage, folder: Path, mark: str) -> dict[str, Any]:
     """What the other processes of a run do: take part if the stage is distributed, and wait for the first one."""
     if stage.distributed:

@@ -36,7 +36,9 @@ from ..labels.methods import choose_method
 from ..labels.outline import half_maximum
 from ..labels.self_training import false_peak, relabel_case, teacher_probability
 from .context import WEAK, Context, load_case
+from .initial_weights import combined_supervision, copy_license, licensed
 from .runner import fingerprint, minutes
+from .train_masks import write_mask_labels
 
 
 def prepare_scans(context: Context, folder: Path) -> dict[str, Any]:
@@ -51,7 +53,8 @@ def train_on_slices(context: Context, folder: Path) -> dict[str, Any]:
     paint = None
     if context.config.classifier.painted:
         paint = painted_slices(context.cases("train", without=without), context.config)
-    return train_classifier(*context.volumes(without), context.config, folder, context.hardware, paint)
+    start = context.initial.classifier if context.initial else None
+    return train_classifier(*context.volumes(without), context.config, folder, context.hardware, paint, start)
 
 
 def train_through_lstm(context: Context, folder: Path) -> dict[str, Any]:
@@ -156,10 +159,16 @@ def take_references(context: Context, folder: Path) -> dict[str, Any]:
     return {"cases": len(cases)}
 
 
+def take_train_masks(context: Context, folder: Path) -> dict[str, Any]:
+    """Reference masks of train cases, where ``--masks-train`` asked for them."""
+    return write_mask_labels(context.masked, context.cases("train"), context.config.preprocessing, folder)
+
+
 def train_unet(context: Context, folder: Path) -> dict[str, Any]:
     """The U-Net, on the pseudo-labels."""
     cases, labels = context.train_and_val(context.config.without.segment), context.labels(context.names.pseudolabel)
-    return train_segmenter(*cases, labels, context.config, folder, context.hardware)
+    start = context.initial.unet if context.initial else None
+    return train_segmenter(*cases, labels, context.config, folder, context.hardware, start)
 
 
 def relabel(context: Context, number: int, folder: Path) -> dict[str, Any]:
@@ -215,19 +224,23 @@ def later_round(config: Config, number: int) -> Config:
 
 def export(context: Context, folder: Path) -> dict[str, Any]:
     """The last U-Net as ONNX with its manifest, and the weights that training goes on from."""
-    dataset, supervised = context.dataset, context.variant.reference
+    dataset, initial = context.dataset, context.initial
     network = context.unet(context.names.unets[-1])
-    provenance = {
+    provenance: dict[str, Any] = {
         "data": f"{dataset.name}: {len(dataset.part('train'))} train and {len(dataset.part('val'))} val cases",
-        "supervision": "reference masks" if supervised else "slice labels",
+        "supervision": combined_supervision(context.supervision, initial),
         "config": context.config.name,
         "config_hash": fingerprint(context.config),
-        "minutes": minutes(context.run),
+        "minutes": minutes(context.run, context.variant.labels),
         "hemseg": hemseg.__version__,
         "torch": torch.__version__,
     }
-    write_states({"unet": network} | ({} if supervised else {"classifier": context.classifier}), folder / STATES)
-    return export_model(network, context.config, folder, provenance, context.strip_file)
+    networks = {"unet": network} | ({} if context.variant.reference else {"classifier": context.classifier})
+    write_states(networks, context.config, folder / STATES)
+    if initial:
+        provenance["initial_weights"] = initial.provenance
+        copy_license(initial, folder)
+    return export_model(network, licensed(context.config, initial), folder, provenance, context.strip_file)
 
 
 def draw_panels(context: Context, folder: Path, most: int = 12) -> dict[str, Any]:

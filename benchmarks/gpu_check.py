@@ -1,0 +1,258 @@
+"""Does training compute on a GPU what it computes on the CPU, how fast, and does the loader keep up?
+
+    python benchmarks/gpu_check.py --out gpu.json                # a CUDA machine: paper.yaml at 512 x 512
+    python benchmarks/gpu_check.py --device cpu --tiny           # seconds, without a GPU: does the check itself work?
+
+Needs what training needs (`pip install 'hemseg[training]'`) and no network. Phantoms are made on the spot. Each network
+of the paper (slice classifier, ResNet-LSTM, 3D U-Net) takes a fixed number of steps in float32 and with bfloat16 where
+mixed precision allows it, always from the same random weights over the same batches:
+
+- losses of the first steps, and the gradients of the first one, are compared with the CPU's in float32. The tolerances
+  are those of `TOLERANCES`: the losses' relative difference, and 1 - the cosine between the two gradients. TF32 is off.
+- steps per second, and the most memory that was held;
+- steps with the real loader against steps on one batch in memory: from 0.9 on the loader keeps up.
+
+Exit code 0: all within the tolerances. The loader's ratio is reported, and decides nothing: it moves on a busy machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+import monai
+import numpy as np
+import torch
+
+import hemseg
+from hemseg.preprocessing import working_image
+from training.config import Config, load_config
+from training.data.datasets import Prepared
+from training.data.phantom import KINDS, Grid, make_phantom
+from training.evaluation.quality import mask_on_grid
+from training.fitting.classifier import SequenceTask, SliceTask, Volumes, collate_volumes
+from training.fitting.hardware import processor
+from training.fitting.segmenter import Patches, SegmenterTask
+from training.fitting.timed_steps import mixed, moved, timed_steps
+from training.fitting.trainer import Task, loader, micro_batch
+from training.networks.slice_network import SequenceNetwork, SliceNetwork
+from training.networks.unet import MEMORY_FORMAT, build_unet
+
+TOLERANCES = {"32-true": (1e-3, 1e-3), "bf16-mixed": (5e-2, 0.1)}  # of losses (relative), of gradients (1 - cosine)
+KEEPS_UP = 0.9
+COMPARED = 3  # steps whose losses the CPU computes, too
+PAPER_GRID = Grid((16, 512, 512), (0.42, 0.42, 5.0))
+TINY_GRID = Grid((8, 64, 64), (3.4, 3.4, 18.0))
+
+Maker = Callable[[], tuple[Task, Iterable[Any]]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Relative difference of the losses (the largest), and 1 - cosine of the gradients, against the CPU in float32."""
+
+    loss: float
+    gradient: float
+
+    def within(self, precision: str) -> bool:
+        """Whether both are within the tolerances of a precision."""
+        most_loss, most_gradient = TOLERANCES[precision]
+        return self.loss <= most_loss and self.gradient <= most_gradient  # not for NaN
+
+
+def tiny(config: Config) -> Config:
+    """The paper's networks and optimisers on images and widths that take seconds."""
+    c, s, u = config.classifier, config.sequence, config.segmenter
+    small = replace(c.optimization, batch=4, micro_batch=0)
+    return replace(
+        config,
+        preprocessing=replace(config.preprocessing, in_plane_mm=3.4, slice_mm=18.0),
+        classifier=replace(c, backbone="resnet18", widths=(4, 8, 8, 8), image_size=(48, 48), optimization=small),
+        sequence=replace(s, hidden=8),
+        segmenter=replace(
+            u,
+            channels=(4, 8, 8),
+            strides=((1, 2, 2), (2, 2, 2)),
+            train_patch=(8, 32, 32),
+            patch=(8, 32, 32),
+            optimization=replace(u.optimization, batch=2, micro_batch=0),
+        ),
+    )
+
+
+def phantom_cases(config: Config, grid: Grid, count: int) -> tuple[list[Prepared], dict[str, np.ndarray]]:
+    """Prepared phantoms with blood, and their masks on the working grid in place of pseudo-labels."""
+    cases, labels = [], {}
+    for seed in range(count):
+        phantom = make_phantom(seed, (KINDS[seed % len(KINDS)],), grid)
+        working = working_image(phantom.volume, config.preprocessing)
+        mask = mask_on_grid(phantom.volume, phantom.mask, config.preprocessing)
+        name = f"phantom-{seed}"
+        labels[name] = mask
+        known = np.asarray(mask.any(axis=(1, 2)), np.int8)
+        cases.append(Prepared(name, "train", working.hu, working.intracranial, known))
+    return cases, labels
+
+
+def tasks(config: Config, cases: list[Prepared], labels: dict[str, np.ndarray]) -> dict[str, Maker]:
+    """What makes each stage's task and batches anew: the same weights and the same order every time."""
+    volumes = Volumes(cases, config)
+    slices = volumes.slices()
+    patches = Patches(cases, labels, config)
+
+    def classify() -> tuple[Task, Iterable[Any]]:
+        torch.manual_seed(config.seed)
+        optimization = _micro(config.classifier.optimization)
+        settings = replace(config.classifier, optimization=optimization)
+        return SliceTask(SliceNetwork(settings), settings, config.seed), loader(slices, optimization, config.seed)
+
+    def sequence() -> tuple[Task, Iterable[Any]]:
+        torch.manual_seed(config.seed)
+        network = SequenceNetwork(SliceNetwork(config.classifier), config.sequence)
+        batches = loader(volumes, _micro(config.sequence.optimization), config.seed)
+        batches.collate_fn = collate_volumes
+        return SequenceTask(network, config), batches
+
+    def segment() -> tuple[Task, Iterable[Any]]:
+        torch.manual_seed(config.seed)
+        optimization = _micro(config.segmenter.optimization)
+        settings = replace(config.segmenter, optimization=optimization)
+        network = build_unet(settings, len(config.preprocessing.channels))
+        network.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]
+        return SegmenterTask(network, settings, config.seed), loader(patches, optimization, config.seed)
+
+    return {"classify": classify, "sequence": sequence, "segment": segment}
+
+
+def _micro(optimization: Any) -> Any:
+    """What fits the device at once as a batch of its own."""
+    return replace(optimization, batch=micro_batch(optimization), micro_batch=0)
+
+
+def first_gradients(make: Maker, device: torch.device, precision: str) -> np.ndarray:
+    """All gradients of the first step, end to end, float64 (n,)."""
+    task, batches = make()
+    task.to(device).train()
+    with mixed(device, precision):
+        loss: Any = task.training_step(moved(next(iter(batches)), device), 0)
+    loss.backward()
+    parts = [p.grad.detach().double().cpu().flatten() for p in task.parameters() if p.grad is not None]
+    return torch.cat(parts).numpy()
+
+
+def compare(
+    losses: tuple[float, ...], gradients: np.ndarray, reference: tuple[tuple[float, ...], np.ndarray]
+) -> Comparison:
+    """Losses and gradients against the CPU's."""
+    expected, expected_gradients = reference
+    count = min(len(losses), len(expected))
+    relative = max(abs(a - b) / max(abs(b), 1e-9) for a, b in zip(losses[:count], expected[:count], strict=True))
+    size = float(np.linalg.norm(gradients) * np.linalg.norm(expected_gradients))
+    return Comparison(relative, float("nan") if not size else 1 - float(gradients @ expected_gradients) / size)
+
+
+def check_stage(make: Maker, device: torch.device, precision: str, steps: int, reference: Any) -> dict[str, Any]:
+    """Figures of one network in one precision."""
+    gradients = first_gradients(make, device, precision)
+    task, batches = make()
+    compared = timed_steps(task, batches, device, precision, COMPARED, warm_up=0).losses
+    task, batches = make()
+    real = timed_steps(task, batches, device, precision, steps, warm_up=2)
+    task, batches = make()
+    fixed = moved(next(iter(batches)), device)
+    bare = timed_steps(task, [fixed] * (steps + 2), device, precision, steps, warm_up=2)
+    comparison = compare(compared, gradients, reference)
+    ratio = bare.seconds / real.seconds
+    return {
+        "precision": precision,
+        "steps": steps,
+        "samples_per_step": len(fixed[1]),
+        "steps_per_second": round(1 / real.seconds, 3),
+        "bare_steps_per_second": round(1 / bare.seconds, 3),
+        "loader_ratio": round(ratio, 3),
+        "loader_keeps_up": ratio >= KEEPS_UP,
+        "memory_gb": round(real.memory_bytes / 1e9, 2),
+        "first_loss": real.losses[0],
+        "last_loss": real.losses[-1],
+        "loss_difference_to_cpu": comparison.loss,
+        "gradient_difference_to_cpu": comparison.gradient,
+        "tolerances": list(TOLERANCES[precision]),
+        "within_tolerances": comparison.within(precision),
+    }
+
+
+def check(device: torch.device, small: bool, steps: int, cases: int) -> dict[str, Any]:
+    """The whole check, as it is written to JSON."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    config = tiny(load_config("paper")) if small else load_config("paper")
+    start = time.perf_counter()
+    prepared, labels = phantom_cases(config, TINY_GRID if small else PAPER_GRID, cases)
+    print(f"{cases} phantoms in {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    rows, cpu = [], torch.device("cpu")
+    for stage, make in tasks(config, prepared, labels).items():
+        task, batches = make()
+        reference = (
+            timed_steps(task, batches, cpu, "32-true", COMPARED, warm_up=0).losses,
+            first_gradients(make, cpu, "32-true"),
+        )
+        for precision in TOLERANCES:
+            rows.append({"stage": stage} | check_stage(make, device, precision, steps, reference))
+            print(_line(rows[-1]), file=sys.stderr)
+    return {
+        "device": processor() if device.type == "cuda" else f"CPU ({processor()})",
+        "configuration": "paper, tiny" if small else "paper",
+        "image_size": list(config.classifier.image_size),
+        "train_patch": list(config.segmenter.train_patch),
+        "versions": {
+            "python": platform.python_version(),
+            "hemseg": hemseg.__version__,
+            "torch": torch.__version__,
+            "monai": monai.__version__,
+            "lightning": lightning.__version__,
+        },
+        "stages": rows,
+        "within_tolerances": all(row["within_tolerances"] for row in rows),
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    verdict = "within tolerances" if row["within_tolerances"] else "NOT WITHIN TOLERANCES"
+    return (
+        f"{row['stage']:9} {row['precision']:11} {row['steps_per_second']:8.2f} steps/s, {row['memory_gb']:.1f} GB, "
+        f"loader {row['loader_ratio']:.2f}; against the CPU: loss {row['loss_difference_to_cpu']:.1e}, gradient "
+        f"{row['gradient_difference_to_cpu']:.1e}: {verdict}"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the check from the command line; 0 where all is within the tolerances."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="small images and networks: seconds on a CPU")
+    parser.add_argument("--steps", type=int, default=0, help="timed per stage and precision; by default 20, tiny 2")
+    parser.add_argument("--out", type=Path, help="JSON")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("error: there is no CUDA device here; --device cpu --tiny tries the check itself.", file=sys.stderr)
+        return 1
+    steps = max(1, options.steps) if options.steps else 2 if options.tiny else 20
+    result = check(torch.device(options.device), options.tiny, steps, cases=3 if options.tiny else 6)
+    text = json.dumps(result, indent=1) + "\n"
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text)
+    else:
+        print(text, end="")
+    return 0 if result["within_tolerances"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
