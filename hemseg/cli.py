@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -379,8 +379,9 @@ def compare(
     if target is not None:
         refuse_conflicts(planned, [target / TABLE], overwrite)
     model = load(weights, device)
+    outcomes: Iterable[tuple[Pair, dict[str, Any] | str]]
     if target is None:
-        outcomes = iter([(planned[0][0], run_pair(planned[0][0], model, options))])
+        outcomes = [(planned[0][0], run_pair(planned[0][0], model, options))]
     else:
         outcomes = run_pairs(planned, model, options, target)
     results, failed = [], False

@@ -143,16 +143,19 @@ def compare(baseline: Scan, followup: Scan, model: Model, options: Options = Opt
             measured.append(_of_mask(scan.volume, scan.given, given=True))
             continue
         answers = pose_probabilities(scan.volume, scan.working, space, later, model, options.poses)
-        measured.append(of_probability(scan, np.mean(list(answers), axis=0, dtype=np.float32), model))
+        mean = np.stack(list(answers)).mean(axis=0, dtype=np.float32)
+        measured.append(of_probability(scan, np.asarray(mean), model))
+    before, after = measured
     limits, doubts = _limits(measured, model)
-    volumes = measured[0].volume_ml, measured[1].volume_ml
+    volumes = before.volume_ml, after.volume_ml
     band = limits.band(*volumes) if limits else None
     hours = hours_between(baseline.volume, followup.volume) if options.hours is None else options.hours
     return Comparison(
-        *measured,
+        before,
+        after,
         registration=registration,
         change=Change(*volumes, options.least_ml, options.least_percent, band),
-        lesions=_matched(*measured, registration.transform),
+        lesions=_matched(before, after, registration.transform),
         hours=hours,
         limits=limits,
         warnings=(*_odd(baseline.volume, followup.volume, registration, hours), *doubts),

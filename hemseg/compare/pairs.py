@@ -193,7 +193,8 @@ def run_pair(pair: Pair, model: Model, options: Options, folder: Path | None = N
             volume = replace(read(scan, series), fingerprint=fingerprint)
         sides.append(prepared(volume, model, None if mask is None else read_mask(mask, volume)))
     chosen = options if pair.hours is None else replace(options, hours=pair.hours)
-    comparison = compare(*sides, model, chosen)
+    baseline, followup = sides
+    comparison = compare(baseline, followup, model, chosen)
     found = figures(comparison, model, pair.case)
     if folder is not None:
         _write(pair, comparison, found, folder)

@@ -86,7 +86,8 @@ def phantom_twice(number: int, seed: int = 0) -> Twice:
             volume = _with_ball(volume, *ball)
         placed = replace(volume, direction=IDENTITY, origin=straight.origin)  # the head lies turned in it
         volumes.append(_noisy(placed, rng, PHANTOM_NOISE_HU))
-    return Twice(f"phantom-{900 + number}", kind, *volumes, float(np.degrees(turn.magnitude())))
+    first, second = volumes
+    return Twice(f"phantom-{900 + number}", kind, first, second, float(np.degrees(turn.magnitude())))
 
 
 def _with_ball(volume: Volume, centre: np.ndarray, ml: float, hu: float) -> Volume:
@@ -100,9 +101,10 @@ def _with_ball(volume: Volume, centre: np.ndarray, ml: float, hu: float) -> Volu
     steps = np.array(volume.direction).reshape(3, 3) * volume.spacing
     at = np.linalg.solve(steps, centre - volume.origin)
     reach = np.ceil(radius / np.array(volume.spacing)).astype(int) + 1
-    box = tuple(slice(max(0, int(c) - r), int(c) + r + 2) for c, r in zip(at[::-1], reach[::-1]))
+    box: tuple[slice, ...] = tuple(slice(max(0, int(c) - r), int(c) + r + 2) for c, r in zip(at[::-1], reach[::-1]))
     for below in (np.arange(SUBSLICES) + 0.5) / SUBSLICES - 0.5:
-        z, y, x = np.meshgrid(*(np.arange(s.start, min(s.stop, n)) for s, n in zip(box, share.shape)), indexing="ij")
+        axes = [np.arange(*part.indices(size)) for part, size in zip(box, share.shape, strict=True)]
+        z, y, x = np.meshgrid(*axes, indexing="ij")
         far = np.stack([x, y, z + below], axis=-1) @ steps.T + volume.origin - centre
         share[box] += (np.linalg.norm(far, axis=-1) <= radius) / SUBSLICES
     return replace(volume, hu=(volume.hu * (1 - share) + hu * share).astype(np.float32))
@@ -152,7 +154,8 @@ def measured(twice: Twice, model: Model) -> dict[str, Any]:
     """Volumes of both scans: as `hemseg segment` finds them in each alone, and as `hemseg compare` does."""
     scans = [prepared(volume, model) for volume in (twice.first, twice.second)]
     alone = [segment(scan.volume, model, scan.working).volume_ml for scan in scans]
-    found = compare(*scans, model)
+    first, second = scans
+    found = compare(first, second, model)
     return {
         "name": twice.name,
         "kind": twice.kind,

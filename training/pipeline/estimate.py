@@ -197,7 +197,9 @@ class _Cost:
             passes = len(c.cam.stages or (c.cam.stage,)) * (1 + c.cam.flips)
             return self._positive() * passes * self.per_slice
         if kind == "pseudolabel":
-            trials = 1 + (c.pseudolabels.pieces if c.pseudolabels.method == "pieces" else c.pseudolabels.clusters)
+            trials = 1 + (
+                c.pseudolabels.candidates if c.pseudolabels.method == "components" else c.pseudolabels.clusters
+            )
             return self._positive() * trials * FORWARD * self.per_slice
         if kind == "segment":
             return self._unet(c.segmenter.optimization, c.segmenter.patches_per_case)
