@@ -97,13 +97,14 @@ def _with_ball(volume: Volume, centre: np.ndarray, ml: float, hu: float) -> Volu
         centre: (x, y, z) in mm.
     """
     radius = (3000 * ml / (4 * np.pi)) ** (1 / 3)
-    share = np.zeros(volume.hu.shape, np.float32)
+    shape: tuple[int, ...] = volume.hu.shape
+    share = np.zeros(shape, np.float32)
     steps = np.array(volume.direction).reshape(3, 3) * volume.spacing
     at = np.linalg.solve(steps, centre - volume.origin)
     reach = np.ceil(radius / np.array(volume.spacing)).astype(int) + 1
     box: tuple[slice, ...] = tuple(slice(max(0, int(c) - r), int(c) + r + 2) for c, r in zip(at[::-1], reach[::-1]))
     for below in (np.arange(SUBSLICES) + 0.5) / SUBSLICES - 0.5:
-        axes = [np.arange(*part.indices(size)) for part, size in zip(box, share.shape, strict=True)]
+        axes = [np.arange(*part.indices(n)) for part, n in zip(box, shape, strict=True)]
         z, y, x = np.meshgrid(*axes, indexing="ij")
         far = np.stack([x, y, z + below], axis=-1) @ steps.T + volume.origin - centre
         share[box] += (np.linalg.norm(far, axis=-1) <= radius) / SUBSLICES
