@@ -48,7 +48,7 @@ def block(language: str, beginning: str) -> str:
 
 def test_the_slurm_script_does_every_folder_once(tmp_path: Path) -> None:
     """Two tasks of an array, without Slurm: what it would set is set here."""
-    script = block("bash", "#!/bin/bash").replace("/data/", f"{tmp_path}/")
+    script = block("bash", "#!/bin/bash\n#SBATCH --job-name=hemseg --array").replace("/data/", f"{tmp_path}/")
     assert re.search(r"^#SBATCH .*--array=", script, re.MULTILINE)
     for name in ("a", "b c", "d"):
         (tmp_path / "scans" / name).mkdir(parents=True)
