@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 QUIET := --quiet --no-compile --disable-pip-version-check
 # what is imported is compiled then, once, even where the environment forbids Python to keep it
 export PYTHONDONTWRITEBYTECODE :=
-.PHONY: demo test shim node soak newcomer lint format lock samples dist docs clean
+.PHONY: demo test slow shim node soak newcomer lint format lock samples dist docs clean
 
 demo: $(VENV)/.inference  ## segment the sample scans; masks and pictures go to demo-output/
 	$(BIN)/hemseg segment test/cases demo-output --overlay
 
-test: $(VENV)/.development  ## the test suite, a worker a core (seven to ten minutes on two)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
+test: $(VENV)/.development  ## the test suite, a worker a core (ten minutes on two)
+	$(PYTEST) -m "not slow"
+
+slow: $(VENV)/.development  ## the rest of it: whole trainings, one with permuted labels, dying clusters (three minutes)
+	$(PYTEST) -m slow
 
 shim: $(VENV)/.development  ## the built images under Grand Challenge's own shim, where Python 3.12 is available (SHIM=--short: three runs)
 	$(BIN)/python test/container/shim/run.py $(SHIM)

@@ -26,6 +26,7 @@ def test_stages_of_a_scan(tmp_path: Path) -> None:
     assert (tmp_path / SCAN.name).is_file()
 
 
+@pytest.mark.slow
 def test_whole_processes_and_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "FOLDER", 2)
     rows = inference.of_scan(SCAN, tmp_path)

@@ -387,6 +387,7 @@ def alive(running: subprocess.Popen[str]) -> list[str]:
     return [line for line in lines if not line.startswith("Z")]
 
 
+@pytest.mark.slow
 def test_ray_loses_a_worker_and_nothing_else(folder: Path, tmp_path: Path, light: Path) -> None:
     out = tmp_path / "out"
     running = on_ray(folder, out, light, jobs=2, cases=40)
@@ -407,6 +408,7 @@ def test_ray_loses_a_worker_and_nothing_else(folder: Path, tmp_path: Path, light
     assert not [name for name in files(out) if ".part" in name]
 
 
+@pytest.mark.slow
 def test_ray_loses_its_head(folder: Path, tmp_path: Path, light: Path) -> None:
     """Ray would say nothing for a minute, then end the process with a line of its own, and leave two behind."""
     out = tmp_path / "out"

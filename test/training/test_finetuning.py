@@ -218,6 +218,7 @@ def test_masks_that_initial_weights_learned_from_are_not_forgotten(study: Path) 
     assert combined_supervision("slice labels", masks).endswith("weights that learned from reference masks")
 
 
+@pytest.mark.slow
 def test_shipped_weights_fit_finetune_and_exported_again_give_the_shipped_onnx(tmp_path: Path) -> None:
     """`finetune` starts from the very network that is shipped; the two ONNX files agree to 1e-4."""
     import onnxruntime as ort

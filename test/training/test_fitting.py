@@ -235,6 +235,7 @@ def network(run: Path, stage: str) -> torch.Tensor:
     return torch.cat([v.flatten().double() for v in state.values()])
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_middle_of_training(study: Path, tmp_path: Path) -> None:
     training(*command(study, "classify", tmp_path / "whole"))
     arguments = [sys.executable, "-m", "training", *command(study, "classify", tmp_path / "killed")]
@@ -253,6 +254,7 @@ def test_kill_9_in_the_middle_of_training(study: Path, tmp_path: Path) -> None:
     assert (network(tmp_path / "whole", "classify") - network(tmp_path / "killed", "classify")).abs().max() < 1e-6
 
 
+@pytest.mark.slow
 def test_two_processes_train_together(study: Path, tmp_path: Path) -> None:
     """torchrun with two gloo processes on the CPU: all stages, one set of results."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -293,6 +295,7 @@ def test_the_paper_configuration_holds_the_papers_values() -> None:
     assert c.preprocessing.skull_percentile == 95
 
 
+@pytest.mark.slow
 def test_the_paper_configuration_takes_a_step_at_512_squared() -> None:
     c = load_config("paper")
     torch.manual_seed(0)
@@ -396,6 +399,7 @@ def test_folds_are_disjoint_and_keep_patients_together(study: Path) -> None:
         split_into_folds(dataset, 6, seed=0)
 
 
+@pytest.mark.slow
 def test_ablation_and_cross_validation_write_their_tables(study: Path, tmp_path: Path) -> None:
     for name, more in (("ablate", []), ("crossval", ["--folds", "2"])):
         out = tmp_path / name
