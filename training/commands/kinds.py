@@ -20,6 +20,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..config import Config
     from ..pipeline.kinds import KindData
 
@@ -64,7 +66,8 @@ def _data(config: str, folders: list[Path], run: Path, labels: str, seed: int | 
     loaded = [(folder, load_dataset(folder, settings.seed)) for folder in folders]
     loaded += [(folder, replace(load_dataset(folder), name="phantoms")) for folder in sorted(run.glob("phantoms-*"))]
     whole = together([dataset for _, dataset in loaded])
-    answers, not_brain = {}, set()
+    answers: dict[str, np.ndarray] = {}
+    not_brain: set[str] = set()
     for folder, dataset in loaded:
         prefix = f"{dataset.name}_" if len(loaded) > 1 else ""
         answers |= {prefix + name: rows for name, rows in read_slice_kinds(folder, dataset).items()}

@@ -35,9 +35,9 @@ def read_slice_kinds(folder: Path, dataset: DataSet) -> dict[str, np.ndarray]:
         raise HemsegError(f"{folder}: has no slice labels to learn kinds from:", faults)
     answers = {case.name: np.full((len(case.labels), len(ANSWERS)), UNKNOWN, np.int8) for case in dataset.cases}
     for row in rows:
-        case, z = case_name(row.get("case"), answers), whole_number(row.get("slice"))
-        if case in answers and z is not None:
-            answers[case][z] = slice_answers(row)
+        name, z = case_name(row.get("case"), answers), whole_number(row.get("slice"))
+        if name in answers and z is not None:
+            answers[name][z] = slice_answers(row)
     for case in dataset.cases:  # slices to leave out
         answers[case.name][np.array(case.labels) < 0] = UNKNOWN
     return answers

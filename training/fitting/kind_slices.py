@@ -115,7 +115,8 @@ def painted_copies(
         slices = rng.permutation(np.flatnonzero(seen & (answers[:, -1] != UNKNOWN)))[:MOST]
         if len(slices):
             own = answers.copy()
-            own[np.ix_(slices, [KINDS.index(KIND_OF[name]), len(KINDS)])] = 1
+            own[slices, KINDS.index(KIND_OF[name])] = 1
+            own[slices, -1] = 1
             yield replace(case, hu=hu), slices, own
 
 

@@ -38,6 +38,6 @@ class KindNetwork(nn.Module):
     def forward(self, hu: Tensor) -> Tensor:
         sampled = self.rows @ hu @ self.columns.T
         maps = self.slices.stages(sampled)
-        size = maps[-1].shape[2:]
+        size = maps[-1].shape[2], maps[-1].shape[3]
         wanted = [maps[stage - 1] for stage in STAGES]
         return torch.cat([m if m.shape[2:] == size else F.adaptive_avg_pool2d(m, size) for m in wanted], 1)

@@ -186,7 +186,7 @@ def _lesions(data: KindData, split: str, inputs: Inputs, config: Config, path: P
         scans = (case for case in data.scans(split) if case.name in chosen)
         made += painted_lesions(scans, KIND_OF, COPIES, mm, inputs, config.seed)
         columns = {name: np.array([getattr(s, name) for s in made]) for name in LesionSample.__dataclass_fields__}
-        np.savez_compressed(path, **columns)
+        np.savez_compressed(path, **columns)  # type: ignore[arg-type]
     with np.load(path) as file:
         columns = dict(file)
     rows = zip(*columns.values(), strict=True)
