@@ -52,6 +52,10 @@ def segment(
         bool,
         typer.Option("--probability", help="Also write the probability of each voxel, <case>_probability.*."),
     ] = False,
+    kinds: Annotated[
+        bool,
+        typer.Option("--kinds", help="Also write <case>_kinds.*: each lesion labelled with its kind, 1-5; 6: unsure."),
+    ] = False,
     bids: Annotated[
         bool,
         typer.Option("--bids", help="Write a BIDS derivative data set, in NIfTI; of a BIDS tree, do the CT scans."),
@@ -107,7 +111,8 @@ def segment(
         from hemseg.bids import bids_jobs, mask_format, write_dataset
 
         form = mask_format(form, target)
-    options = OutputOptions(overlay, report, probability, form, series, strict, operating_point, range=with_range)
+    written = (overlay, report, probability)
+    options = OutputOptions(*written, form, series, strict, operating_point, range=with_range, kinds=kinds)
     planned = plan_jobs(sources[0] if len(sources) == 1 else sources, target, options)
     if bids:
         planned = bids_jobs(planned, sources, target)
@@ -188,11 +193,13 @@ def _run_plan(
     from hemseg.folder.outputs import refuse_conflicts
     from hemseg.folder.rows import settings_key_of_weights
     from hemseg.io.files import exclusive_access, remove_leftovers
-    from hemseg.model import default_weights
+    from hemseg.model import Manifest, default_weights
     from hemseg.streams import print_text
 
     quiet, verbose, as_json = printed
     folder = weights or default_weights()
+    if options.kinds and not Manifest.read(folder).kinds_file:
+        raise HemsegError(f"{folder}: these weights name no kinds of hemorrhage; use others, or leave out --kinds.")
     key = settings_key_of_weights(folder, options)
     journal = None
     todo = planned
@@ -427,6 +434,7 @@ def info(weights: Weights = None, device: Device = "auto") -> None:
     print(f"OpenCV {cv2.__version__}, numpy {numpy.__version__}")
     print(f"weights       {manifest.name} {manifest.version}, sha256 {manifest.sha256[:16]}, from {model.folder}")
     print(f"licence       {manifest.license}")
+    print(f"kinds         {'named' if manifest.kinds_file else 'not named by these weights'}")
     points = [manifest, *(manifest.at(name) for name in manifest.operating_points)]
     print("points       ", ", ".join(f"{p.operating_point} ({p.threshold:g}, peak {p.min_peak:g})" for p in points))
     print(f"working grid  {manifest.preprocessing.in_plane_mm:g} mm in plane, slices of about ", end="")

@@ -12,7 +12,7 @@ import logging
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, get_args
@@ -21,13 +21,14 @@ import numpy as np
 
 from hemseg.choices import Device
 from hemseg.errors import HemsegError, first_line
+from hemseg.kinds import Head, KindModel
 from hemseg.manifest_values import check_values
 from hemseg.preprocessing import Settings, Strip
 from hemseg.resources import check_model_memory, cores, share_heap
 from hemseg.strip import learned_mask
 
 logger = logging.getLogger("hemseg")
-FORMAT = 6  # of the manifest; raised when an older hemseg could misread a newer one
+FORMAT = 7  # of the manifest; raised when an older hemseg could misread a newer one
 MANIFEST = "manifest.json"
 PLATFORM_MODEL = Path("/opt/ml/model")  # where Grand Challenge unpacks a model tarball
 DEVICES = get_args(Device)
@@ -64,6 +65,10 @@ class Manifest:
             (`hemseg.volume_range`; format 6).
         range_margin: share by which either end of that range is widened. Its default is for weights that were not
             calibrated.
+        kinds_file, kinds_sha256: the numbers that name kinds of hemorrhage (`hemseg.kinds.Head`) beside the manifest;
+            '' for weights that name none (format 7).
+        kinds_network_file, kinds_network_sha256: the ONNX file of the slice network that they read, if any. Input
+            ``slices`` float32 (n, y, x) in HU, output ``features`` float32 (n, channel, y', x').
         provenance: how the weights came about (data, recipe, seed, commit, metrics); not read by inference.
     """
 
@@ -84,6 +89,10 @@ class Manifest:
     operating_point: str = DEFAULT_POINT
     range_thresholds: tuple[float, float] = (0.2, 0.8)
     range_margin: float = 0.25
+    kinds_file: str = ""
+    kinds_sha256: str = ""
+    kinds_network_file: str = ""
+    kinds_network_sha256: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -124,6 +133,8 @@ class Manifest:
             settings = Settings(**{k: _as_tuple(v) for k, v in values.pop("preprocessing").items()})
             manifest = cls(preprocessing=settings, **{k: _as_tuple(v) for k, v in values.items()})
             check_values(manifest)
+            if manifest.kinds_network_file and not manifest.kinds_file:
+                raise ValueError("kinds_network_file needs kinds_file")
             for name, values in manifest.operating_points.items():
                 if not isinstance(values, dict) or not values or set(values) - set(POINT_KEYS):
                     raise ValueError(f"operating_points.{name} should set some of {', '.join(POINT_KEYS)}")
@@ -153,13 +164,21 @@ class Model:
     Attributes:
         concurrent_scans: how many scans to do at once with it. A GPU still sees one at a time.
         strip: the learned skull strip, or None.
+        kinds: what names kinds of hemorrhage, or None.
     """
 
     def __init__(
-        self, manifest: Manifest, session: Any, folder: Path, concurrent_scans: int = 1, strip: Strip | None = None
+        self,
+        manifest: Manifest,
+        session: Any,
+        folder: Path,
+        concurrent_scans: int = 1,
+        strip: Strip | None = None,
+        kinds: KindModel | None = None,
     ) -> None:
         self.manifest = manifest
         self.strip = strip
+        self.kinds = kinds
         self.folder = folder
         self.concurrent_scans = concurrent_scans
         self._session = session
@@ -232,7 +251,8 @@ def load(weights: str | Path | None = None, device: str = "auto", threads: int =
         share_heap()
     threads = threads or -(-cores() // concurrent)
     strip = load_strip(folder / manifest.strip_file, manifest.strip_sha256, threads) if manifest.strip_file else None
-    return Model(manifest, session(path, device, threads), folder, concurrent, strip)
+    kinds = load_kinds(folder, manifest, threads)
+    return Model(manifest, session(path, device, threads), folder, concurrent, strip, kinds)
 
 
 def load_strip(path: Path, sha256: str, threads: int = 1) -> Strip:
@@ -253,6 +273,33 @@ def load_strip(path: Path, sha256: str, threads: int = 1) -> Strip:
         return np.concatenate([answer for (answer,) in answers])
 
     return partial(learned_mask, network=run)
+
+
+def load_kinds(folder: Path, manifest: Manifest, threads: int = 1) -> KindModel | None:
+    """What names kinds of hemorrhage, if the weights have it. It runs on the CPU, on the slices of lesions alone.
+
+    Raises:
+        HemsegError: a file is missing, damaged or another one.
+    """
+    if not manifest.kinds_file:
+        return None
+    check_file(folder / manifest.kinds_file, manifest.kinds_sha256)
+    head = Head.read(folder / manifest.kinds_file)
+    if not head.has_maps:
+        return KindModel(head)
+    path = folder / manifest.kinds_network_file
+    if not manifest.kinds_network_file:
+        raise HemsegError(f"{folder}: {manifest.kinds_file} reads a slice network, and the manifest names none.")
+    check_file(path, manifest.kinds_network_sha256)
+
+    @cache  # most heads have no lesion to name
+    def network() -> Any:
+        return session(path, "cpu", threads)
+
+    def run(slices: np.ndarray) -> np.ndarray:
+        return np.asarray(network().run(None, {"slices": slices}, shrinking_arena())[0])
+
+    return KindModel(head, run)
 
 
 def shrinking_arena() -> Any:

@@ -15,6 +15,7 @@ from scipy import ndimage
 from hemseg.components import TOUCHING, labeled_sizes
 from hemseg.errors import HemsegError
 from hemseg.io.masks import write_mask
+from hemseg.kinds import CODES, UNSURE_CODE, Kind
 from hemseg.lesions import Lesion, MeasuredLesion, components, lesions_of, measured_lesions
 from hemseg.model import Manifest, Model
 from hemseg.preprocessing import Settings, WorkingImage, network_input, working_image
@@ -40,6 +41,7 @@ class Segmentation:
         implausible: what cannot be about the result, in sentences (`hemseg.sanity`); empty for almost all.
         mask_path: the file that a given mask was read from (`hemseg.measure`).
         range_ml: lowest and highest volume (`hemseg.volume_range`), where it was asked for.
+        kinds: the kind of each of ``lesions`` and how probable it is; empty where the weights name none.
     """
 
     volume: Volume
@@ -53,6 +55,15 @@ class Segmentation:
     implausible: tuple[str, ...] = ()
     mask_path: Path | None = None
     range_ml: tuple[float, float] | None = None
+    kinds: tuple[Kind, ...] = ()
+
+    @cached_property
+    def kind_mask(self) -> np.ndarray:
+        """The mask with each lesion's kind, uint8 (z, y, x): `hemseg.kinds.CODES`, `UNSURE_CODE`, 0 elsewhere."""
+        result = np.zeros_like(self.mask)
+        for voxels, kind in zip(components(self.mask), self.kinds, strict=True):
+            result[tuple(voxels.T)] = CODES.get(kind.name, UNSURE_CODE)
+        return result
 
     @cached_property
     def probability(self) -> np.ndarray:
@@ -107,7 +118,20 @@ def segment(volume: Volume, model: Model, working: WorkingImage | None = None) -
     start = time.perf_counter()
     working = working or working_image(volume, model.manifest.preprocessing, model.strip)
     result = postprocess(volume, working, working_probability(working, model), model.manifest)
-    return replace(result, seconds=time.perf_counter() - start)
+    kinds = lesion_kinds(result.mask, volume, working, model)
+    return replace(result, kinds=kinds, seconds=time.perf_counter() - start)
+
+
+def lesion_kinds(mask: np.ndarray, volume: Volume, working: WorkingImage, model: Model) -> tuple[Kind, ...]:
+    """The kinds of a mask's lesions, in the order of `hemseg.lesions.lesions_of`; none where the weights name none.
+
+    Args:
+        mask: (z, y, x) on the scan's grid; what is not 0 is hemorrhage.
+    """
+    if model.kinds is None:
+        return ()
+    lesions = [working.grid.nearest(volume.indices_in_lps(voxels)) for voxels in components(mask)]
+    return tuple(model.kinds.kinds(lesions, working.hu, working.intracranial, working.grid.spacing))
 
 
 def postprocess(volume: Volume, working: WorkingImage, probability: np.ndarray, manifest: Manifest) -> Segmentation:

@@ -78,6 +78,10 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file="light.onnx",
         sha256=sha256(network).hexdigest(),
         patch=patch,
+        kinds_file="",
+        kinds_sha256="",
+        kinds_network_file="",
+        kinds_network_sha256="",
         preprocessing=replace(manifest.preprocessing, in_plane_mm=4.0, slice_mm=9.0, level_hu=0.0),
     ).write(folder)
     return folder

@@ -14,6 +14,7 @@ from hemseg import __version__
 from hemseg.errors import HemsegError, OutputError
 from hemseg.io.files import atomic_write
 from hemseg.io.marks import mark
+from hemseg.kinds import CODES, KINDS, UNSURE, UNSURE_CODE
 from hemseg.segmentation import WRITERS, Segmentation
 from hemseg.volume import SliceStack
 
@@ -37,6 +38,12 @@ MAY_BE_EMPTY = {
 }
 
 HEMORRHAGE = ("1386000", "SCT", "Intracranial hemorrhage")
+FINDINGS = {  # by kind; what is unsure is hemorrhage all the same, and intraventricular is said by where it lies
+    "intraparenchymal": ("274100004", "SCT", "Cerebral hemorrhage"),
+    "subarachnoid": ("21454007", "SCT", "Subarachnoid intracranial hemorrhage"),
+    "subdural": ("35486000", "SCT", "Subdural hemorrhage"),
+    "epidural": ("82999001", "SCT", "Epidural intracranial hemorrhage"),
+}
 NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID", "PixelSpacing")
 
 # what is kept in these groups of the file's own level; of what the scan says of its patient and study, the rest goes
@@ -164,7 +171,12 @@ def header_sentence(path: Path, kind: str, error: Exception, source: Dataset) ->
 
 
 def build_segmentation(
-    result: Segmentation, path: Path, labels: np.ndarray, segment_labels: Sequence[str]
+    result: Segmentation,
+    path: Path,
+    labels: np.ndarray,
+    segment_labels: Sequence[str],
+    kinds: Sequence[str] = (),
+    series_number: int = 9000,
 ) -> tuple[Dataset, list[Dataset]]:
     """A DICOM SEG: binary, SNOMED-coded, in the frame of reference of the scan.
 
@@ -172,6 +184,8 @@ def build_segmentation(
         path: for the sentences of errors.
         labels: integers (z, y, x) on the scan's grid: 0, or the number of a segment.
         segment_labels: of the segments 1, 2, ...; a segment may be empty.
+        kinds: of the segments, where they are known.
+        series_number: of the object.
 
     Returns:
         The object, and the headers of the files that it refers to.
@@ -188,13 +202,14 @@ def build_segmentation(
             segment_number=number,
             segment_label=label,
             segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
-            segmented_property_type=hd.sr.CodedConcept(*HEMORRHAGE),
+            segmented_property_type=hd.sr.CodedConcept(*FINDINGS.get(kind, HEMORRHAGE)),
+            anatomic_regions=[codes.SCT.BrainVentricle] if kind == "intraventricular" else None,
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=hd.AlgorithmIdentificationSequence(
                 name="hemseg", version=__version__, family=codes.DCM.ArtificialIntelligence
             ),
         )
-        for number, label in enumerate(segment_labels, start=1)
+        for number, (label, kind) in enumerate(zip(segment_labels, kinds or [""] * len(segment_labels), strict=True), 1)
     ]
     try:
         segmentation = hd.seg.Segmentation(
@@ -202,7 +217,7 @@ def build_segmentation(
             pixel_array=frames,
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=descriptions,
-            **equipment(series_number=9000),
+            **equipment(series_number=series_number),
             series_description="Intracranial hemorrhage (research only)",
             content_label="HEMORRHAGE",
             content_description=mark(result.volume.content),
@@ -238,6 +253,22 @@ def write_segmentation(result: Segmentation, path: Path) -> Path:
     """
     segmentation, _ = build_segmentation(result, path, result.mask, [HEMORRHAGE[2]])
     write_object(segmentation, path, "the segmentation")
+    return path
+
+
+def write_kind_segmentation(result: Segmentation, path: Path) -> Path:
+    """Write the mask of kinds as DICOM SEG, with a segment for each kind that was found.
+
+    Raises:
+        HemsegError: see `write_segmentation`.
+    """
+    found = [name for name in (*KINDS, UNSURE) if any(kind.name == name for kind in result.kinds)]
+    labels = np.zeros_like(result.kind_mask)  # segments are numbered without gaps
+    for number, name in enumerate(found, start=1):
+        labels[result.kind_mask == CODES.get(name, UNSURE_CODE)] = number
+    names = [f"{HEMORRHAGE[2]}, kind unsure" if n == UNSURE else f"{n.capitalize()} hemorrhage" for n in found]
+    segmentation, _ = build_segmentation(result, path, labels, names or [HEMORRHAGE[2]], found, series_number=9004)
+    write_object(segmentation, path, "the segmentation of kinds")
     return path
 
 

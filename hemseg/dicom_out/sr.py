@@ -16,6 +16,7 @@ import numpy as np
 
 from hemseg import __version__
 from hemseg.dicom_out.seg import (
+    FINDINGS,
     HEMORRHAGE,
     build_segmentation,
     equipment,
@@ -156,6 +157,8 @@ def _of_lesion(number: int, measured: MeasuredLesion, result: Segmentation, segm
     from pydicom.sr.codedict import codes
 
     lesion, abc2 = measured.lesion, measured.abc2
+    kind = result.kinds[number - 1].name if result.kinds else ""
+    site = codes.SCT.BrainVentricle if kind == "intraventricular" else codes.SCT.Intracranial
     milliliter, method = hd.sr.CodedConcept(*_MILLILITER), hd.sr.CodedConcept(*_ABC2)
     side: dict[str, Any] = {
         "left": {"laterality": codes.SCT.Left},
@@ -171,8 +174,8 @@ def _of_lesion(number: int, measured: MeasuredLesion, result: Segmentation, segm
             source_series=hd.sr.SourceSeriesForSegmentation(series),
         ),
         finding_category=codes.SCT.MorphologicallyAbnormalStructure,
-        finding_type=hd.sr.CodedConcept(*HEMORRHAGE),
-        finding_sites=[hd.sr.FindingSite(codes.SCT.Intracranial, **side)],
+        finding_type=hd.sr.CodedConcept(*FINDINGS.get(kind, HEMORRHAGE)),
+        finding_sites=[hd.sr.FindingSite(site, **side)],
         algorithm_id=_algorithm(result),
         measurements=[
             _measurement(codes.SCT.Volume, lesion.volume_ml, milliliter),

@@ -24,11 +24,12 @@ from hemseg.measure import measure, read_given_mask
 from hemseg.model import Model
 from hemseg.names import printable
 from hemseg.report import findings
+from hemseg.report.kinds import write_kinds
 from hemseg.report.probability import write_probability
 from hemseg.report.viewer import write_page
 from hemseg.resources import is_out_of_memory, release_memory
 from hemseg.scan import read
-from hemseg.segmentation import Segmentation, require_plausible, segment
+from hemseg.segmentation import Segmentation, lesion_kinds, require_plausible, segment
 from hemseg.signals import at_once
 from hemseg.volume import Volume
 from hemseg.volume_range import volume_range
@@ -123,6 +124,7 @@ def _segment_and_write(job: Job, model: Model) -> Segmentation:
         mask, message = read_given_mask(job.mask, volume, job.label)
         volume = replace(volume, warnings=(*volume.warnings, *([message] if message else [])))
         result = measure(volume, mask, working, job.mask)
+        result = replace(result, kinds=lesion_kinds(result.mask, volume, working, model))
     else:
         result = segment(volume, model, working)
         if job.range:
@@ -141,6 +143,8 @@ def _segment_and_write(job: Job, model: Model) -> Segmentation:
             write_page(result, found, job.report.with_suffix(".html"))
     if job.probability:
         write_probability(result, job.probability)
+    if job.kinds:
+        write_kinds(result, job.kinds)
     if job.structured_report:
         write_segmentation_and_report(result, job.mask, job.structured_report)
     elif not job.given:

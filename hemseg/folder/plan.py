@@ -13,6 +13,7 @@ from hemseg.folder.scans import Found, find_scans, own_name
 from hemseg.io.folders import may_be_dicom
 from hemseg.io.formats import mask_name, stem, suffix
 from hemseg.names import name_problem
+from hemseg.report.kinds import kinds_path
 from hemseg.report.probability import probability_path
 
 
@@ -25,7 +26,7 @@ class Job:
         scan: a file, or the folder of a DICOM study.
         overlay, report, thumbnail: where its pictures and its report (JSON, with an HTML page beside it) go, if
             anywhere.
-        probability: where its probability image goes, if anywhere.
+        probability, kinds: where its probability image and its mask of kinds go, if anywhere.
         structured_report: where its DICOM SR goes, if anywhere; the mask is a DICOM SEG then.
         files: those of a DICOM study; only the scan itself when empty.
         series: of a DICOM study, when the rule of `hemseg.dicom.reading` shall not choose.
@@ -46,6 +47,7 @@ class Job:
     report: Path | None = None
     thumbnail: Path | None = None
     probability: Path | None = None
+    kinds: Path | None = None
     structured_report: Path | None = None
     files: tuple[Path, ...] = ()
     series: str = ""
@@ -62,7 +64,7 @@ class Job:
         """Every file that it writes."""
         page = self.report.with_suffix(".html") if self.report and self.page else None
         mask = None if self.given else self.mask
-        beside = (self.overlay, self.report, page, self.thumbnail, self.probability, self.structured_report)
+        beside = (self.overlay, self.report, page, self.thumbnail, self.probability, self.structured_report, self.kinds)
         return tuple(p for p in (mask, *beside) if p)
 
 
@@ -87,6 +89,7 @@ class OutputOptions:
     measure: bool = False
     label: int = 0
     range: bool = False
+    kinds: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in (SAME, *MASK_FORMATS):
@@ -124,6 +127,7 @@ def plan_jobs(source: Path | Sequence[Path], target: Path, options: OutputOption
             overlay=own.with_name(f"{own.name}.png") if options.overlay else None,
             report=own / "report.json" if options.report else None,
             probability=probability_path(mask, own) if options.probability else None,
+            kinds=kinds_path(mask, own) if options.kinds else None,
             structured_report=own.with_name(f"{own.name}_sr.dcm") if options.format == DICOM else None,
             thumbnail=None if alone else target / "thumbnails" / case.parent / f"{case.name}.jpg",
             files=files,

@@ -135,7 +135,9 @@ def row_of(outcome: Outcome, key: str, target: Path) -> Row:
         mask = ""
     case = case_name(job.case)
     largest = result.measured[0].abc2 if result.measured else None
-    lines = tuple(lesion_cells(case, number, lesion) for number, lesion in enumerate(result.measured, start=1))
+    kinds = result.kinds or (None,) * len(result.measured)
+    lesions = zip(result.measured, kinds, strict=True)
+    lines = tuple(lesion_cells(case, number, *lesion) for number, lesion in enumerate(lesions, start=1))
     return Row(
         case=case,
         status="done",

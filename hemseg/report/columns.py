@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hemseg.kinds import KINDS, UNSURE, Kind
 from hemseg.lesions import MeasuredLesion
 from hemseg.names import to_cell
 
@@ -101,15 +102,18 @@ LESIONS = (
     ),
     Column("probability_mean", "number", "Mean of the network's probability over its voxels; empty for given masks"),
     Column("probability_max", "number", "Largest of the network's probabilities; empty for given masks"),
+    Column("kind", "|".join((*KINDS, UNSURE)), "Kind of hemorrhage (docs/usage.md); empty where the weights name none"),
+    Column("kind_probability", "number", "Probability of the most probable kind, if the lesion is hemorrhage"),
 )
 
 
-def lesion_cells(case: str, number: int, measured: MeasuredLesion) -> tuple[str, ...]:
+def lesion_cells(case: str, number: int, measured: MeasuredLesion, kind: Kind | None = None) -> tuple[str, ...]:
     """The line of a lesion in ``lesions.csv``.
 
     Args:
         case: `hemseg.names.case_name`.
         number: from 1.
+        kind: None where the weights name none.
     """
     lesion, abc2 = measured.lesion, measured.abc2
     mean, most = measured.probability_mean, measured.probability_max
@@ -129,6 +133,8 @@ def lesion_cells(case: str, number: int, measured: MeasuredLesion) -> tuple[str,
         str(int(measured.touches_ventricle)),
         "" if mean is None else f"{mean:.4f}",
         "" if most is None else f"{most:.4f}",
+        kind.name if kind else "",
+        f"{kind.probability:.3f}" if kind else "",
     )
 
 

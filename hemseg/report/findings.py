@@ -86,7 +86,7 @@ def findings(result: Segmentation, model: Model, case: str) -> dict[str, Any]:
         "case": case,
         "volume_ml": round(result.volume_ml, 3),
         **({"volume_ml_range": [round(ml, 3) for ml in result.range_ml]} if result.range_ml else {}),
-        "lesions": [_lesion(lesion) for lesion in result.measured],
+        "lesions": [_lesion(lesion) | kind for lesion, kind in zip(result.measured, _kinds(result), strict=True)],
         "mask": "given" if result.mask_path else "made",
         "implausible": list(result.implausible),
         "warnings": [*result.implausible, *result.volume.warnings],
@@ -98,6 +98,13 @@ def findings(result: Segmentation, model: Model, case: str) -> dict[str, Any]:
         "seconds": round(result.seconds, 2),
         "notice": "Research only. Not a medical device.",
     }
+
+
+def _kinds(result: Segmentation) -> list[dict[str, Any]]:
+    """What is said about the kind of each lesion: nothing where the weights name none."""
+    if len(result.kinds) != len(result.lesions):
+        return [{} for _ in result.lesions]
+    return [{"kind": kind.name, "kind_probability": round(kind.probability, 3)} for kind in result.kinds]
 
 
 def _lesion(measured: MeasuredLesion) -> dict[str, Any]:

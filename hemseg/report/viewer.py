@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from hemseg.io.files import write_text
+from hemseg.kinds import CODES, UNSURE, UNSURE_CODE
 from hemseg.names import printable
 from hemseg.report.templates import filled
 from hemseg.segmentation import Segmentation, faint_probability
@@ -33,6 +34,15 @@ HU_OF_LEVEL = np.concatenate(
 ).astype(np.float32)
 WINDOWS = {"brain": (0, 80), "subdural": (-50, 150), "bone": (-500, 1500)}
 HEAT_LEAST, HEAT_STEP = 0.02, 4  # least probability shown; step of the 8 bits, so that PNG has less to store
+KIND_STEP = 40  # of the 8 bits of a mask, from one kind's code to the next
+COLORS = {  # of kinds on the page, RGB; what is unsure is red, as all is without kinds
+    "intraparenchymal": (255, 140, 0),
+    "intraventricular": (80, 160, 255),
+    "subarachnoid": (230, 220, 60),
+    "subdural": (70, 200, 120),
+    "epidural": (220, 110, 230),
+    UNSURE: (255, 40, 40),
+}
 MANY, PIXELS, PIXELS_OF_MANY = 64, 512, 256  # beyond so many slices, pictures of half the size
 
 
@@ -81,6 +91,7 @@ def page(result: Segmentation, found: dict[str, Any]) -> str:
         "FACTS": rows,
         "WARNINGS": f'<ul class="warnings">{warned}</ul>' if warned else "",
         "LESIONS": _lesion_rows(result, found),
+        "KIND": "<th>kind (probability)</th>" if result.kinds else "",
         "DATA": data,
     }
     return filled("report.html", parts)
@@ -93,18 +104,19 @@ def _geometry(result: Segmentation) -> str:
 
 def _lesion_rows(result: Segmentation, found: dict[str, Any]) -> str:
     """Table rows; each knows the picture to go to: the one on which its A and B are drawn."""
-    rows = []
+    rows, named = [], bool(result.kinds)
     for lesion, measured in zip(found["lesions"], result.measured, strict=True):
+        kind = f"<td>{lesion['kind']} ({lesion['kind_probability']:.2f})</td>" if named else ""
         first, last = lesion["slices"]
         centroid = ", ".join(f"{v:.0f}" for v in lesion["centroid_mm"])
         abc = " × ".join(f"{cm:.1f}" for cm in lesion["abc_cm"])
         rows.append(
-            f'<tr tabindex="0" data-slice="{measured.abc2.slice}"><td>{lesion["volume_ml"]:.1f}</td>'
+            f'<tr tabindex="0" data-slice="{measured.abc2.slice}"><td>{lesion["volume_ml"]:.1f}</td>{kind}'
             f'<td title="{abc} cm">{lesion["abc2_ml"]:.1f}</td><td>{lesion["side"]}</td>'
             f"<td>{first + 1}–{last + 1}</td><td>{centroid}</td><td>{lesion['mean_hu']:.0f}</td>"
             f"<td>{lesion['skull_mm']:.0f}</td></tr>"
         )
-    return "".join(rows) or '<tr><td colspan="7">none</td></tr>'
+    return "".join(rows) or '<tr><td colspan="8">none</td></tr>'
 
 
 def _lines(result: Segmentation, size: tuple[int, int]) -> list[dict[str, Any]]:
@@ -134,7 +146,7 @@ def _heat(plane: np.ndarray, size: tuple[int, int]) -> str:
 def _slices(result: Segmentation) -> dict[str, Any]:
     """Pictures, masks and areas, from inferior to superior, the patient's right on the left."""
     hu, (mm_z, mm_y, mm_x) = result.volume.in_lps()
-    mask, _ = result.volume.with_voxels(result.mask).in_lps()
+    mask, _ = result.volume.with_voxels(result.kind_mask if result.kinds else result.mask).in_lps()
     probability = faint_probability(result, HEAT_LEAST)
     most = PIXELS if len(hu) <= MANY else PIXELS_OF_MANY
     scale = min(1.0, most / max(hu.shape[1:]))
@@ -145,13 +157,18 @@ def _slices(result: Segmentation) -> dict[str, Any]:
         small = cv2.resize(np.ascontiguousarray(plane, np.float32), size, interpolation=cv2.INTER_AREA)
         pictures.append(_png(np.searchsorted(middles, small).astype(np.uint8)))
         found = cv2.resize(np.ascontiguousarray(blood), size, interpolation=cv2.INTER_NEAREST)
-        masks.append(_png(found * np.uint8(255)) if found.any() else "")
+        masks.append(_png(found * np.uint8(KIND_STEP)) if found.any() else "")
     return {
         "pictures": pictures,
         "masks": masks,
         "heat": [] if probability is None else [_heat(plane, size) for plane in probability],
         "lines": _lines(result, size),
-        "area_cm2": [round(float(m.sum()) * mm_y * mm_x / 100, 2) for m in mask],
+        "kinds": {
+            KIND_STEP * code: {"name": name, "color": COLORS[name]}
+            for name, code in (*CODES.items(), (UNSURE, UNSURE_CODE))
+            if any(kind.name == name for kind in result.kinds)
+        },
+        "area_cm2": [round(float((m > 0).sum()) * mm_y * mm_x / 100, 2) for m in mask],
         "levels": [round(float(v), 1) for v in HU_OF_LEVEL],
         "windows": WINDOWS,
         "size": size,

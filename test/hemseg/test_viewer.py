@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ from hemseg.folder.journal import Journal
 from hemseg.folder.plan import OutputOptions, plan_jobs
 from hemseg.folder.processes import run_here
 from hemseg.folder.rows import settings_key
-from hemseg.model import Model
+from hemseg.kinds import Kind
+from hemseg.model import Model, load
+from hemseg.report.findings import findings
+from hemseg.report.viewer import write_page
 from hemseg.scan import read
+from hemseg.segmentation import segment
 from training.data.phantom import Phantom
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -175,6 +180,34 @@ def wait_for_change(browser: Any, before: str) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
     WebDriverWait(browser, 20).until(lambda b: pixels(b) != before)
+
+
+def test_kinds_have_colours_that_can_be_switched_off(browser: Any, light: Path, bleed: Phantom, tmp_path: Path) -> None:
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.by import By
+
+    model = load(light, "cpu", 1)
+    plain = segment(bleed.volume, model)
+    result = replace(plain, kinds=(Kind("subdural", 0.75),) + (Kind("unsure", 0.3),) * (len(plain.lesions) - 1))
+    pictures = {}
+    for name, one in (("plain", plain), ("kinds", result)):
+        write_page(one, findings(one, model, name), tmp_path / f"{name}.html")
+        opened(browser, tmp_path / f"{name}.html")
+        shows(browser, int(browser.execute_script("return data.lines[0].slice")))
+        pictures[name] = pixels(browser)
+    text = browser.find_element(By.TAG_NAME, "body").text
+    assert "subdural (0.75)" in text
+    assert "subdural" in browser.find_element(By.ID, "legend").text
+    ActionChains(browser).send_keys("k").perform()
+    wait_for_change(browser, pictures["kinds"])
+    assert pixels(browser) == pictures["plain"]  # red, as without kinds
+    assert not browser.find_element(By.ID, "legend").is_displayed()
+    browser.find_element(By.ID, "kinds").click()
+    wait_for_change(browser, pictures["plain"])
+    assert pixels(browser) == pictures["kinds"]
+    opened(browser, tmp_path / "plain.html")
+    assert not browser.find_element(By.ID, "kinds").is_displayed()
+    assert browser.get_log("browser") == []
 
 
 def test_names_cannot_break_a_page(browser: Any, pages: Path) -> None:

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import typer
 
-from . import experiments, measure, pipeline, tools
+from . import experiments, kinds, measure, pipeline, tools
 
-GROUPS = {"Pipeline": pipeline, "Measure": measure, "Experiments": experiments, "Tools": tools}
+GROUPS = {"Pipeline": pipeline, "Measure": measure, "Kinds": kinds, "Experiments": experiments, "Tools": tools}
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for _title, _module in GROUPS.items():

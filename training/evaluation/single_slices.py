@@ -82,7 +82,7 @@ def single_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             }
             for key in ("score", "classifier"):
                 if own and key in own[0]:
-                    row |= _auc(f"auc_{key}", [r["label"] for r in own], [r[key] for r in own])
+                    row |= auc_with_interval(f"auc_{key}", [r["label"] for r in own], [r[key] for r in own])
             result.append(row)
     return result
 
@@ -115,7 +115,7 @@ def _share(name: str, hits: list[bool]) -> dict[str, float]:
     return {name: float(np.mean(hits)), f"{name}_low": low, f"{name}_high": high}
 
 
-def _auc(name: str, labels: list[int], scores: list[float], seed: int = 0) -> dict[str, float]:
+def auc_with_interval(name: str, labels: list[int], scores: list[float], seed: int = 0) -> dict[str, float]:
     """Area under the ROC curve and its 95 % interval (bootstrap over slices)."""
     truth, score = np.array(labels), np.array(scores)
     if len(set(labels)) < 2:
@@ -138,6 +138,12 @@ def _area(truth: np.ndarray, score: np.ndarray) -> float:
 
 
 def intracranial_areas(folder: Path) -> dict[str, float]:
-    """``intracranial_px`` of a data set's ``slices.csv``, by case."""
-    with (folder / "slices.csv").open(newline="") as stream:
-        return {row["case"]: float(row["intracranial_px"]) for row in csv.DictReader(stream)}
+    """``intracranial_px`` of a data set's ``slices.csv``, by case; empty where it says nothing of the kind."""
+    path = folder / "slices.csv"
+    if not path.exists():
+        return {}
+    with path.open(newline="") as stream:
+        rows = csv.DictReader(stream)
+        if "intracranial_px" not in (rows.fieldnames or ()):
+            return {}
+        return {row["case"]: float(row["intracranial_px"]) for row in rows}

@@ -121,12 +121,19 @@ def network_settings(config: Config) -> dict[str, dict[str, Any]]:
     }
 
 
-def write_onnx(model: nn.Module, image: Tensor, path: Path, shapes: Any = None) -> None:
+def write_onnx(
+    model: nn.Module,
+    image: Tensor,
+    path: Path,
+    shapes: Any = None,
+    names: tuple[str, str] = ("image", "probability"),
+) -> None:
     """Write a network as ONNX, as torch exports it.
 
     Args:
         image: an example of its input.
         shapes: torch's ``dynamic_shapes``; by default the batch is free, and the patch is that of ``image``.
+        names: of input and output.
     """
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -136,8 +143,8 @@ def write_onnx(model: nn.Module, image: Tensor, path: Path, shapes: Any = None) 
             model,
             (image,),
             str(path),
-            input_names=["image"],
-            output_names=["probability"],
+            input_names=[names[0]],
+            output_names=[names[1]],
             dynamic_shapes=shapes or ({0: torch.export.Dim("batch", min=1, max=64)},),
             opset_version=OPSET,
             external_data=False,

@@ -1,0 +1,205 @@
+"""Kinds of hemorrhage on their way from the weights to what people read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from helpers.series import write_series
+from onnx import helper, numpy_helper
+
+from hemseg.errors import HemsegError
+from hemseg.folder.jobs import run_job
+from hemseg.folder.plan import OutputOptions, plan_jobs
+from hemseg.kinds import ANSWERS, CODES, INPUTS, KINDS, UNSURE_CODE, Head, Kind
+from hemseg.model import FORMAT, Manifest, Model, load
+from hemseg.report.columns import LESIONS, lesion_cells
+from hemseg.report.findings import findings
+from hemseg.report.kinds import kinds_path, write_kinds
+from hemseg.scan import read
+from hemseg.segmentation import Segmentation, segment
+from training.data.phantom import Phantom
+from training.export.kinds import attach_kinds
+
+FIELD = (50, 40)
+
+
+@pytest.fixture(scope="module")
+def naming(light: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The light weights with a network and numbers that call every lesion subdural, with a probability of 0.75."""
+    folder = tmp_path_factory.mktemp("naming")
+    shutil.copytree(light, folder, dirs_exist_ok=True)
+    axes = numpy_helper.from_array(np.array([1], np.int64), "axes")
+    slices = helper.make_tensor_value_info("slices", 1, ["batch", *FIELD])
+    features = helper.make_tensor_value_info("features", 1, ["batch", 1, *FIELD])
+    nodes = [helper.make_node("Unsqueeze", ["slices", "axes"], ["features"])]
+    graph = helper.make_graph(nodes, "as it is", [slices], [features], [axes])
+    network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+    (folder / "kinds.onnx").write_bytes(network)
+    even = np.log(0.25 / 4)
+    Head(
+        field=np.array(FIELD),
+        background=np.array(-20.0),
+        zones_mm=np.array([8.0]),
+        maps=np.zeros((len(ANSWERS), 2, 1)),
+        bias=np.zeros(len(ANSWERS)),
+        mean=np.zeros(len(INPUTS)),
+        scale=np.ones(len(INPUTS)),
+        weight=np.zeros((len(KINDS), len(INPUTS))),
+        offset=np.array([np.log(0.75) if kind == "subdural" else even for kind in KINDS]),
+        unsure_below=np.array(0.5),
+    ).write(folder / "kinds.npz")
+    sums = {name: sha256((folder / name).read_bytes()).hexdigest() for name in ("kinds.onnx", "kinds.npz")}
+    replace(
+        Manifest.read(light),
+        kinds_file="kinds.npz",
+        kinds_sha256=sums["kinds.npz"],
+        kinds_network_file="kinds.onnx",
+        kinds_network_sha256=sums["kinds.onnx"],
+        format=FORMAT,
+    ).write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(naming: Path) -> Model:
+    return load(naming, "cpu", 1)
+
+
+@pytest.fixture(scope="module")
+def result(model: Model, bleed: Phantom) -> Segmentation:
+    return segment(bleed.volume, model)
+
+
+def test_every_lesion_has_a_kind_and_the_mask_is_the_same_without_them(
+    result: Segmentation, light: Path, bleed: Phantom
+) -> None:
+    plain = segment(bleed.volume, load(light, "cpu", 1))
+    assert result.lesions
+    assert np.array_equal(plain.mask, result.mask)
+    assert plain.lesions == result.lesions
+    assert plain.kinds == ()
+    assert [kind.name for kind in result.kinds] == ["subdural"] * len(result.lesions)
+    assert result.kinds[0].probability == pytest.approx(0.75)
+
+
+def test_the_mask_of_kinds_labels_each_lesion(result: Segmentation) -> None:
+    assert set(np.unique(result.kind_mask)) == {0, CODES["subdural"]}
+    assert np.array_equal(result.kind_mask > 0, result.mask > 0)
+    unsure = replace(result, kinds=(Kind("unsure", 0.4), *result.kinds[1:]))
+    largest = int((unsure.kind_mask == UNSURE_CODE).sum()) * result.volume.voxel_ml
+    assert largest == pytest.approx(result.lesions[0].volume_ml)
+
+
+def test_reports_say_the_kind_where_the_weights_name_it(result: Segmentation, model: Model) -> None:
+    named = findings(result, model, "case")["lesions"][0]
+    assert (named["kind"], named["kind_probability"]) == ("subdural", 0.75)
+    assert "kind" not in findings(replace(result, kinds=()), model, "case")["lesions"][0]
+
+
+def test_the_table_of_lesions_has_the_kind(result: Segmentation) -> None:
+    measured = result.measured[0]
+    assert lesion_cells("case", 1, measured, result.kinds[0])[-2:] == ("subdural", "0.750")
+    assert lesion_cells("case", 1, measured)[-2:] == ("", "")
+    assert [column.name for column in LESIONS[-2:]] == ["kind", "kind_probability"]
+    assert set(LESIONS[-2].choices) == {*KINDS, "unsure"}
+
+
+def test_the_mask_of_kinds_is_written_beside_the_mask(
+    model: Model, light: Path, scan: Path, tmp_path: Path, naming: Path
+) -> None:
+    (plain,) = plan_jobs(scan, tmp_path / "plain", OutputOptions())
+    (job,) = plan_jobs(scan, tmp_path / "out", OutputOptions(kinds=True, report=True))
+    for one in (plain, job):
+        outcome = run_job(one, load(light, "cpu", 1) if one is plain else model)
+        assert outcome.error == ""
+    assert job.kinds == tmp_path / "out" / "case_kinds.nii.gz"
+    assert job.kinds in job.outputs
+    kinds, mask = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (job.kinds, job.mask))
+    assert set(np.unique(kinds)) == {0, CODES["subdural"]}
+    assert np.array_equal(kinds > 0, mask > 0)
+    assert job.mask.read_bytes() == plain.mask.read_bytes()  # to the byte, with or without kinds
+    assert job.report
+    assert {lesion["kind"] for lesion in json.loads(job.report.read_text())["lesions"]} == {"subdural"}
+
+
+def test_weights_without_kinds_say_so(result: Segmentation, tmp_path: Path) -> None:
+    with pytest.raises(HemsegError, match="name no kinds"):
+        write_kinds(replace(result, kinds=()), tmp_path / "kinds.nii.gz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_dicom_seg_has_a_segment_for_each_kind_that_was_found(
+    result: Segmentation, bleed: Phantom, tmp_path: Path
+) -> None:
+    write_series(tmp_path / "series", bleed.volume)
+    volume = read(tmp_path / "series")
+    mask = np.zeros(volume.hu.shape, np.uint8)
+    mask[2:4, 10:20, 10:20], mask[6:8, 40:45, 40:45], mask[9, 60:64, 60:62] = 1, 1, 1
+    kinds = (Kind("subdural", 0.9), Kind("intraventricular", 0.8), Kind("unsure", 0.3))
+    found = replace(result, volume=volume, mask=mask, lesions=(result.lesions[0],) * 3, kinds=kinds)
+    segmentation = hd.seg.segread(write_kinds(found, tmp_path / "kinds.dcm"))
+    described = [
+        (s.SegmentLabel, s.SegmentedPropertyTypeCodeSequence[0].CodeValue, len(s.get("AnatomicRegionSequence", ())))
+        for s in segmentation.SegmentSequence
+    ]
+    assert described == [  # in the order of the codes, without gaps
+        ("Intraventricular hemorrhage", "1386000", 1),
+        ("Subdural hemorrhage", "35486000", 0),
+        ("Intracranial hemorrhage, kind unsure", "1386000", 0),
+    ]
+    voxels = dict.fromkeys((1, 2, 3), 0)
+    for frame, about in zip(segmentation.pixel_array, segmentation.PerFrameFunctionalGroupsSequence, strict=True):
+        voxels[about.SegmentIdentificationSequence[0].ReferencedSegmentNumber] += int(frame.sum())
+    assert voxels == {1: 50, 2: 200, 3: 8}
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [("a.nii.gz", "a_kinds.nii.gz"), ("a.mha", "a_kinds.mha"), ("a.dcm", "a_kinds.dcm"), ("a.nii", "a_kinds.nii")],
+)
+def test_where_the_mask_of_kinds_goes(mask: str, expected: str) -> None:
+    assert kinds_path(Path("out", mask), Path("out", "a")) == Path("out", expected)
+
+
+@pytest.fixture
+def damaged(naming: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "weights"
+    shutil.copytree(naming, folder)
+    return folder
+
+
+def test_a_damaged_file_of_kinds_is_refused(damaged: Path) -> None:
+    (damaged / "kinds.npz").write_bytes(b"x")
+    with pytest.raises(HemsegError, match="sha256"):
+        load(damaged, "cpu", 1)
+    (damaged / "kinds.npz").unlink()
+    with pytest.raises(HemsegError, match="cannot be read"):
+        load(damaged, "cpu", 1)
+
+
+def test_numbers_that_read_a_network_need_it(damaged: Path) -> None:
+    replace(Manifest.read(damaged), kinds_network_file="").write(damaged)
+    with pytest.raises(HemsegError, match="names none"):
+        load(damaged, "cpu", 1)
+    replace(Manifest.read(damaged), kinds_file="", kinds_network_file="kinds.onnx").write(damaged)
+    with pytest.raises(HemsegError, match="needs kinds_file"):
+        Manifest.read(damaged)
+
+
+def test_attached_kinds_are_named_in_the_manifest(naming: Path, light: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(light, weights)
+    attach_kinds(naming, weights)
+    assert Manifest.read(weights) == Manifest.read(naming)
+    (naming / "kinds.onnx").rename(naming / "elsewhere.onnx")
+    with pytest.raises(HemsegError, match=r"no kinds\.onnx"):
+        attach_kinds(naming, weights)
+    (naming / "elsewhere.onnx").rename(naming / "kinds.onnx")

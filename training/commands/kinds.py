@@ -1,0 +1,154 @@
+"""Commands that teach weights to name kinds of hemorrhage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hemseg.errors import HemsegError
+
+from .options import (
+    ConfigOption,
+    DataSetsOption,
+    RunOption,
+    SeedOption,
+    SplitOption,
+    TablesOption,
+    WeightsOption,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..config import Config
+    from ..pipeline.kinds import KindData
+
+app = typer.Typer()
+
+
+@app.command("kinds-train")
+def _train(
+    run: RunOption,
+    data: DataSetsOption,
+    out: Annotated[Path, typer.Option(help="Folder for what was learned and the tables of val.")],
+    config: ConfigOption = "best",
+    network: Annotated[bool, typer.Option("--network", help="Let the slice classifier say what it sees, too.")] = False,
+    classifier: Annotated[
+        Path | None, typer.Option(help="Its weights, .pt or .safetensors; by default the run's.")
+    ] = None,
+    labels: Annotated[str, typer.Option(help="The run's stage whose masks are the lesions.")] = "relabel",
+    seed: SeedOption = None,
+) -> None:
+    """Learn kinds of lesions; writes kinds.npz and lesions.csv, with --network kinds.onnx and slices.csv, too."""
+    from ..console import in_words
+    from ..pipeline.kinds import train_kinds
+
+    settings, kinds = _data(config, data, run, labels, seed)
+    slices = _network(settings, classifier or run / "sequence" / "network.pt") if network else None
+    print(in_words(train_kinds(kinds, slices, settings, out)))
+
+
+def _data(config: str, folders: list[Path], run: Path, labels: str, seed: int | None) -> tuple[Config, KindData]:
+    """Configuration and data sets of a run, with those phantoms that it made for itself."""
+    from dataclasses import replace
+
+    from ..config import load_config
+    from ..data.datasets import load_dataset, together
+    from ..data.slice_kinds import read_slice_kinds
+    from ..evaluation.single_slices import BRAIN_LEVEL_PX, intracranial_areas
+    from ..pipeline.kinds import KindData
+
+    settings = load_config(config)
+    if seed is not None:
+        settings = replace(settings, seed=seed)
+    loaded = [(folder, load_dataset(folder, settings.seed)) for folder in folders]
+    loaded += [(folder, replace(load_dataset(folder), name="phantoms")) for folder in sorted(run.glob("phantoms-*"))]
+    whole = together([dataset for _, dataset in loaded])
+    answers: dict[str, np.ndarray] = {}
+    not_brain: set[str] = set()
+    for folder, dataset in loaded:
+        prefix = f"{dataset.name}_" if len(loaded) > 1 else ""
+        answers |= {prefix + name: rows for name, rows in read_slice_kinds(folder, dataset).items()}
+        areas = intracranial_areas(folder)
+        not_brain |= {prefix + name for name, area in areas.items() if area <= BRAIN_LEVEL_PX}
+    return settings, KindData(whole, answers, run, run / labels, frozenset(not_brain))
+
+
+def _network(config: Config, path: Path):  # type: ignore[no-untyped-def]  # torch is imported late
+    import torch
+
+    from ..networks.kind_network import KindNetwork
+
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(str(path))
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        network = KindNetwork(config)
+        network.slices.load_state_dict(state)
+    except FileNotFoundError:
+        raise HemsegError(f"{path}: there is no such file; the slice classifier has not been trained.") from None
+    except RuntimeError:
+        raise HemsegError(f"{path}: is not a slice classifier of configuration {config.name}.") from None
+    return network.eval()
+
+
+@app.command("kinds-attach")
+def _attach(
+    source: Annotated[Path, typer.Argument(help="Folder that `train` wrote.")],
+    weights: Annotated[Path, typer.Argument(help="Folder with a manifest.")],
+) -> None:
+    """Put what was learned beside weights, and name it in their manifest."""
+    from ..export.kinds import attach_kinds
+
+    attach_kinds(source, weights)
+    print(f"{weights / 'manifest.json'}: names kinds of hemorrhage")
+
+
+@app.command("kinds-measure")
+def _measure(
+    data: DataSetsOption,
+    out: TablesOption,
+    split: SplitOption = None,
+    weights: WeightsOption = None,
+    phantoms: Annotated[int, typer.Option(help="Phantoms of each kind.")] = 4,
+    painted: Annotated[Path | None, typer.Option(help="Data set whose test heads get the bleeds of the plan.")] = None,
+    painted_heads: Annotated[int, typer.Option(help="Of these heads, so many.")] = 20,
+) -> None:
+    """Measure the kinds that weights give to lesions: tables by data set, split and kind, and a confusion matrix."""
+    from hemseg.model import load
+
+    from ..console import in_words
+    from ..data.datasets import load_dataset
+    from ..data.slice_kinds import read_slice_kinds
+    from ..evaluation import kinds
+    from ..evaluation.kind_plot import write_confusion
+    from ..evaluation.painted_heads import LEAST_ML, read_plan
+    from ..evaluation.single_slices import BRAIN_LEVEL_PX, intracranial_areas
+    from ..evaluation.tables import write_table
+
+    model = load(weights)
+    if model.kinds is None:
+        raise HemsegError(f"{model.folder}: these weights name no kinds; attach them (kinds-attach).")
+    rows = []
+    for folder in data:
+        dataset, areas = load_dataset(folder), intracranial_areas(folder)
+        answers = read_slice_kinds(folder, dataset)
+        level = {name for name, area in areas.items() if area > BRAIN_LEVEL_PX} if areas else None
+        for part in split or ["val"]:
+            rows += kinds.labelled_scans(dataset, part, answers, model, level)
+    if phantoms:
+        rows += kinds.phantoms(model, phantoms)
+    if painted:
+        plan = [bleed for bleed in read_plan() if bleed.head < painted_heads]
+        rows += kinds.painted_bleeds(load_dataset(painted), "test", model, plan, LEAST_ML)
+    table = kinds.summary(rows)
+    write_table(rows, out / "lesions.csv")
+    write_table(table, out / "summary.csv")
+    write_confusion(rows, out / "confusion.png")
+    for row in table:
+        print(in_words(row))

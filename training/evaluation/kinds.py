@@ -1,0 +1,203 @@
+"""Kinds of hemorrhage, measured: is a lesion called what the slice labels, or the painter, say it is?
+
+    python -m training kinds measure --data rsna-slices --data ct-ich --split val --split test --out docs/results/kinds
+
+A lesion counts where the truth is one kind: all of its labelled slices have it, and no other that all have. What is
+called "unsure" counts as wrong. What lies on slices without hemorrhage is no hemorrhage and has no kind: it is counted,
+not judged. Intervals are Wilson's at 95 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+from scipy import ndimage
+
+from hemseg.errors import HemsegError
+from hemseg.kinds import KINDS, UNSURE
+from hemseg.lesions import components
+from hemseg.model import Model
+from hemseg.scan import read
+from hemseg.segmentation import Segmentation, mask_on_scan
+from hemseg.volume import Volume
+
+from ..console import console
+from ..data.datasets import Case, DataSet
+from ..data.painted import painted, place_of
+from ..data.phantom import Grid, make_phantom
+from ..data.slice_kinds import allowed_kinds
+from .metrics import wilson
+from .painted_heads import Planned
+from .robustness import check_and_segment
+
+PHANTOM_GRID = Grid((28, 184, 184), (1.25, 1.25, 5.0))
+PHANTOM_SEED = 9100
+NAMES = (*KINDS, UNSURE)
+Row = dict[str, Any]
+
+
+def labelled_scans(
+    dataset: DataSet, split: str, answers: dict[str, np.ndarray], model: Model, brain_level: set[str] | None = None
+) -> list[Row]:
+    """One row per lesion of the scans with hemorrhage of a split; and one, without a lesion, per scan without any.
+
+    Args:
+        answers: by case, int8 (slice, answer), in the file's order of slices.
+        brain_level: cases of single slices through the brain; the others are left out. None: all count.
+    """
+    rows = []
+    for case in track(dataset.part(split), f"kinds, {dataset.name} {split}", console=console):
+        own = answers[case.name]
+        if not (own[:, 0] >= 0).any() or not (own[:, -1] == 1).any():
+            continue
+        if brain_level is not None and case.name not in brain_level:
+            continue
+        rows += _scan_rows({"data": dataset.name, "split": split, "case": case.name}, case, own, model)
+    return rows
+
+
+def _scan_rows(about: Row, case: Case, answers: np.ndarray, model: Model) -> list[Row]:
+    truth = " ".join(kind for i, kind in enumerate(KINDS) if (answers[:, i] == 1).any())
+    nothing = about | {"kinds": truth, "lesion": 0, "ml": 0.0, "truth": "", "called": "", "probability": float("nan")}
+    try:
+        result = check_and_segment(read(case.image), model)
+    except HemsegError:  # users get no mask of it either: nothing is found
+        return [nothing]
+    rows = []
+    for number, (voxels, kind) in enumerate(zip(components(result.mask), result.kinds, strict=True), start=1):
+        area = np.bincount(voxels[:, 0], minlength=len(answers))
+        allowed = [KINDS[i] for i in np.flatnonzero(allowed_kinds(answers, area))]
+        rows.append(
+            nothing
+            | {
+                "lesion": number,
+                "ml": round(len(voxels) * result.volume.voxel_ml, 3),
+                "truth": " ".join(allowed),
+                "called": kind.name,
+                "probability": round(kind.probability, 3),
+            }
+        )
+    return rows or [nothing]
+
+
+def phantoms(model: Model, each: int) -> list[Row]:
+    """Phantoms with one kind each: the largest lesion that touches it."""
+    drawn = [(kind, PHANTOM_SEED + 10 * i + n) for i, kind in enumerate(KINDS) for n in range(each)]
+    rows = []
+    for kind, seed in track(drawn, "kinds, phantoms", console=console):
+        phantom = make_phantom(seed, (kind,), PHANTOM_GRID)
+        if phantom.mask.any():
+            about = {"data": "phantoms", "split": "", "case": f"phantom-{seed}", "kinds": kind}
+            rows.append(about | _touching(check_and_segment(phantom.volume, model), phantom.mask > 0, kind))
+    return rows
+
+
+def painted_bleeds(dataset: DataSet, split: str, model: Model, plan: list[Planned], least_ml: float) -> list[Row]:
+    """Bleeds of the plan painted into scans of a split: the lesion that holds most of each."""
+    rows = []
+    for number, case in enumerate(track(dataset.part(split), f"kinds, painted, {split}", console=console)):
+        volume = read(case.image)
+        wanted = [bleed for bleed in plan if bleed.head == number]
+        if not wanted:
+            continue
+        before = check_and_segment(volume, model)
+        for bleed, changed, truth in _bleeds(volume, before, wanted):
+            if truth.sum() * volume.voxel_ml < least_ml:
+                continue
+            kind = "subdural" if bleed.kind == "sheet" else bleed.kind
+            about = {"data": "painted", "split": split, "case": case.name, "kinds": kind}
+            rows.append(about | _touching(check_and_segment(changed, model), truth, kind, before.mask > 0))
+    return rows
+
+
+def _bleeds(
+    volume: Volume, before: Segmentation, wanted: list[Planned]
+) -> Iterator[tuple[Planned, Volume, np.ndarray]]:
+    working = before.working
+    inside = volume.from_lps(mask_on_scan(working.intracranial.astype(np.float32), working, 0.5)) > 0
+    place = place_of(volume.hu, inside, (volume.spacing[2], volume.spacing[1], volume.spacing[0]))
+    for bleed in wanted:
+        rng = np.random.default_rng(bleed.seed)
+        empty = np.zeros(volume.hu.shape, np.int8)
+        hu, label = painted(volume.hu, empty, place, rng, bleed.kind, bleed.contrast_hu, bleed.radius_mm)
+        if (label == 1).any():
+            yield bleed, replace(volume, hu=hu, path=None), label == 1
+
+
+def _touching(result: Segmentation, truth: np.ndarray, kind: str, before: np.ndarray | None = None) -> Row:
+    """The lesion that holds most of a bleed; a lesion most of which was there before the bleed is not it."""
+    best: Row = {"lesion": 0, "ml": 0.0, "truth": kind, "called": "", "probability": float("nan")}
+    most = 0
+    known = ndimage.binary_dilation(before, iterations=2) if before is not None else np.zeros(truth.shape, bool)
+    for number, (voxels, named) in enumerate(zip(components(result.mask), result.kinds, strict=True), start=1):
+        at = tuple(voxels.T)
+        held = int(truth[at].sum())
+        if held > most and (known & ~truth)[at].mean() < 0.5:
+            most = held
+            best |= {
+                "lesion": number,
+                "ml": round(len(voxels) * result.volume.voxel_ml, 3),
+                "called": named.name,
+                "probability": round(named.probability, 3),
+            }
+    return best
+
+
+def judged(rows: list[Row]) -> list[Row]:
+    """The lesions whose truth is one kind, the largest of each scan alone: what figures are made of."""
+    seen: set[tuple[str, ...]] = set()
+    result = []
+    for row in rows:  # in falling order of size within a scan
+        scan = (row["data"], row["split"], row["case"])
+        painted_or_phantom = row["data"] in ("painted", "phantoms")
+        if not row["lesion"] or not row["truth"] or len(row["truth"].split()) > 1:
+            continue
+        if scan in seen and not painted_or_phantom:
+            continue
+        seen.add(scan)
+        result.append(row)
+    return result
+
+
+def summary(rows: list[Row]) -> list[Row]:
+    """Per data set and split, per kind and for all: scans with that kind alone, found, and called right, with 95 %
+    intervals; and lesions where the labels have no hemorrhage."""
+    result = []
+    groups = list(dict.fromkeys((row["data"], row["split"]) for row in rows))
+    for data, split in groups:
+        own = [row for row in rows if (row["data"], row["split"]) == (data, split)]
+        largest = judged(own)
+        elsewhere = sum(1 for row in own if row["lesion"] and not row["truth"])
+        for kind in (*KINDS, "all"):
+            alone = {row["case"] for row in own if row["kinds"] == kind or (kind == "all" and " " not in row["kinds"])}
+            these = [row for row in largest if kind in ("all", row["truth"])]
+            hits = [row["called"] == row["truth"] for row in these]
+            low, high = wilson(hits) if hits else (float("nan"), float("nan"))
+            result.append(
+                {
+                    "data": data,
+                    "split": split,
+                    "kind": kind,
+                    "scans_of_one_kind": len(alone),
+                    "judged": len(these),
+                    "right": sum(hits),
+                    "share": round(float(np.mean(hits)), 3) if hits else float("nan"),
+                    "low": round(low, 3),
+                    "high": round(high, 3),
+                    "unsure": sum(row["called"] == UNSURE for row in these),
+                    "lesions_elsewhere": elsewhere if kind == "all" else "",
+                }
+            )
+    return result
+
+
+def confusion(rows: list[Row]) -> np.ndarray:
+    """Judged lesions, int (truth, called): `KINDS` by `NAMES`."""
+    table = np.zeros((len(KINDS), len(NAMES)), int)
+    for row in judged(rows):
+        table[KINDS.index(row["truth"]), NAMES.index(row["called"])] += 1
+    return table

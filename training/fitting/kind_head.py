@@ -1,0 +1,99 @@
+"""The regression that names lesions: fitted to what slice labels allow them to be.
+
+A lesion whose slices have several kinds is one of them: the loss is minus the logarithm of the probability that the
+regression gives to all that is allowed together (learning from partial labels, Cour, Sapp and Taskar 2011, JMLR 12).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from hemseg.kinds import ANSWERS, KINDS, MOST_SCALES, Head, View
+
+from ..labels.lesion_kinds import LesionSample
+
+PENALTY = 0.003  # of the squared weights
+STEPS = 60  # of L-BFGS
+PAINTED_SHARE = 0.3  # of all weight
+NAMED_RIGHT = 2 / 3  # of the lesions that are named, so many are to be right
+CANDIDATES = np.round(np.arange(0.3, 0.91, 0.02), 2)
+Maps = tuple[np.ndarray, np.ndarray]  # weights (answer, zone * channel), biases (answer,)
+
+
+def fitted_head(samples: list[LesionSample], maps: Maps | None, view: View) -> Head:
+    """A head whose regression was fitted to lesions; ``unsure_below`` is 0.
+
+    Args:
+        samples: of train.
+        maps: of the slice network; None where there is none, and the samples' inputs are `FEATURES`.
+    """
+    inputs, allowed = np.stack([s.inputs for s in samples]), np.stack([s.allowed for s in samples])
+    mean, scale = inputs.mean(axis=0), inputs.std(axis=0) + 1e-6
+    weight, offset = _regression(
+        ((inputs - mean) / scale).clip(-MOST_SCALES, MOST_SCALES), allowed, sample_weights(samples)
+    )
+    zones = len(view.zones_mm) + 1
+    weights, bias = maps if maps else (np.zeros((len(ANSWERS), 0)), np.zeros(len(ANSWERS)))
+    return Head(
+        field=np.array(view.field),
+        background=np.array(view.background),
+        zones_mm=np.array(view.zones_mm),
+        maps=weights.reshape(len(ANSWERS), zones, weights.shape[1] // zones).astype(np.float32),
+        bias=bias.astype(np.float32),
+        mean=mean,
+        scale=scale,
+        weight=weight,
+        offset=offset,
+        unsure_below=np.array(0.0),
+    )
+
+
+def _regression(inputs: np.ndarray, allowed: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (kind, input) and offsets (kind,) of the regression; the loss is convex but where labels are partial."""
+    x = torch.tensor(inputs, dtype=torch.float64)
+    log_allowed = torch.tensor(np.where(allowed, 0.0, -1e9))
+    share = torch.tensor(weight)
+    layer = torch.zeros(len(KINDS), x.shape[1], dtype=torch.float64, requires_grad=True)
+    offset = torch.zeros(len(KINDS), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([layer, offset], max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        log_probability = F.log_softmax(x @ layer.T + offset, 1)
+        loss = -(share * torch.logsumexp(log_probability + log_allowed, 1)).sum() + PENALTY * (layer**2).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return layer.detach().numpy(), offset.detach().numpy()
+
+
+def sample_weights(samples: list[LesionSample]) -> np.ndarray:
+    """Weights that add up to 1: the lesions of a scan together count as the square root of their number, painted ones
+    together for `PAINTED_SHARE` of all."""
+    number = Counter(s.case for s in samples if s.source != "painted")
+    is_painted = np.array([s.source == "painted" for s in samples])
+    weight = np.array([1.0 if s.source == "painted" else number[s.case] ** -0.5 for s in samples])
+    if is_painted.any() and not is_painted.all():
+        weight[is_painted] *= PAINTED_SHARE / weight[is_painted].sum()
+        weight[~is_painted] *= (1 - PAINTED_SHARE) / weight[~is_painted].sum()
+    return np.asarray(weight / weight.sum())
+
+
+def unsure_below(probabilities: np.ndarray, allowed: np.ndarray) -> float:
+    """The lowest probability from which lesions that are named are right in `NAMED_RIGHT` of them.
+
+    Args:
+        probabilities: (lesion, kind), of lesions of one kind that nothing was fitted to.
+        allowed: bool (lesion, kind).
+    """
+    best, right = probabilities.max(axis=1), allowed[np.arange(len(allowed)), probabilities.argmax(axis=1)]
+    for candidate in CANDIDATES:
+        named = best >= candidate
+        if named.any() and right[named].mean() >= NAMED_RIGHT:
+            return float(candidate)
+    return float(CANDIDATES[-1])
