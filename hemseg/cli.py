@@ -434,6 +434,8 @@ def info(weights: Weights = None, device: Device = "auto") -> None:
     print(f"OpenCV {cv2.__version__}, numpy {numpy.__version__}")
     print(f"weights       {manifest.name} {manifest.version}, sha256 {manifest.sha256[:16]}, from {model.folder}")
     print(f"licence       {manifest.license}")
+    states = model.folder / "torch"
+    print(f"for training  {states if states.is_dir() else 'no torch weights beside these'}")
     print(f"kinds         {'named' if manifest.kinds_file else 'not named by these weights'}")
     points = [manifest, *(manifest.at(name) for name in manifest.operating_points)]
     print("points       ", ", ".join(f"{p.operating_point} ({p.threshold:g}, peak {p.min_peak:g})" for p in points))
