@@ -21,6 +21,7 @@ import numpy as np
 
 from hemseg.choices import Device
 from hemseg.errors import HemsegError, first_line
+from hemseg.io.files import write_text
 from hemseg.kinds import Head, KindModel
 from hemseg.manifest_values import check_values
 from hemseg.preprocessing import Settings, Strip
@@ -97,8 +98,8 @@ class Manifest:
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
-        """Write ``manifest.json`` into a folder."""
-        (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        """Write ``manifest.json`` into a folder, all or nothing."""
+        write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", folder / MANIFEST)
 
     def at(self, point: str) -> Manifest:
         """The same weights at another operating point; '' is the present one.
