@@ -117,7 +117,7 @@ def prepared(volume: Volume, model: Model, given: np.ndarray | None = None, stri
 
 
 def compare(baseline: Scan, followup: Scan, model: Model, options: Options = Options()) -> Comparison:
-    """Align two scans, measure both, and tell what changed.
+    """Align two scans, measure both, and report what changed.
 
     Args:
         model: segments what has no mask; its skull strip is used for the alignment.

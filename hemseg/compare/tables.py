@@ -143,7 +143,7 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def messages(found: dict[str, Any]) -> list[str]:
-    """What people must be told of a comparison beside its figures, a line each."""
+    """Warnings of a comparison and of its scans, a line each."""
     case = printable(found["case"])
     lines = [f"warning: {case}: {text}" for text in found["warnings"]]
     for name in ("baseline", "followup"):

@@ -21,7 +21,7 @@ SUCCESS, OUT_OF_RESOURCES, MISMATCH, DISCARDED, NOT_UNDERSTOOD = 0x0000, 0xA700,
 MAX_ASSOCIATIONS = 8
 MAX_CONNECTIONS = 64  # with those that have not said yet who they are
 SILENT_SECONDS = 60  # until a peer that says nothing is hung up on
-MAX_PDU_BYTES = 1 << 20  # peers are told to send less
+MAX_PDU_BYTES = 1 << 20  # peers are asked to send less
 COPIES = 4  # of an image, while it is received and written
 # of the transfer syntaxes of images those that are decoded; deflated ones are not offered: they may hide any size
 TRANSFER_SYNTAXES = (

@@ -35,7 +35,7 @@ SPLITS = ("train", "val", "test")
 IMAGES = ("images", "data")
 MASKS = ("masks", "reference", "label")
 LEFT_OUT = "left_out.txt"
-DO_WITHOUT = f"Mend it, or name its case in {LEFT_OUT}, in the data set's folder, to do without."
+DO_WITHOUT = f"Fix it, or name its case in {LEFT_OUT}, in the data set's folder, to do without."
 SPELLINGS = {"training": "train", "validation": "val", "valid": "val", "testing": "test"}  # of SPLITS, in tables
 SUBTYPES = ("intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural")
 

@@ -1,7 +1,7 @@
 """Lesions to learn kinds from: those of pseudo-labels, whose slices say what they may be, and painted ones.
 
 Nobody labelled a lesion. One of a slice whose label names a single kind is of that kind; one of a slice with several
-is one of them, and the perceptron is told no more than that. The kind of a painted bleed is known, and its mask is at
+is one of them, and the perceptron learns no more than that. The kind of a painted bleed is known, and its mask is at
 times made a pixel smaller or larger, as a network's may be.
 """
 

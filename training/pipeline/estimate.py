@@ -48,7 +48,7 @@ class Estimate:
     on_gpu: bool
 
     def sentence(self) -> str:
-        """What a user is told."""
+        """What is printed before a run starts."""
         total = sum(self.minutes.values())
         parts = ", ".join(f"{name} {_spoken(value)}" for name, value in self.minutes.items() if value >= 1)
         memory = f"; {self.memory_bytes / 1e9:.1f} GB of {'GPU ' * self.on_gpu}memory" if self.memory_bytes else ""
