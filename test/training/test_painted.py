@@ -16,13 +16,12 @@ from training.data.painted import (
     CONTRAST_HU,
     DISTRACTORS,
     KINDS,
-    Place,
     distracted,
     noisy,
     painted,
-    place_of,
     streaked,
 )
+from training.data.painted_place import Place, place_of
 from training.data.phantom import Grid, make_phantom, write_dataset
 from training.evaluation.painted_heads import make_plan, painted_heads, painted_summary, read_plan, sheet
 from training.fitting.painted_slices import painted_copy, painted_slices

@@ -27,7 +27,8 @@ from hemseg.volume import Volume
 
 from ..console import console
 from ..data.datasets import Case, DataSet
-from ..data.painted import painted, place_of
+from ..data.painted import painted
+from ..data.painted_place import place_of
 from ..data.phantom import Grid, make_phantom
 from ..data.slice_kinds import allowed_kinds
 from .metrics import wilson

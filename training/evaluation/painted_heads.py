@@ -30,7 +30,8 @@ from hemseg.volume import Volume
 from ..config import CONFIGS
 from ..console import console
 from ..data.datasets import DataSet, Prepared
-from ..data.painted import CONTRAST_HU, DISTRACTORS, KINDS, distracted, painted, place_of
+from ..data.painted import CONTRAST_HU, DISTRACTORS, KINDS, distracted, painted
+from ..data.painted_place import place_of
 from .metrics import lesion_counts, overlap
 from .robustness import check_and_segment
 

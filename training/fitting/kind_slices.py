@@ -21,7 +21,8 @@ from hemseg.lesion_features import surroundings
 
 from ..config import Config
 from ..data.datasets import Prepared
-from ..data.painted import painted, place_of
+from ..data.painted import painted
+from ..data.painted_place import place_of
 from ..data.slice_kinds import UNKNOWN
 from ..networks.kind_network import KindNetwork
 

@@ -15,7 +15,8 @@ from ..config import Config
 from ..console import console
 from ..data.datasets import Prepared
 from ..data.field_of_view import network_slices
-from ..data.painted import distracted, painted, place_of
+from ..data.painted import distracted, painted
+from ..data.painted_place import place_of
 from .classifier import Slices
 
 SEEN_MM2 = 25.0  # so much of a slice must be painted for a yes

@@ -19,7 +19,8 @@ from ..config import Config, Segmenter
 from ..console import console
 from ..data.augmentation import augmented_patches, random_window
 from ..data.datasets import Prepared
-from ..data.painted import Place, distracted, noisy, painted, place_of, streaked
+from ..data.painted import distracted, noisy, painted, streaked
+from ..data.painted_place import Place, place_of
 from ..networks.unet import LEFT_OUT, MEMORY_FORMAT, build_unet, combined_loss
 from .hardware import Hardware, rank
 from .trainer import Task, fit, load_network, loader, save_network

@@ -18,7 +18,8 @@ from scipy import ndimage
 from hemseg.kinds import KINDS
 
 from ..data.datasets import Prepared
-from ..data.painted import painted, place_of
+from ..data.painted import painted
+from ..data.painted_place import place_of
 from ..data.slice_kinds import allowed_kinds
 
 LEAST_ML = 0.05
