@@ -5,8 +5,9 @@ labels. Everything here is a function of a prepared scan and a generator of rand
 is the same in every run with its seed.
 
 Blood is painted by its share of each voxel (`painted_shapes`), averaged over several levels of the slice (the partial
-volume), and added as contrast above the scan's own brain; the scan's grain stays. Voxels that are half blood or more are labelled 1; the
-thinner rim stays what it was, and where a bleed is so thin that no voxel of a slice is half full, nothing is known.
+volume), and added as contrast above the scan's own brain; the scan's grain stays. Voxels that are half blood or more
+are labelled 1; the thinner rim stays what it was, and where a bleed is so thin that no voxel of a slice is half full,
+nothing is known.
 """
 
 from __future__ import annotations
