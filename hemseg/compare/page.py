@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import json
-import re
-from importlib.resources import files
 from typing import Any
 
 import cv2
@@ -16,6 +14,7 @@ import SimpleITK as sitk
 from hemseg.compare.comparison import Comparison
 from hemseg.io.writers import to_itk
 from hemseg.names import printable
+from hemseg.report.templates import filled
 from hemseg.report.viewer import HU_OF_LEVEL, MANY, PIXELS, PIXELS_OF_MANY, WINDOWS
 
 
@@ -61,8 +60,7 @@ def page(comparison: Comparison, found: dict[str, Any]) -> str:
         "LESIONS": _lesion_rows(comparison, data.pop("lesion_slices")),
         "DATA": json.dumps(data).replace("<", "\\u003c"),  # no text may end the script
     }
-    template = files("hemseg.compare").joinpath("page.html").read_text(encoding="utf-8")
-    return re.sub("@([A-Z]+)@", lambda place: parts[place[1]], template)  # in one pass: a file may be called @DATA@
+    return filled("compare.html", parts)
 
 
 def _lesion_rows(comparison: Comparison, slices: list[int]) -> str:
