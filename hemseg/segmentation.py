@@ -59,7 +59,13 @@ class Segmentation:
 
     @cached_property
     def kind_mask(self) -> np.ndarray:
-        """The mask with each lesion's kind, uint8 (z, y, x): `hemseg.kinds.CODES`, `UNSURE_CODE`, 0 elsewhere."""
+        """The mask with each lesion's kind, uint8 (z, y, x): `hemseg.kinds.CODES`, `UNSURE_CODE`, 0 elsewhere.
+
+        Raises:
+            HemsegError: the weights name no kinds.
+        """
+        if len(self.kinds) != len(self.lesions):
+            raise HemsegError("these weights name no kinds of hemorrhage; use others.")
         result = np.zeros_like(self.mask)
         for voxels, kind in zip(components(self.mask), self.kinds, strict=True):
             result[tuple(voxels.T)] = CODES.get(kind.name, UNSURE_CODE)

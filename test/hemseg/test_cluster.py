@@ -107,12 +107,12 @@ def test_descendants_end() -> None:
 
 ORPHANS = """
 import subprocess, time
-from hemseg.folder.descendants import adopt_orphans, descendants, end
+from hemseg.folder.descendants import adopt_orphans, descendants, end_processes
 
 adopt_orphans()
 subprocess.run(["sh", "-c", "setsid sleep 100 >/dev/null 2>&1 & true"])  # its parent ends at once
 assert len(descendants()) == 1, descendants()
-end(descendants, 0.1)
+end_processes(descendants, 0.1)
 assert not descendants()
 """
 

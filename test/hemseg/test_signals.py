@@ -31,7 +31,7 @@ def slow(job, model):
         time.sleep(60)
     raise AssertionError("the end of a long scan")
 
-cohort._done = slow
+folder_jobs._segment_and_write = slow
 if __name__ == "__main__":
     cli.main()
 """

@@ -10,8 +10,8 @@ from training.config import load_config
 from training.data.datasets import Case, DataSet, Prepared
 from training.data.slice_kinds import UNKNOWN, allowed_kinds, read_slice_kinds
 from training.evaluation.kinds import confusion, judged, summary
-from training.fitting.kind_head import fitted_head, sample_weights, unsure_below
 from training.fitting.kind_slices import PooledSlices, crossed_maps, folds, linear_maps, painted_copies
+from training.labels.kind_head import fitted_head, sample_weights, unsure_below
 from training.labels.lesion_kinds import LesionSample, labelled_lesions, lesions_of, painted_lesions
 
 MM = (5.0, 1.0, 1.0)

@@ -30,7 +30,6 @@ from ..evaluation.kinds import Row, summary
 from ..evaluation.single_slices import auc_with_interval
 from ..evaluation.tables import write_table
 from ..export.kinds import export_kinds
-from ..fitting.kind_head import Maps, fitted_head, unsure_below
 from ..fitting.kind_slices import (
     FOLDS,
     KIND_OF,
@@ -42,6 +41,7 @@ from ..fitting.kind_slices import (
     spacing_of,
     view_of,
 )
+from ..labels.kind_head import Maps, fitted_head, unsure_below
 from ..labels.lesion_kinds import Inputs, LesionSample, labelled_lesions, painted_lesions
 from ..networks.kind_network import KindNetwork
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from hemseg.kinds import ANSWERS, KINDS, MOST_SCALES, Head, View
 
-from ..labels.lesion_kinds import LesionSample
+from .lesion_kinds import LesionSample
 
 PENALTY = 0.003  # of the squared weights
 STEPS = 60  # of L-BFGS
