@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import COARSE, ROOT, dice
+from helpers.networks import TINY
 
 from hemseg.errors import HemsegError
 from hemseg.model import load
 from hemseg.volume import Volume
-from training.config import Cam, Classifier, Export, Pseudolabels, load_config
+from training.config import Cam, Export, Pseudolabels, load_config
 from training.data.augmentation import augmented_patches, augmented_slices, degraded
 from training.data.brain import brain_level
 from training.data.datasets import Case, DataSet, Prepared, load_dataset, together
@@ -41,10 +42,6 @@ from training.networks.unet import LEFT_OUT, build_unet, combined_loss
 from training.pipeline.context import label_of, permuted
 from training.pipeline.recipe import build_stages
 from training.pipeline.runner import fingerprint
-
-TINY = Classifier(
-    backbone="resnet18", widths=(4, 4, 8, 8), output_stride=8, image_size=(64, 48), windows=((0, 80), (-20, 100))
-)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from conftest import COARSE, training
+from helpers.networks import TINY
 from safetensors.torch import load_file
 
 from hemseg.errors import HemsegError
@@ -19,7 +20,7 @@ from hemseg.model import load as load_model
 from hemseg.preprocessing import Settings, working_image
 from hemseg.scan import read
 from hemseg.segmentation import network_probability
-from training.config import CONFIGS, Cam, Classifier, Config, Pseudolabels, Segmenter, Sequence, load_config
+from training.config import CONFIGS, Cam, Config, Pseudolabels, Segmenter, Sequence, load_config
 from training.data.datasets import load_dataset, prepare, prepared
 from training.data.field_of_view import cut, paste
 from training.data.phantom import write_dataset
@@ -33,10 +34,6 @@ from training.labels.differential import Probe, SliceView
 from training.networks.slice_network import SequenceNetwork, SliceNetwork
 from training.networks.unet import build_unet, combined_loss
 from training.pipeline.runner import Stage, run_stage
-
-TINY = Classifier(
-    backbone="resnet18", widths=(4, 4, 8, 8), output_stride=8, image_size=(64, 48), windows=((0, 80), (-20, 100))
-)
 
 
 @pytest.fixture(scope="session")
