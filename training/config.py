@@ -80,7 +80,7 @@ class Sequence:
 class Cam:
     """Class activation maps (docs/method.md, 3)."""
 
-    method: str = "cam"  # cam (Zhou et al. 2016) | layercam (Jiang et al. 2021)
+    method: str = "cam"  # of labels/cam.py: cam (Zhou et al. 2016), layercam (Jiang et al. 2021) ...
     stage: int = 4  # of the backbone; `cam` knows only the last, 4
     flips: bool = False  # average with the map of the mirrored slice
     stages: tuple[int, ...] = ()  # several stages instead of one: the geometric mean of their maps

@@ -34,7 +34,9 @@ def choose_series(series: Sequence[Series], wanted: str = "") -> tuple[Series, s
 
     Of the axial series with at least five slices, or of those with fewer where there is no such: original before
     derived images, a soft kernel before a sharp one, without contrast agent before with, a head before anything else,
-    then the thinnest slices, the most slices, the lowest series number.
+    then the thinnest slices, the most slices, the lowest series number. Derived images may be cut or projected; the
+    noise of a sharp kernel hides blood, and contrast agent looks like it; thin slices can be averaged, thick ones not
+    be divided; the number only makes the choice the same each time.
 
     Args:
         wanted: a SeriesInstanceUID (or the end of one), or a series number, that overrides the rule.

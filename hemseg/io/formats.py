@@ -1,6 +1,6 @@
-"""The image formats that hemseg reads and writes, each in one entry: a new one is added here, and nowhere else.
+"""The image formats that hemseg reads and writes, each in one entry.
 
-`hemseg.io.images` reads and `hemseg.io.masks` writes by these entries; what else names a suffix asks here.
+`hemseg.io.images` reads and `hemseg.io.masks` writes by these entries; `hemseg.choices` has the names of ``--format``.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hemseg.dicom_out.seg import write_kind_segmentation
 from hemseg.errors import HemsegError
+from hemseg.io.formats import suffix
 from hemseg.io.masks import write_mask
 from hemseg.segmentation import Segmentation
 
@@ -16,9 +17,7 @@ def kinds_path(mask: Path, own: Path) -> Path:
     Args:
         own: the mask's path without its suffix, or what stands in for it.
     """
-    name = mask.name.lower()
-    suffix = ".nii.gz" if name.endswith(".nii.gz") else mask.suffix
-    return own.with_name(f"{own.name}_kinds{suffix}")
+    return own.with_name(f"{own.name}_kinds{suffix(mask) or mask.suffix}")
 
 
 def write_kinds(result: Segmentation, path: Path) -> Path:

@@ -10,6 +10,7 @@ import numpy as np
 from hemseg.dicom_out.seg import equipment, referenced_images, remove_free_text, require_highdicom
 from hemseg.errors import HemsegError, OutputError, first_line
 from hemseg.io.files import atomic_write
+from hemseg.io.formats import suffix
 from hemseg.io.marks import mark
 from hemseg.io.masks import write_image
 from hemseg.segmentation import Segmentation
@@ -21,8 +22,8 @@ def probability_path(mask: Path, own: Path) -> Path:
     Args:
         own: the mask's path without its suffix, or what stands in for it.
     """
-    name = mask.name.lower()
-    kind = ".nii.gz" if name.endswith((".nii", ".nii.gz")) else ".dcm" if name.endswith(".dcm") else ".mha"
+    nifti, dicom = suffix(mask).startswith(".nii"), mask.suffix.lower() == ".dcm"
+    kind = ".nii.gz" if nifti else ".dcm" if dicom else ".mha"
     return own.with_name(f"{own.name}_probability{kind}")
 
 

@@ -125,9 +125,9 @@ def patients(results: Path) -> str:
     head = (
         "CT-ICH",
         "patients with hemorrhage found",
-        "slices",
-        "without, at least 0.5 mL called blood",
-        "median mL there",
+        "slices found",
+        "healthy with 0.5 mL or more",
+        "median mL in the healthy",
     )
     return _table(head, lines)
 
