@@ -30,6 +30,7 @@ HEADS = 10
 GRID = Grid((28, 200, 200), (1.0, 1.0, 5.0))
 MIB_A_HUNDRED, SLOWER = 1.0, 0.10  # limits
 BLOCK = 50  # scans; memory is looked at after each, when none is under way: what those take is no growth
+LEAST = 400
 WARM_UP = 4  # blocks: caches fill, and the arena of ONNX Runtime comes to have used all of its pages once
 
 
@@ -38,6 +39,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scans", type=int, default=1000)
     scans = parser.parse_args().scans
+    if scans < LEAST:
+        parser.error(f"--scans {scans} is too few to see memory grow; give {LEAST} or more.")
     with tempfile.TemporaryDirectory() as place:
         heads = []
         for number in range(HEADS):
