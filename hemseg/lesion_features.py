@@ -82,13 +82,18 @@ class Surroundings:
         return np.asarray(share * self.inside, np.float32)
 
     @cached_property
+    def ventricles(self) -> tuple[np.ndarray, np.ndarray]:
+        """Connected components of CSF far from the skull, numbered (z, y, x), and the numbers of the large ones."""
+        labels, _ = ndimage.label((self.fluid > 0.5) & (self.depth > VENTRICLE_MM))
+        sizes = np.bincount(labels.ravel())
+        sizes[0] = 0
+        return labels, np.flatnonzero((sizes >= VENTRICLE_PX) & (sizes >= 0.2 * sizes.max()))
+
+    @cached_property
     def ventricle_mm(self) -> np.ndarray:
         """In-plane distance to CSF far from the skull, at most `FAR_MM`, float32."""
-        pieces, _ = ndimage.label((self.fluid > 0.5) & (self.depth > VENTRICLE_MM))
-        sizes = np.bincount(pieces.ravel())
-        sizes[0] = 0
-        large = (sizes >= VENTRICLE_PX) & (sizes >= 0.2 * sizes.max())
-        elsewhere = (~large[pieces]).astype(np.uint8)
+        labels, large = self.ventricles
+        elsewhere = (~np.isin(labels, large)).astype(np.uint8)
         result = np.full(self.inside.shape, FAR_MM, np.float32)
         for z, plane in enumerate(elsewhere):
             if not plane.all():
@@ -115,14 +120,24 @@ def surroundings(hu: np.ndarray, inside: np.ndarray, mm: tuple[float, float, flo
         inside: bool (z, y, x), the intracranial mask.
         mm: spacing (z, y, x).
     """
-    sigma = SMOOTH_MM / mm[1]
+    smooth = smoothed_inside(hu, inside, mm[1])
+    level = brain_level(smooth, inside)
+    return Surroundings(smooth, inside, depth_mm(inside, mm[1]), level if np.isfinite(level) else LEVEL_HU, mm)
+
+
+def smoothed_inside(hu: np.ndarray, inside: np.ndarray, in_plane_mm: float) -> np.ndarray:
+    """Gaussian mean in plane over what is inside, so that bone does not shine in; HU elsewhere. float32 (z, y, x)."""
+    sigma = SMOOTH_MM / in_plane_mm
     weight = np.stack([cv2.GaussianBlur(s.astype(np.float32), (0, 0), sigma) for s in inside])
     total = np.stack([cv2.GaussianBlur(s, (0, 0), sigma) for s in np.where(inside, hu, 0).astype(np.float32)])
-    smooth = np.where(inside, total / np.maximum(weight, 1e-3), hu).astype(np.float32)
-    edged = np.pad(inside, ((0, 0), (1, 1), (1, 1))).astype(np.uint8)  # where the picture ends, the inside ends
-    depth = np.stack([cv2.distanceTransform(s, cv2.DIST_L2, 5)[1:-1, 1:-1] for s in edged]) * np.float32(mm[1])
-    level = brain_level(smooth, inside)
-    return Surroundings(smooth, inside, depth, level if np.isfinite(level) else LEVEL_HU, mm)
+    return np.where(inside, total / np.maximum(weight, 1e-3), hu).astype(np.float32)
+
+
+def depth_mm(inside: np.ndarray, in_plane_mm: float) -> np.ndarray:
+    """From each voxel to its slice's intracranial edge, mm, float32 (z, y, x); the picture's border is an edge, too."""
+    edged = np.pad(inside, ((0, 0), (1, 1), (1, 1))).astype(np.uint8)
+    depth = np.stack([cv2.distanceTransform(s, cv2.DIST_L2, 5)[1:-1, 1:-1] for s in edged])
+    return np.asarray(depth * np.float32(in_plane_mm))
 
 
 def lesion_features(lesion: np.ndarray, around: Surroundings) -> np.ndarray:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hemseg import __version__
-from hemseg.errors import HemsegError, OutputError
-from hemseg.io.files import atomic_write
+from hemseg.errors import HemsegError
+from hemseg.io.files import write_with
 from hemseg.io.marks import mark
 from hemseg.kinds import CODES, KINDS, UNSURE, UNSURE_CODE
 from hemseg.segmentation import WRITERS, Segmentation
@@ -229,22 +229,6 @@ def build_segmentation(
     return segmentation, sources
 
 
-def write_object(dataset: Dataset, path: Path, what: str) -> None:
-    """Write a DICOM object, all or nothing.
-
-    Args:
-        what: it is, with its article, for the sentence.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    try:
-        with atomic_write(path) as partial:
-            dataset.save_as(partial)
-    except OSError as error:
-        raise OutputError(f"{path}: {what} could not be written ({error.strerror}).") from None
-
-
 def write_segmentation(result: Segmentation, path: Path) -> Path:
     """Write the mask as DICOM SEG with one segment.
 
@@ -252,7 +236,7 @@ def write_segmentation(result: Segmentation, path: Path) -> Path:
         HemsegError: the scan is no DICOM series, highdicom is not installed, or the file cannot be written.
     """
     segmentation, _ = build_segmentation(result, path, result.mask, [HEMORRHAGE[2]])
-    write_object(segmentation, path, "the segmentation")
+    write_with(segmentation.save_as, path, "the segmentation")
     return path
 
 
@@ -268,7 +252,7 @@ def write_kind_segmentation(result: Segmentation, path: Path) -> Path:
         labels[result.kind_mask == CODES.get(name, UNSURE_CODE)] = number
     names = [f"{HEMORRHAGE[2]}, kind unsure" if n == UNSURE else f"{n.capitalize()} hemorrhage" for n in found]
     segmentation, _ = build_segmentation(result, path, labels, names or [HEMORRHAGE[2]], found, series_number=9004)
-    write_object(segmentation, path, "the segmentation of kinds")
+    write_with(segmentation.save_as, path, "the segmentation of kinds")
     return path
 
 

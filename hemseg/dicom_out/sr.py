@@ -23,9 +23,9 @@ from hemseg.dicom_out.seg import (
     header_sentence,
     remove_free_text,
     require_highdicom,
-    write_object,
 )
 from hemseg.errors import HemsegError
+from hemseg.io.files import write_with
 from hemseg.io.marks import mark
 from hemseg.lesions import MeasuredLesion, components, measured_lesions
 
@@ -71,8 +71,8 @@ def write_segmentation_and_report(result: Segmentation, path: Path, report: Path
     segmentation, sources = build_segmentation(result, path, labels, segment_labels)
     lesions = measured_lesions(result.mask, result.volume, result.working, result.working_probability)
     written = build_report(result, report, lesions, segmentation, sources)
-    write_object(written, report, "the structured report")
-    write_object(segmentation, path, "the segmentation")
+    write_with(written.save_as, report, "the structured report")
+    write_with(segmentation.save_as, path, "the segmentation")
 
 
 def build_report(

@@ -16,17 +16,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hemseg.errors import HemsegError
 from hemseg.folder.lesion_table import LesionTable
 from hemseg.folder.outputs import files_of
 from hemseg.folder.plan import Job
 from hemseg.folder.rows import Row, source_of
 from hemseg.folder.summary_page import write_summary_page
+from hemseg.folder.table_file import append_lines, delimiter_of, whole_lines
 from hemseg.io.files import write_text
 from hemseg.io.fingerprint import Fingerprint, content_of, is_same
 from hemseg.io.marks import read_mark
 from hemseg.io.output_folder import JOURNAL, is_journal
-from hemseg.names import case_name, from_cell, printable, to_cell
+from hemseg.names import case_name, from_cell, printable
 from hemseg.report.columns import csv_text
 
 logger = logging.getLogger("hemseg")
@@ -50,16 +50,8 @@ class Journal:
         foreign = [self.lesions.path] if self.lesions.foreign else []
         self.to_check = [target / HTML, *foreign]
         self._older = False  # the table of a version whose files have no marks
-        if self.path.exists() and not self.path.is_file():  # a pipe would be waited for
-            raise HemsegError(f"{self.path}: is no file; give another folder for the output.")
         self._known: dict[str, str] = {}  # the mask of every case that it names, rows that do not hold among them
-        try:
-            text = self.path.read_bytes().decode("utf-8-sig", errors="replace")
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise HemsegError(f"{self.path}: cannot be read ({error.strerror}).") from None
-        text = text[: text.rfind("\n") + 1]  # the last line was being written when the process died
+        text = whole_lines(self.path)
         if not text:
             return
         first = text.partition("\n")[0]
@@ -70,7 +62,7 @@ class Journal:
         self._older = "checksum" not in first
         self.to_check = foreign if self._older else self.to_check
         changed = 0
-        for values in _lines(text, max(",;\t", key=first.count)):
+        for values in _lines(text, delimiter_of(text)):
             known: dict[str, Any] = {name: from_cell(value) for name, value in values.items() if name in names}
             row = Row(**({"case": "", "status": ""} | known))
             self._known[row.case] = row.mask
@@ -144,11 +136,7 @@ class Journal:
         """Append a line."""
         self.lesions.add(row.case, row.lesion_lines)
         self.rows[row.case] = row
-        try:
-            with self.path.open("a", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerow(map(to_cell, row.cells))
-        except OSError as error:
-            raise HemsegError(f"{self.path}: cannot be written ({error.strerror}).") from None
+        append_lines(self.path, [row.cells])
 
     def finish(self, jobs: list[Job]) -> None:
         """Put the lines into the order of the jobs and write ``summary.html``; `rows` are those of the jobs then."""

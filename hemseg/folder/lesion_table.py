@@ -13,9 +13,9 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from hemseg.errors import HemsegError
+from hemseg.folder.table_file import append_lines, delimiter_of, whole_lines
 from hemseg.io.files import write_text
-from hemseg.names import from_cell, to_cell
+from hemseg.names import from_cell
 from hemseg.report.columns import LESIONS, csv_text
 
 LESIONS_CSV = "lesions.csv"
@@ -35,22 +35,14 @@ class LesionTable:
         self.path = target / LESIONS_CSV
         self.lines: dict[str, tuple[Line, ...]] = {}
         self.foreign = False
-        if self.path.exists() and not self.path.is_file():  # a pipe would be waited for
-            raise HemsegError(f"{self.path}: is no file; give another folder for the output.")
-        try:
-            text = self.path.read_bytes().decode("utf-8-sig", errors="replace")
-        except FileNotFoundError:
+        text = whole_lines(self.path)
+        if not text:
             return
-        except OSError as error:
-            raise HemsegError(f"{self.path}: cannot be read ({error.strerror}).") from None
-        text = text[: text.rfind("\n") + 1]  # the last line was being written when the process died
-        first = text.partition("\n")[0]
-        delimiter = max(",;\t", key=first.count)
         try:
-            rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+            rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text)))
         except csv.Error:
             rows = []
-        if text and (not rows or tuple(rows[0]) != HEADER):
+        if not rows or tuple(rows[0]) != HEADER:
             self.foreign = True
             return
         for row in rows[1:]:
@@ -73,11 +65,7 @@ class LesionTable:
     def add(self, case: str, lines: Sequence[Line]) -> None:
         """Append a case's lines."""
         self.lines[case] = tuple(lines)
-        try:
-            with self.path.open("a", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerows([to_cell(cell) for cell in line] for line in lines)
-        except OSError as error:
-            raise HemsegError(f"{self.path}: cannot be written ({error.strerror}).") from None
+        append_lines(self.path, lines)
 
     def finish(self, order: Iterable[str]) -> None:
         """Put the lines into the order of the cases."""

@@ -14,7 +14,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.close(alive)
 
 
-def write_bytes(content: bytes, path: Path, what: str = "the file") -> None:
-    """Write a file, all or nothing.
+def write_with(write: Callable[[Path], object], path: Path, what: str = "the file") -> None:
+    """Write a file, all or nothing, by a function that is given the path to write to.
 
     Args:
         what: the sentence of the error calls it.
@@ -66,9 +66,14 @@ def write_bytes(content: bytes, path: Path, what: str = "the file") -> None:
     """
     try:
         with atomic_write(path) as partial:
-            partial.write_bytes(content)
+            write(partial)
     except OSError as error:
         raise OutputError(f"{path}: {what} could not be written ({error.strerror}).") from None
+
+
+def write_bytes(content: bytes, path: Path, what: str = "the file") -> None:
+    """Write bytes, all or nothing; arguments and errors as for `write_with`."""
+    write_with(lambda partial: partial.write_bytes(content), path, what)
 
 
 def write_text(text: str, path: Path) -> None:

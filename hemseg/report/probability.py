@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from hemseg.dicom_out.seg import equipment, referenced_images, remove_free_text, require_highdicom
-from hemseg.errors import HemsegError, OutputError, first_line
-from hemseg.io.files import atomic_write
+from hemseg.errors import HemsegError, first_line
+from hemseg.io.files import write_with
 from hemseg.io.formats import suffix
 from hemseg.io.marks import mark
 from hemseg.io.masks import write_image
@@ -70,10 +70,7 @@ def _write_parametric_map(result: Segmentation, path: Path) -> Path:
                 content_description=mark(result.volume.content),
             )
             remove_free_text(written)
-            with atomic_write(path) as partial:
-                written.save_as(partial)
-    except OSError as error:
-        raise OutputError(f"{path}: the probability image could not be written ({error.strerror}).") from None
+            write_with(written.save_as, path, "the probability image")
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         reason = first_line(error, 160)
         raise HemsegError(f"{path}: the scan's headers do not allow a parametric map ({reason}).") from None

@@ -5,7 +5,7 @@ Each is a function of the place and of random numbers: float32 (z, y, x), 0..1, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -127,8 +127,7 @@ def _falx(place: Place, rng: np.random.Generator) -> np.ndarray | None:
 
 def _band(place: Place, rng: np.random.Generator, thick_mm: tuple[float, float]) -> np.ndarray | None:
     """A thin curved band that begins at the skull, near the midline or at a tentorium's slope."""
-    slices = [z for z in np.flatnonzero(place.inside.any(axis=(1, 2))) if _midline(place, int(z))]
-    if not slices:
+    if not (slices := _slices(place)):
         return None
     middle, mm, shape = int(rng.choice(slices)), place.mm, place.inside.shape
     tall, thick, long = rng.uniform(4, 45), float(np.exp(rng.uniform(*np.log(thick_mm)))), rng.uniform(12, 70)
@@ -219,23 +218,34 @@ def _air(place: Place, rng: np.random.Generator) -> np.ndarray | None:
     return None if center is None else _ellipsoid(place, center, np.exp(rng.uniform(0, np.log(9), 3)), rng)
 
 
+def _slices(place: Place) -> list[int]:
+    """Slices with so much brain that they have a midline."""
+    return [int(z) for z in np.flatnonzero(place.inside.any(axis=(1, 2))) if _midline(place, int(z))]
+
+
+def _towards_back(
+    place: Place, slices: list[int], middle: int, tall: float, beside: float
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, float]]:
+    """Slices up to ``tall`` mm from the middle one: their number, y and x from the centre of the intracranial space, in
+    voxels, and the angle of the back end of its long axis, turned by ``beside``."""
+    yy, xx = np.meshgrid(*(np.arange(n) for n in place.inside.shape[1:]), indexing="ij")
+    for z in slices:
+        if abs(z - middle) * place.mm[0] <= tall:
+            center, axis = _midline(place, z)  # type: ignore[misc]
+            axis = axis * np.sign(axis[0])
+            yield z, yy - center[0], xx - center[1], np.arctan2(axis[0], axis[1]) + beside
+
+
 def _sinus(place: Place, rng: np.random.Generator) -> np.ndarray | None:
     """A dense sagittal or transverse sinus: a triangle at the skull, at the back end of the long axis or beside it."""
-    slices = [z for z in np.flatnonzero(place.inside.any(axis=(1, 2))) if _midline(place, int(z))]
-    if not slices:
+    if not (slices := _slices(place)):
         return None
     middle, tall, size = int(rng.choice(slices)), rng.uniform(10, 60), rng.uniform(3, 6)
     beside = rng.uniform(-0.8, 0.8) * (rng.random() < 0.5)
     share = np.zeros(place.inside.shape, np.float32)
-    yy, xx = np.meshgrid(*(np.arange(n) for n in place.inside.shape[1:]), indexing="ij")
-    for z in slices:
-        if abs(z - middle) * place.mm[0] > tall:
-            continue
-        center, axis = _midline(place, int(z))  # type: ignore[misc]
-        axis = axis * np.sign(axis[0])
-        angle = np.arctan2(axis[0], axis[1]) + beside
-        ahead = ((yy - center[0]) * np.sin(angle) + (xx - center[1]) * np.cos(angle)) * place.mm[1]
-        aside = np.abs((yy - center[0]) * np.cos(angle) - (xx - center[1]) * np.sin(angle)) * place.mm[1]
+    for z, y, x, angle in _towards_back(place, slices, middle, tall, beside):
+        ahead = (y * np.sin(angle) + x * np.cos(angle)) * place.mm[1]
+        aside = np.abs(y * np.cos(angle) - x * np.sin(angle)) * place.mm[1]
         share[z] = np.clip(size - aside - place.depth[z] + 0.5, 0, 1) * (ahead > 0) * place.inside[z]
     return share
 
@@ -243,8 +253,7 @@ def _sinus(place: Place, rng: np.random.Generator) -> np.ndarray | None:
 def any_sinus(place: Place, rng: np.random.Generator) -> np.ndarray | None:
     """A dense venous sinus: a triangle at the back end of the long axis or beside it (sagittal, confluence), or a band
     along the skull at the back of one side (transverse, sigmoid)."""
-    slices = [z for z in np.flatnonzero(place.inside.any(axis=(1, 2))) if _midline(place, int(z))]
-    if not slices:
+    if not (slices := _slices(place)):
         return None
     band = rng.random() < 0.5
     middle, size = int(rng.choice(slices)), rng.uniform(3, 7)
@@ -252,14 +261,8 @@ def any_sinus(place: Place, rng: np.random.Generator) -> np.ndarray | None:
     side, wide = rng.choice((-1, 1)), rng.uniform(0.2, 0.7)
     beside = side * rng.uniform(0.2, 1.3) if band else rng.uniform(-0.8, 0.8) * (rng.random() < 0.5)
     share = np.zeros(place.inside.shape, np.float32)
-    yy, xx = np.meshgrid(*(np.arange(n) for n in place.inside.shape[1:]), indexing="ij")
-    for z in slices:
-        if abs(z - middle) * place.mm[0] > tall:
-            continue
-        center, axis = _midline(place, int(z))  # type: ignore[misc]
-        axis = axis * np.sign(axis[0])
-        angle = np.arctan2(axis[0], axis[1]) + beside
-        y, x, inward = yy - center[0], xx - center[1], place.depth[z]
+    for z, y, x, angle in _towards_back(place, slices, middle, tall, beside):
+        inward = place.depth[z]
         if band:
             away = np.abs((np.arctan2(y, x) - angle + np.pi) % (2 * np.pi) - np.pi) / wide
             full = size * np.sqrt(np.maximum(1 - away**2, 0)) - inward
