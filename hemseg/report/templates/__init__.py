@@ -1,4 +1,4 @@
-"""The HTML pages, as files with places to be filled: ``@@NAME``."""
+"""The HTML pages, as files with places to be filled: ``@@NAME``; ``slices.css`` and ``slices.js`` are what they share."""
 
 from __future__ import annotations
 
@@ -23,4 +23,9 @@ def filled(name: str, values: Mapping[str, object]) -> str:
         name: of the file in this package.
         values: by the name of their place; all that comes from files or headers is escaped already.
     """
-    return Page((files(__package__) / name).read_text("utf-8")).substitute(values)
+    shared = {"STYLE": _text("slices.css"), "SLICES": _text("slices.js")}
+    return Page(_text(name)).substitute(shared | dict(values))
+
+
+def _text(name: str) -> str:
+    return (files(__package__) / name).read_text("utf-8")
