@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from pathlib import Path
 
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095  # of every file system that is met on Linux
 # they change how the text around them is shown; joiners of Arabic, Indic scripts and emoji stay as they are
 _BIDIRECTIONAL = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # a cell that begins so is run by spreadsheets
 
 
@@ -38,6 +40,11 @@ def to_cell(text: str) -> str:
     """A text as the cell of a table: printable, and never a formula; `from_cell` undoes the latter."""
     text = printable(text)
     return f"'{text}" if text.startswith((*_FORMULA, "'")) else text
+
+
+def to_value_cell(text: str) -> str:
+    """As `to_cell`, but a negative number stays a number: no spreadsheet runs that as a formula."""
+    return text if _NUMBER.fullmatch(text) else to_cell(text)
 
 
 def from_cell(text: str) -> str:

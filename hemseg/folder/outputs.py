@@ -114,7 +114,8 @@ def _identities(jobs: Iterable[Job], headers: bool) -> dict[tuple[int, int], Pat
     """The scans' files by their identity; with ``headers`` also those that headers name."""
     found = {}
     for job in jobs:
-        for path in files_of(job) if headers else (job.scan, *job.files, *([job.mask] if job.given else [])):
+        scan = files_of(job) if headers else (job.scan, *job.files)
+        for path in (*scan, *([job.mask] if job.given else [])):
             try:
                 found[_identity(path)] = path
             except OSError:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hemseg.errors import HemsegError
-from hemseg.names import to_cell
+from hemseg.names import to_value_cell
 
 
 def whole_lines(path: Path) -> str | None:
@@ -40,6 +40,6 @@ def append_lines(path: Path, lines: Iterable[Iterable[str]]) -> None:
     """
     try:
         with path.open("a", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows(map(to_cell, line) for line in lines)
+            csv.writer(file).writerows(map(to_value_cell, line) for line in lines)
     except OSError as error:
         raise HemsegError(f"{path}: cannot be written ({error.strerror}).") from None

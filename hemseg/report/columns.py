@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hemseg.kinds import KINDS, UNSURE, Kind
 from hemseg.lesions import MeasuredLesion
-from hemseg.names import to_cell
+from hemseg.names import to_value_cell
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def csv_text(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     made = io.StringIO(newline="")
     writer = csv.writer(made)
     writer.writerow(header)
-    writer.writerows([to_cell(cell) for cell in line] for line in lines)
+    writer.writerows([to_value_cell(cell) for cell in line] for line in lines)
     return made.getvalue()
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hemseg.dicom_out.seg import equipment, referenced_images, remove_free_text, require_highdicom
-from hemseg.errors import HemsegError, first_line
+from hemseg.dicom_out.seg import equipment, header_sentence, referenced_images, remove_free_text, require_highdicom
+from hemseg.errors import HemsegError
 from hemseg.io.files import write_with
 from hemseg.io.formats import suffix
 from hemseg.io.marks import mark
@@ -72,6 +72,5 @@ def _write_parametric_map(result: Segmentation, path: Path) -> Path:
             remove_free_text(written)
             write_with(written.save_as, path, "the probability image")
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        reason = first_line(error, 160)
-        raise HemsegError(f"{path}: the scan's headers do not allow a parametric map ({reason}).") from None
+        raise HemsegError(header_sentence(path, "a parametric map", error, sources[0])) from None
     return path

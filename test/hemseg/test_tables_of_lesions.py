@@ -127,3 +127,8 @@ def test_the_dictionary_is_current() -> None:
     assert all(
         bool(field["Choices, Calculations, OR Slider Labels"]) == (field["Field Type"] == "radio") for field in fields
     )
+
+
+def test_a_negative_number_stays_one_and_a_formula_does_not() -> None:
+    table = csv_text(("x_mm", "case"), [("-12.30", "-1+cmd"), ("-3", "=1")])
+    assert table.splitlines()[1:] == ["-12.30,'-1+cmd", "-3,'=1"]

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import median
 
 from hemseg.errors import HemsegError
 
@@ -108,10 +109,10 @@ def patients(results: Path) -> str:
     for title, splits in (("val", ("val",)), ("test", ("test",)), ("**val + test**", ("val", "test"))):
         own = [row for row in rows if row["split"] in splits]
         ill = [row for row in own if int(row["positive_slices"])]
-        healthy = sorted(float(row["predicted_ml"]) for row in own if not int(row["positive_slices"]))
+        healthy = [float(row["predicted_ml"]) for row in own if not int(row["positive_slices"])]
         found = sum(int(row["slices_found"]) > 0 for row in ill)
         slices = sum(int(row["slices_found"]) for row in ill), sum(int(row["positive_slices"]) for row in ill)
-        middle = healthy[len(healthy) // 2] if healthy else 0.0
+        middle = median(healthy) if healthy else 0.0
         called = sum(ml >= 0.5 for ml in healthy)
         lines.append(
             [

@@ -1,4 +1,4 @@
-"""The HTML pages, as files with places to be filled: ``@@NAME``; ``slices.css`` and ``slices.js`` are what they share."""
+"""The HTML pages, as files with places to be filled: ``@@NAME``; they share ``slices.css`` and ``slices.js``."""
 
 from __future__ import annotations
 
