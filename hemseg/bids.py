@@ -27,6 +27,8 @@ from hemseg.io.fingerprint import Fingerprint
 from hemseg.io.formats import stem, suffix
 from hemseg.io.marks import mark
 from hemseg.names import case_name, to_cell
+from hemseg.report.kinds import kinds_path
+from hemseg.report.probability import probability_path
 
 if TYPE_CHECKING:
     from hemseg.folder.rows import Row
@@ -41,7 +43,7 @@ _NO_SCANS = {"derivatives", "sourcedata", "code", "stimuli", "phenotype"}
 # what a run writes beside the derivative data set, for validators to ignore; the table too: the specification's tables
 # have one line for each participant, and a participant may have several scans
 _BESIDE = ("summary.csv", "summary.html", "thumbnails", "lesions.csv", "hemorrhage.*", "*_mask", "*.png",
-           "*_probability.*")  # fmt: skip
+           "*_probability.*", "*_kinds.*")  # fmt: skip
 _README = """# Intracranial hemorrhage on head CT
 
 Masks that hemseg {version} made, a derivative data set of BIDS. `hemorrhage.tsv` has a line for each mask.
@@ -157,7 +159,8 @@ def bids_jobs(jobs: Iterable[Job], sources: Sequence[Path], target: Path) -> lis
             mask=mask,
             overlay=own.with_name(f"{own.name}.png") if job.overlay else None,
             report=own / "report.json" if job.report else None,
-            probability=own.with_name(f"{own.name}_probability.nii.gz") if job.probability else None,
+            probability=probability_path(mask, own) if job.probability else None,
+            kinds=kinds_path(mask, own) if job.kinds else None,
         )
         chosen.append(replace(moved, refusal=job.refusal or known_refusal(moved, ())))
     if not chosen:

@@ -70,7 +70,7 @@ def read_given_mask(path: Path, volume: Volume, label: int = 0) -> tuple[np.ndar
     if values.shape != scan.shape:
         sizes = [" x ".join(map(str, array.shape[::-1])) for array in (values, scan)]
         raise HemsegError(f"{path}: has {sizes[0]} voxels, its scan {sizes[1]}; give the mask of this very scan.")
-    apart = _corners_apart(given, volume)
+    apart = corners_apart(given, volume)
     if apart > SAME_MM:
         raise HemsegError(
             f"{path}: does not lie on the grid of its scan (its corners are up to {apart:.3g} mm away: spacing "
@@ -88,7 +88,7 @@ def read_given_mask(path: Path, volume: Volume, label: int = 0) -> tuple[np.ndar
     return np.ascontiguousarray(volume.from_lps(mask).astype(np.uint8)), said
 
 
-def _corners_apart(a: Volume, b: Volume) -> float:
+def corners_apart(a: Volume, b: Volume) -> float:
     """The largest distance between the same corners of two volumes of one shape in LPS order, in mm."""
     return float(np.linalg.norm(_corners(a) - _corners(b), axis=1).max())
 

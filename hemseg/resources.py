@@ -119,6 +119,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
+def failure(error: Exception, name: str) -> str:
+    """Why something failed, in a sentence: our own as it is, else too little memory, or a fault to report."""
+    if isinstance(error, HemsegError):
+        return str(error)
+    if is_out_of_memory(error):
+        return f"{name}: there is not enough memory for it."
+    return f"{name}: failed unexpectedly ({type(error).__name__}: {error}); please report it."
+
+
 def available_bytes() -> int | None:
     """The most that this process can have, with what it has already: of the machine, of a container's limit, of
     ``ulimit -v`` and ``ulimit -d``; None where the system does not say.

@@ -25,7 +25,9 @@ from hemseg.io.formats import mask_name, suffix
 from hemseg.io.integrity import voxel_files
 from hemseg.io.marks import read_mark
 from hemseg.io.masks import write_mask
+from hemseg.measure import SAME_MM, corners_apart
 from hemseg.names import printable
+from hemseg.resources import failure
 from hemseg.scan import read
 from hemseg.volume import Volume
 
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
 JSON, PAGE, TABLE = "compare.json", "compare.html", "compare.csv"
 NEEDED, OPTIONAL = ("baseline", "followup"), ("case", "baseline_mask", "followup_mask", "hours")
-SAME_MM = 0.01  # a mask's voxels may lie so far from the scan's: NIfTI rounds
 
 
 @dataclass(frozen=True)
@@ -213,8 +214,8 @@ def run_pairs(
         try:
             outcome = run_pair(pair, model, options, folder)
             rows.append(row(outcome))
-        except HemsegError as error:
-            outcome = str(error)
+        except Exception as error:  # a fault of ours, too: name the pair, and go on with the others
+            outcome = failure(error, pair.case)
             rows.append(failed_row(pair.case, outcome))
         write_text(table(rows), target / TABLE)
         yield pair, outcome
@@ -253,12 +254,7 @@ def read_mask(path: Path, volume: Volume) -> np.ndarray:
     if mask.hu.shape != volume.hu.shape:
         sizes = ["x".join(map(str, v.hu.shape[::-1])) for v in (mask, volume)]
         raise HemsegError(f"{path}: has {sizes[0]} voxels, {name} has {sizes[1]}; give a mask on the scan's own grid.")
-    far = np.array(volume.hu.shape[::-1], float)
-    places = [
-        [np.array(v.origin) + np.array(v.direction).reshape(3, 3) @ (corner * v.spacing) for v in (mask, volume)]
-        for corner in (far * 0, far * [1, 0, 0], far * [0, 1, 0], far * [0, 0, 1])
-    ]
-    if (apart := max(float(np.linalg.norm(a - b)) for a, b in places)) > SAME_MM * max(far):
+    if (apart := corners_apart(mask, volume)) > SAME_MM or not np.allclose(mask.cosines, volume.cosines, atol=1e-3):
         raise HemsegError(
             f"{path}: lies up to {apart:.1f} mm from {name}; give a mask with the scan's origin, spacing and direction."
         )

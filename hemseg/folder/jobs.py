@@ -27,7 +27,7 @@ from hemseg.report import findings
 from hemseg.report.kinds import write_kinds
 from hemseg.report.probability import write_probability
 from hemseg.report.viewer import write_page
-from hemseg.resources import is_out_of_memory, release_memory
+from hemseg.resources import failure, release_memory
 from hemseg.scan import read
 from hemseg.segmentation import Segmentation, lesion_kinds, require_plausible, segment
 from hemseg.signals import at_once
@@ -107,10 +107,7 @@ def _safely(job: Job, model: Model) -> Outcome:
     except HemsegError as error:
         return Outcome(job, None, str(error), unexpected=isinstance(error, OutputError))
     except Exception as error:  # a fault of ours: name the case, and go on with the others
-        if is_out_of_memory(error):
-            return Outcome(job, None, f"{job.scan}: there is not enough memory for it.", unexpected=True)
-        reason = f"{job.scan}: failed unexpectedly ({type(error).__name__}: {error}); please report it."
-        return Outcome(job, None, reason, unexpected=True)
+        return Outcome(job, None, failure(error, str(job.scan)), unexpected=True)
 
 
 def _segment_and_write(job: Job, model: Model) -> Segmentation:
