@@ -99,7 +99,7 @@ def _network(config: Config, path: Path):  # type: ignore[no-untyped-def]  # tor
 
 @app.command("kinds-attach")
 def _attach(
-    source: Annotated[Path, typer.Argument(help="Folder that `train` wrote.")],
+    source: Annotated[Path, typer.Argument(help="Folder that `kinds-train` wrote.")],
     weights: Annotated[Path, typer.Argument(help="Folder with a manifest.")],
 ) -> None:
     """Put what was learned beside weights, and name it in their manifest."""

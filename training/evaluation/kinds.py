@@ -1,6 +1,6 @@
 """Kinds of hemorrhage, measured: is a lesion called what the slice labels, or the painter, say it is?
 
-    python -m training kinds measure --data rsna-slices --data ct-ich --split val --split test --out docs/results/kinds
+    python -m training kinds-measure --data rsna-slices --data ct-ich --split val --split test --out docs/results/kinds
 
 A lesion counts where the truth is one kind: all of its labelled slices have it, and no other that all have. What is
 called "unsure" counts as wrong. What lies on slices without hemorrhage is no hemorrhage and has no kind: it is counted,

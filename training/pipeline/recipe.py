@@ -13,7 +13,7 @@ export       U-Net -> ONNX + manifest                     export/hemseg.onnx, ma
 panels       all of it -> pictures like the paper's Fig. 3  panels/<case>.png
 evaluate     ONNX -> Dice etc. on the test split          evaluate/per_case.csv, summary.json
 
-`steps` has what each does, `names` what each is called, `context` what they share.
+`steps` has what each does, `stage_names` what each is called, `context` what they share.
 """
 
 from __future__ import annotations
