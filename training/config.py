@@ -131,6 +131,8 @@ class Segmenter:
     distractors: float = 0.0  # with `augment`: share that gets bright things that are no blood
     dura: bool = False  # painted bleeds along falx and skull are brighter than dura, which is among the distractors
     artefacts: float = 0.0  # with `augment`: share that gets streaks or more noise
+    # weight of a loss in which each slice counts once (networks.unet.slice_loss); 0: voxels alone, as in the paper
+    slice_loss: float = 0.0
     single_slices: int = (
         0  # scans of one slice in an epoch, two in five of them with a bleed; 0: all of them, as other scans
     )
@@ -153,6 +155,7 @@ class SelfTraining:
     doubt: float = 0.1  # a component of the pseudo-label with a lower mean probability is taken out
     patches_per_case: int = 1
     single_slices: int = 0  # as the segmenter's, of later rounds; 0: the same
+    slice_loss: float = 0.0  # likewise
     # each n-th healthy single slice is shown to the U-Net before, and drawn the more often the surer that is of blood
     hard_negatives: int = 0
     optimization: Optimization = field(default_factory=lambda: Optimization("adam", lr=5e-4, batch=4, epochs=12))

@@ -29,15 +29,17 @@ def require_training() -> None:
         raise ModuleNotFoundError(name=missing)
 
 
-def hardware_of(devices: str = "1", nodes: int = 1, precision: str = "auto") -> Hardware:
-    """What to train on; says what was chosen.
+def hardware_of(
+    devices: str = "1", nodes: int = 1, precision: str = "auto", workers: str = "auto", compile: bool = False
+) -> Hardware:
+    """What to train on, see `choose_hardware`; says what was chosen.
 
     Raises:
         HemsegError: an unknown choice, or processes that were not started.
     """
     from ..console import console
 
-    hardware, reasons = choose_hardware(devices, nodes, precision)
+    hardware, reasons = choose_hardware(devices, nodes, precision, workers, compile)
     for reason in reasons if rank() == 0 else ():
         console.print(reason, markup=False, highlight=False)
     return hardware

@@ -38,6 +38,13 @@ PrecisionOption = Annotated[
     Precision,
     typer.Option("--precision", help="Of the arithmetic in training. auto: bf16-mixed where the device has it."),
 ]
+WorkersOption = Annotated[
+    str, typer.Option("--workers", help="Processes that make samples ahead. auto: half of the cores, at most four.")
+]
+CompileOption = Annotated[
+    bool,
+    typer.Option("--compile", help="Compile the U-Net first (a minute; needs g++): about twice as fast on a CPU."),
+]
 InitOption = Annotated[
     str, typer.Option("--init", help="Weights to start from: `weights` (hemseg's own), a run, or an export's folder.")
 ]

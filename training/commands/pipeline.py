@@ -9,6 +9,7 @@ import typer
 from ..stage_names import STAGES
 from .inputs import config_and_data, hardware_of, require_training, run_stages
 from .options import (
+    CompileOption,
     ConfigOption,
     DataOption,
     DevicesOption,
@@ -18,6 +19,7 @@ from .options import (
     PrecisionOption,
     RunOption,
     SeedOption,
+    WorkersOption,
 )
 
 app = typer.Typer()
@@ -34,10 +36,12 @@ def _stage_command(name: str, text: str) -> None:
         devices: DevicesOption = "auto",
         nodes: NodesOption = 1,
         precision: PrecisionOption = "auto",
+        workers: WorkersOption = "auto",
+        compile: CompileOption = False,
     ) -> None:
         require_training()
         settings, dataset = config_and_data(config, data, run, seed, init)
-        run_stages(name, settings, dataset, run, hardware_of(devices, nodes, precision), masks)
+        run_stages(name, settings, dataset, run, hardware_of(devices, nodes, precision, workers, compile), masks)
 
     app.command(name, help=text)(command)
 

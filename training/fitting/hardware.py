@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from hemseg.errors import HemsegError
+from hemseg.resources import cores
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")  # Lightning's names
 BF16_FLAGS = ("amx_bf16", "avx512_bf16")  # of a processor that multiplies bfloat16 itself; others emulate it, slowly
 CPU_INFO = Path("/proc/cpuinfo")
+MOST_WORKERS = 4  # loader's processes beside a training process
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class Hardware:
     nodes: int = 1
     precision: str = "32-true"  # Lightning's names: 32-true, 16-mixed, bf16-mixed
     accelerator: str = "auto"
+    workers: int = 0  # processes that make samples ahead of each training process; 0: it makes them itself
+    compile: bool = False  # the U-Net by torch.compile: a minute at first, then about twice as fast on a CPU
 
     @property
     def processes(self) -> int:
@@ -46,15 +52,21 @@ def rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 
-def choose_hardware(devices: str, nodes: int, precision: str) -> tuple[Hardware, list[str]]:
+def choose_hardware(
+    devices: str, nodes: int, precision: str, workers: str = "0", compile: bool = False
+) -> tuple[Hardware, list[str]]:
     """What a run trains on, and sentences on what was chosen in place of ``auto``.
 
     Args:
         devices: processes per node; ``auto``: as many as were started.
+        nodes: how many.
         precision: of `PRECISIONS`, or ``auto``.
+        workers: loader's processes beside each of them; ``auto``: half of the cores, at most `MOST_WORKERS`.
+        compile: the U-Net, with `torch.compile`.
 
     Raises:
-        HemsegError: neither a number nor ``auto``, an unknown precision, or processes that were not started.
+        HemsegError: neither a number nor ``auto``, an unknown precision, processes that were not started, or no
+            compiler.
     """
     reasons = []
     if devices != "auto" and not (devices.isdecimal() and int(devices)):
@@ -75,9 +87,24 @@ def choose_hardware(devices: str, nodes: int, precision: str) -> tuple[Hardware,
         reasons.append(f"precision {precision}: {why}")
     elif precision not in PRECISIONS:
         raise HemsegError(f"--precision {precision} is not known; known: auto, {', '.join(PRECISIONS)}.")
-    hardware = Hardware(count, nodes, precision)
+    if workers != "auto" and not workers.isdecimal():
+        raise HemsegError(f"--workers {workers}: give a number from 0 on, or auto.")
+    making = default_workers(count) if workers == "auto" else int(workers)
+    if compile and not _compiler():
+        raise HemsegError("--compile needs a C++ compiler (g++ or clang++), and there is none; leave the option out.")
+    hardware = Hardware(count, nodes, precision, workers=making, compile=compile)
     hardware.check()
     return hardware, reasons
+
+
+def default_workers(processes: int) -> int:
+    """Loader's processes for each training process: half of the cores together; none where a process cannot fork."""
+    return min(MOST_WORKERS, cores() // 2 // processes) if sys.platform == "linux" else 0
+
+
+def _compiler() -> str | None:
+    """The C++ compiler that torch.compile would call for a CPU."""
+    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
 
 def best_precision(cpu_info: Path = CPU_INFO) -> tuple[str, str]:

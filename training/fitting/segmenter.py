@@ -21,7 +21,7 @@ from ..data.augmentation import augmented_patches, random_window
 from ..data.datasets import Prepared
 from ..data.painted import distracted, noisy, painted, streaked
 from ..data.painted_place import Place, place_of
-from ..networks.unet import LEFT_OUT, MEMORY_FORMAT, build_unet, combined_loss
+from ..networks.unet import LEFT_OUT, MEMORY_FORMAT, build_unet, combined_loss, slice_loss
 from .hardware import Hardware, rank
 from .trainer import Task, fit, load_network, loader, save_network
 
@@ -33,6 +33,7 @@ VALIDATED_SINGLES = 50  # single slices that a validation looks at, at most
 class Patches(Dataset):
     """Patches of prepared scans with their (pseudo-)labels; half of them are centred on hemorrhage.
 
+    A target has one channel, the label; with `slice_loss` a second one, 1 on slices that are labelled 0 throughout.
     Where the scan itself is changed at random (`changed_scan`), the network's input is made anew for each patch.
     """
 
@@ -68,7 +69,8 @@ class Patches(Dataset):
         paints = self.fresh and (s.painted or s.distractors)
         self.places = [place_of(hu, inside, self.spacing) for hu, inside, _ in self.scans] if paints else []
         self.items = [] if self.fresh else [self._item(*scan) for scan in self.scans]
-        self.positive = [np.argwhere(item[-1] > 0) for item in self.items]
+        self.channels = len(config.preprocessing.channels)
+        self.positive = [np.argwhere(item[self.channels] > 0) for item in self.items]
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -90,7 +92,10 @@ class Patches(Dataset):
     def _item(self, hu: np.ndarray, inside: np.ndarray, label: np.ndarray) -> np.ndarray:
         """Network input and label of a scan or a part of it, at least as large as a patch."""
         image = network_input(hu, inside, self.preprocessing)
-        item = np.concatenate([image, label[None].astype(np.float32)])
+        target = [label]
+        if self.settings.slice_loss:
+            target.append(np.broadcast_to((label == 0).all(axis=(1, 2), keepdims=True), label.shape))
+        item = np.concatenate([image, np.stack(target).astype(np.float32)])
         return pad_to_patch(item, self.size, self.preprocessing.edge_slices)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -102,7 +107,7 @@ class Patches(Dataset):
             if self.places:
                 scan = with_paint(*scan, self.places[number], self.settings, rng)
             item = self._item(*changed_scan(*scan, self.settings, rng))
-            positive = np.argwhere(item[-1] > 0)
+            positive = np.argwhere(item[self.channels] > 0)
         else:
             item, positive = self.items[number], self.positive[number]
         shape = item.shape[1:]
@@ -115,11 +120,13 @@ class Patches(Dataset):
         patch = torch.from_numpy(
             item[(slice(None), *(slice(c, c + p) for c, p in zip(corner, self.size, strict=True)))].copy()
         )
-        return patch[:-1], patch[-1:]
+        return patch[: self.channels], patch[self.channels :]
 
 
 def around_brain(case: Prepared, label: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """HU, intracranial mask and label in the box that inference sees, all (z, y, x)."""
+    """HU, intracranial mask and label in the box that inference sees, all (z, y, x); slices that carry no slice label
+    (blanked ones, or missing) are left out."""
+    label = np.where(case.labels[:, None, None] < 0, np.int8(LEFT_OUT), label)
     box = input_box(case.intracranial, settings) or (slice(None),) * 3
     return case.hu[box], case.intracranial[box], label[box]
 
@@ -172,9 +179,11 @@ def changed_scan(
 class SegmenterTask(Task):
     """Train the U-Net; the validation loss is against validation (pseudo-)labels, never against reference masks."""
 
-    def __init__(self, network: nn.Module, settings: Segmenter, seed: int) -> None:
+    def __init__(self, network: nn.Module, settings: Segmenter, seed: int, compiled: bool = False) -> None:
         super().__init__(settings.optimization, seed)
         self.network, self.settings = network, settings
+        # in a list, or its weights would be saved twice; in training alone, where all patches have one size
+        self.compiled = [torch.compile(network)] if compiled else []
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         image, target = batch
@@ -182,7 +191,12 @@ class SegmenterTask(Task):
             generator = self.generator(batch_idx)
             image, target = augmented_patches(image, target, generator, self.settings.degrade, self.settings.turned)
         image = image.contiguous(memory_format=MEMORY_FORMAT)
-        loss = combined_loss(self.network(image), target)
+        logits = (self.compiled or [self.network])[0](image)
+        loss = combined_loss(logits, target[:, :1])
+        if self.settings.slice_loss:
+            of_slices = slice_loss(logits, target[:, :1], target[:, 1:])
+            self.log("train_slice_loss", of_slices, on_step=False, on_epoch=True, batch_size=len(image))
+            loss = loss + self.settings.slice_loss * of_slices
         self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(image))
         return loss
 
@@ -229,8 +243,9 @@ def train_segmenter(
     if start:
         load_network(network, start)
     network.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]
-    task = SegmenterTask(network, settings, config.seed)
-    batches = loader(Patches(train, labels, config, false_peaks), settings.optimization, config.seed)
+    task = SegmenterTask(network, settings, config.seed, hardware.compile)
+    patches = Patches(train, labels, config, false_peaks)
+    batches = loader(patches, settings.optimization, config.seed, hardware.workers)
     figures = fit(task, batches, DataLoader(_whole_scans(val, labels, config), 1), folder, hardware)
     save_network(network, folder / "network.pt")
     return figures

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -117,11 +118,31 @@ def micro_batch(optimization: Optimization) -> int:
     return micro
 
 
-def loader(dataset: Dataset, optimization: Optimization, seed: int) -> DataLoader:
-    """Training batches in seeded order; an incomplete last batch is dropped unless it is the only one."""
+def loader(dataset: Dataset, optimization: Optimization, seed: int, workers: int = 0) -> DataLoader:
+    """Training batches in seeded order; an incomplete last batch is dropped unless it is the only one.
+
+    Args:
+        dataset: gives a sample for each (epoch, index).
+        optimization: its batch.
+        seed: of the order.
+        workers: processes that make samples ahead; 0: this one makes them. The samples are the same.
+    """
     sampler = EpochSampler(len(dataset), seed)  # type: ignore[arg-type]
     micro = micro_batch(optimization)
-    return DataLoader(dataset, micro, sampler=sampler, drop_last=len(sampler) >= micro)
+    return DataLoader(
+        dataset,
+        micro,
+        sampler=sampler,
+        drop_last=len(sampler) >= micro,
+        num_workers=workers,
+        worker_init_fn=_alone,
+        persistent_workers=workers > 0,
+    )
+
+
+def _alone(worker: int) -> None:
+    """OpenCV's threads do not survive the fork that made a loader's process, and would wait for each other."""
+    cv2.setNumThreads(0)
 
 
 class TimeLeft(TQDMProgressBar):

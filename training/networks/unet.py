@@ -19,6 +19,7 @@ MEMORY_FORMAT = torch.channels_last_3d  # two CPU cores train 1.9 times as fast 
 
 
 LEFT_OUT = UNKNOWN
+HARDEST = 16  # voxels of a slice; 16 mm² on a working grid of 1 mm
 
 
 def build_unet(settings: Segmenter, channels: int) -> nn.Module:
@@ -51,3 +52,28 @@ def combined_loss(logits: Tensor, target: Tensor, epsilon: float = 1.0) -> Tenso
     overlap = 2 * (probability * target).sum() + epsilon
     dice = 1 - overlap / (probability.sum() + (target * known).sum() + epsilon)
     return dice + F.binary_cross_entropy_with_logits(logits, target, weight=known)
+
+
+def slice_loss(logits: Tensor, target: Tensor, healthy: Tensor) -> Tensor:
+    """Binary cross-entropy in which each slice counts once, however small its bleed (beyond the paper).
+
+    In `combined_loss` a bright falx of fifty voxels is nothing beside a million dark ones, and a thin bleed nothing
+    beside a large one. Here a slice that was labelled without hemorrhage is as wrong as its `HARDEST` brightest
+    voxels, all of which are surely none (the one label that is exact); a slice with a bleed is as wrong as the
+    `HARDEST` surest voxels of that bleed: it is to be found, and its outline is left to the other loss.
+
+    Args:
+        logits, target: (n, 1, z, y, x); target as for `combined_loss`.
+        healthy: (n, 1, z, y, x), above 0.5 somewhere in the slices that hold no hemorrhage as a whole, beyond the
+            patch, too.
+    """
+    logits, target, healthy = (t.float().flatten(3) for t in (logits, target, healthy))
+    bleeding = target > 0.5
+    ill, well = bleeding.any(-1), healthy.amax(-1) > 0.5
+    count = min(HARDEST, logits.shape[-1])
+    brightest = logits[well & ~ill].topk(count).values
+    surest = logits.masked_fill(~bleeding, -torch.inf)[ill].topk(count).values
+    there = surest.isfinite()
+    found = F.softplus(-surest.masked_fill(~there, 0)) * there
+    losses = torch.cat([F.softplus(brightest).mean(-1), found.sum(-1) / there.sum(-1)])
+    return losses.sum() / max(1, len(losses))

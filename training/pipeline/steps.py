@@ -218,6 +218,7 @@ def later_round(config: Config, number: int) -> Config:
         optimization=own.optimization,
         patches_per_case=own.patches_per_case,
         single_slices=own.single_slices or config.segmenter.single_slices,
+        slice_loss=own.slice_loss or config.segmenter.slice_loss,
     )
     return replace(config, seed=config.seed + number, segmenter=segmenter)
 
