@@ -141,7 +141,7 @@ def test_an_interrupted_run_ends_like_an_unbroken_one(make: Any, tmp_path: Path,
     monkeypatch.setattr(type(again), "on_train_epoch_start", lambda self: epochs.append(self.current_epoch))
     assert fit(again, train, val, tmp_path / "broken", CPU) == pytest.approx(figures, abs=1e-6)
     assert epochs == [2, 3]  # it went on, and did not start over
-    assert len(read_metrics(tmp_path / "broken")["val_loss"]) == 4
+    assert [len(read_metrics(tmp_path / "broken")[name]) for name in ("train_loss", "val_loss")] == [4, 4]
     assert (weights(again) - weights(task)).abs().max() < 1e-6
     assert (weights(make()[0]) - weights(task)).abs().max() > 1e-3  # it did learn
 

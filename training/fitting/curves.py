@@ -18,7 +18,7 @@ class History(L.Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # after the validation
         if rank() > 0:
             return
         figures = {k: float(v) for k, v in trainer.callback_metrics.items()}
