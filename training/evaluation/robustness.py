@@ -20,6 +20,7 @@ from rich.progress import track
 from scipy import ndimage
 
 from hemseg.checks import check_scan
+from hemseg.components import TOUCHING
 from hemseg.errors import HemsegError
 from hemseg.model import Model
 from hemseg.scan import read
@@ -44,7 +45,6 @@ FAR_SLICES = 2  # blanked slices so far from those with brain hold none
 DEEP_MM, CSF_HU, CSF_SHARE = 12.0, 18.0, 0.2  # blood in a ventricle lies deep in the brain and touches fluid
 ML_PER_SLICE = 1.0
 LEAST_ML = 0.1  # of a false lesion
-_TOUCHING = np.ones((3, 3, 3), bool)
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def false_lesions(result: Segmentation, reference: np.ndarray) -> tuple[int, int
 
     A component counts as intraventricular where it lies deep in the brain and much of its surroundings is fluid.
     """
-    labels, _ = ndimage.label(result.mask, _TOUCHING)
+    labels, _ = ndimage.label(result.mask, TOUCHING)
     found = ventricular = 0
     mm = result.volume.spacing[0]
     reach = max(1, round(3 / mm))
