@@ -166,8 +166,7 @@ def _write_sheet(run: Path, target: Path, config: str, seed: int) -> None:
     from ..data.datasets import training_scans
     from ..evaluation.painted_heads import sheet
 
-    settings = load_config(config).preprocessing
-    mm = (settings.slice_mm, settings.in_plane_mm, settings.in_plane_mm)
+    mm = load_config(config).preprocessing.spacing
     target.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(target), sheet(training_scans(run, 60, seed), mm, seed))
     print(f"{target} written")
