@@ -35,7 +35,7 @@ def _measure(
     pictures: Annotated[Path | None, typer.Option(help="Folder for panels of real scans: keep them private.")] = None,
 ) -> None:
     """Measure weights on data sets: tables and plots (Bland-Altman, Dice by volume, ROC of slices)."""
-    from hemseg.model import default_weights
+    from hemseg.manifest import default_weights
     from hemseg.preprocessing import Settings
 
     from ..console import in_words
@@ -325,7 +325,8 @@ def _uncertain(
 ) -> None:
     """Rank scans by disagreement (mirrored head, slice classifier, other weights): label the first ones first."""
     require_training()
-    from hemseg.model import MANIFEST, load
+    from hemseg.manifest import MANIFEST
+    from hemseg.model import load
 
     from ..console import console, in_words
     from ..evaluation.uncertain import Committee, rank_scans

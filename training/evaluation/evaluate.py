@@ -22,7 +22,8 @@ from hemseg.segmentation import mask_on_scan, segment
 from hemseg.volume import Volume
 
 from ..console import console
-from ..data.datasets import Case, DataSet, read_reference
+from ..data.datasets import Case, DataSet
+from ..data.references import read_reference
 from .metrics import lesion_counts, overlap, summary, surface, wilson
 from .tables import write_table
 
