@@ -20,7 +20,8 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from benchmarks.inference import Row, repeated
-from hemseg.model import Manifest, default_weights, session
+from hemseg.manifest import Manifest, default_weights
+from hemseg.onnx_session import session
 from training.config import load_config
 from training.export.to_onnx import WithSigmoid, write_onnx
 from training.networks.unet import build_unet

@@ -19,7 +19,8 @@ from hemseg.dicom.reading import read_series
 from hemseg.dicom.source import Source, is_dicom
 from hemseg.errors import HemsegError
 from hemseg.io.images import from_itk
-from hemseg.model import MANIFEST, Manifest, Model, default_weights, load
+from hemseg.manifest import MANIFEST, Manifest, default_weights
+from hemseg.model import Model, load
 from hemseg.scan import read
 from hemseg.segmentation import Segmentation, require_plausible
 from hemseg.segmentation import segment as segment_volume

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hemseg import __version__, choices
+from hemseg.compare.command import compare
 from hemseg.errors import HemsegError
 from hemseg.names import printable
-from hemseg.node import command
+from hemseg.node.command import node
+from hemseg.options import Device, Overlay, Overwrite, Redo, Report, Series, Weights
 
 if TYPE_CHECKING:
-    from hemseg.folder.journal import Journal
-    from hemseg.folder.plan import Job, OutputOptions
     from hemseg.folder.rows import Row
 
 app = typer.Typer(
@@ -25,10 +24,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-Weights = Annotated[
-    Path | None, typer.Option(help="Folder with manifest.json; by default the weights that came with hemseg.")
-]
-Device = Annotated[choices.Device, typer.Option(help="auto: CUDA where it works, else CPU; cuda: CUDA, or an error.")]
 
 
 @app.command()
@@ -44,10 +39,8 @@ def segment(
         choices.MaskFormat,
         typer.Option("--format", help="Of the masks; same: as the scan, mha for DICOM; dicom: SEG and SR."),
     ] = choices.SAME,
-    overlay: Annotated[bool, typer.Option("--overlay", help="Also write a picture of each case, <case>.png.")] = False,
-    report: Annotated[
-        bool, typer.Option("--report", help="Also write <case>/report.html, a viewer to open, and report.json.")
-    ] = False,
+    overlay: Overlay = False,
+    report: Report = False,
     probability: Annotated[
         bool,
         typer.Option("--probability", help="Also write the probability of each voxel, <case>_probability.*."),
@@ -60,9 +53,7 @@ def segment(
         bool,
         typer.Option("--bids", help="Write a BIDS derivative data set, in NIfTI; of a BIDS tree, do the CT scans."),
     ] = False,
-    series: Annotated[
-        str, typer.Option(help="Of a DICOM study: number or SeriesInstanceUID, in place of the rule.")
-    ] = "",
+    series: Series = "",
     jobs: Annotated[
         int, typer.Option("--jobs", "-j", min=1, help="Processes for a folder; each takes about 0.7 GB.")
     ] = 1,
@@ -82,10 +73,8 @@ def segment(
         bool,
         typer.Option("--range", help="Also give the volume a range; the network runs three times, so it takes longer."),
     ] = False,
-    redo: Annotated[bool, typer.Option("--redo", help="Do cases again that are done already.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that hemseg did not write; scans are never replaced.")
-    ] = False,
+    redo: Redo = False,
+    overwrite: Overwrite = False,
     weights: Weights = None,
     device: Device = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table, but errors.")] = False,
@@ -104,7 +93,9 @@ def segment(
     """
     from functools import partial
 
+    from hemseg.folder.console import PrintOptions
     from hemseg.folder.plan import OutputOptions, plan_jobs
+    from hemseg.folder.run import RunOptions, run_plan
 
     finish: Callable[[list[Row]], None] | None = None
     if bids:
@@ -118,8 +109,8 @@ def segment(
         planned = bids_jobs(planned, sources, target)
 
         finish = partial(write_dataset, planned, sources=sources, target=target)
-    printed = PrintOptions(quiet, verbose, as_json)
-    _run_plan(planned, target, options, weights, device, printed, jobs, ray, redo, overwrite, finish)
+    run = RunOptions(weights, device, jobs, ray, redo, overwrite)
+    _end(run_plan(planned, target, options, run, PrintOptions(quiet, verbose, as_json), finish))
 
 
 @app.command()
@@ -133,17 +124,13 @@ def measure(
     label: Annotated[
         int, typer.Option(min=0, help="The value in the mask that counts; 0 for every value above 0.")
     ] = 0,
-    overlay: Annotated[bool, typer.Option("--overlay", help="Also write a picture of each case, <case>.png.")] = False,
-    report: Annotated[
-        bool, typer.Option("--report", help="Also write <case>/report.html, a viewer to open, and report.json.")
-    ] = False,
-    series: Annotated[
-        str, typer.Option(help="Of a DICOM study: number or SeriesInstanceUID, in place of the rule.")
-    ] = "",
+    overlay: Overlay = False,
+    report: Report = False,
+    series: Series = "",
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse what looks odd or implausible; else a warning.")
     ] = False,
-    redo: Annotated[bool, typer.Option("--redo", help="Do cases again that are done already.")] = False,
+    redo: Redo = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that hemseg did not write.")] = False,
     weights: Weights = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table.")] = False,
@@ -156,260 +143,24 @@ def measure(
 
     Exit code 0: every case done; 1: at least one was not (each is named on stderr); 2: wrong usage; 130, 143: stopped.
     """
+    from hemseg.folder.console import PrintOptions
     from hemseg.folder.given_masks import plan_measure
     from hemseg.folder.plan import OutputOptions
+    from hemseg.folder.run import RunOptions, run_plan
 
     options = OutputOptions(overlay, report, series=series, strict=strict, measure=True, label=label)
     planned = plan_measure(scan, mask, target, options)
-    printed = PrintOptions(quiet, False, as_json)
-    _run_plan(planned, target, options, weights, "cpu", printed, redo=redo, overwrite=overwrite)
+    run = RunOptions(weights, "cpu", redo=redo, overwrite=overwrite)
+    _end(run_plan(planned, target, options, run, PrintOptions(quiet, as_json=as_json)))
 
 
-class PrintOptions(NamedTuple):
-    """What is printed."""
-
-    quiet: bool = False
-    verbose: bool = False
-    as_json: bool = False
-
-
-def _run_plan(
-    planned: list[Job],
-    target: Path,
-    options: OutputOptions,
-    weights: Path | None,
-    device: str,
-    printed: PrintOptions,
-    jobs: int = 1,
-    ray: str = "",
-    redo: bool = False,
-    overwrite: bool = False,
-    finish: Callable[[list[Row]], None] | None = None,
-) -> None:
-    """Do what is planned and was not done before, and print what came of it."""
-    from contextlib import ExitStack
-
-    from hemseg.folder.journal import Journal
-    from hemseg.folder.outputs import refuse_conflicts
-    from hemseg.folder.rows import settings_key_of_weights
-    from hemseg.io.files import exclusive_access, remove_leftovers
-    from hemseg.model import Manifest, default_weights
-    from hemseg.streams import print_text
-
-    quiet, verbose, as_json = printed
-    folder = weights or default_weights()
-    if options.kinds and not Manifest.read(folder).kinds_file:
-        raise HemsegError(f"{folder}: these weights name no kinds of hemorrhage; use others, or leave out --kinds.")
-    key = settings_key_of_weights(folder, options)
-    journal = None
-    todo = planned
-    with ExitStack() as stack:
-        if planned[0].thumbnail:  # a folder
-            stack.enter_context(exclusive_access(target))
-            remove_leftovers(target)
-            journal = Journal(target)
-            done = [] if redo else [job for job in planned if journal.is_done(job, key)]
-            before = set(done)
-            todo = [job for job in planned if job not in before]
-            refuse_conflicts(todo, planned, journal.to_check, journal.lists, overwrite)
-            journal.start(journal.kept(planned, done))
-            if done and not quiet:
-                print(f"{len(done)} of {len(planned)} scans were done before; --redo does them again", file=sys.stderr)
-        else:
-            refuse_conflicts(planned, overwrite=overwrite)
-        rows = _work(todo, folder, device, key, target, jobs, ray, journal, quiet, verbose)
-        if journal:
-            journal.finish(planned)
-            rows = list(journal.rows.values())
-        if finish:
-            finish(rows)
-    failed = sum(row.status != "done" for row in rows)
-    if as_json:
-        import json
-
-        values = [dict(zip(row.columns(), row.cells, strict=True)) for row in rows]
-        print_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n")
-    elif not quiet:
-        _print_table(rows)
-        if journal:
-            failures = f", {failed} failed" if failed else ""
-            page = printable(str(journal.path.with_suffix(".html")))
-            print_text(f"{len(rows) - failed} of {len(rows)} scans done{failures}; see {page}\n")
+def _end(failed: int) -> None:
+    """Exit code 1 where cases failed."""
     if failed:
         raise typer.Exit(1)
 
 
-def _work(
-    todo: list[Job],
-    weights: Path,
-    device: str,
-    key: str,
-    target: Path,
-    jobs: int,
-    ray: str,
-    journal: Journal | None,
-    quiet: bool,
-    verbose: bool,
-) -> list[Row]:
-    """Do what is to be done, with a progress bar; errors go to stderr as they come, rows to the journal."""
-    from contextlib import closing
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from hemseg.folder import processes
-
-    if not todo:
-        return []
-    if ray:
-        from hemseg.folder.ray_cluster import run_on_ray
-
-        coming = run_on_ray(todo, weights, device, key, target, ray, jobs)
-    elif jobs > 1 and len(todo) > 1:
-        coming = processes.run_in_processes(todo, weights, device, key, target, min(jobs, len(todo)))
-    else:
-        from hemseg.model import load
-
-        model = load(weights, device, scans=len(todo))
-        if verbose:
-            print(f"weights {model.manifest.name} {model.manifest.version}, {model.provider}", file=sys.stderr)
-        coming = processes.run_here(todo, model, target, journal.add if journal else None, key)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console, rows = Console(stderr=True), []
-    hidden = quiet or len(todo) == 1 or not console.is_terminal  # in a file it would leave an empty line
-    with closing(coming), Progress(*columns, console=console, disable=hidden, transient=True) as bar:
-        task = bar.add_task("segmenting", total=len(todo))
-        for row in coming:
-            rows.append(row)
-            if journal:
-                journal.add(row)
-            for kind, text, style in _messages(row, quiet, verbose):
-                bar.console.print(f"{kind}: {text}", style=style, markup=False, highlight=False, soft_wrap=True)
-            bar.advance(task)
-    return rows
-
-
-def _messages(row: Row, quiet: bool, verbose: bool) -> list[tuple[str, str, str]]:
-    """What is printed of a case beside its line in the table: kind, text and color."""
-    about = [("implausible", row.implausible, "red", not quiet), ("warning", row.warnings, "yellow", not quiet)]
-    about.append(("series", row.series, "", verbose))
-    errors = [("error", row.error, "red")] if row.error else []
-    return errors + [(kind, f"{row.case}: {text}", style) for kind, text, style, shown in about if text and shown]
-
-
-def _print_table(rows: list[Row]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from hemseg.streams import print_text
-
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("case", overflow="fold")
-    for name in ("volume (mL)", "lesions", "seconds"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        volume = f"{float(row.volume_ml):.1f}" if row.status == "done" else "failed"
-        seconds = f"{float(row.seconds):.1f}" if row.seconds else ""
-        if row.implausible:
-            volume += " implausible"
-        red = row.status != "done" or row.implausible
-        table.add_row(Text(row.case), volume, row.lesions, seconds, style="red" if red else None)
-    shown = io.StringIO()  # rich itself would end the process where nobody reads, and fail where nothing can be written
-    terminal = sys.stdout.isatty()
-    Console(file=shown, force_terminal=terminal, width=Console().width if terminal else 120).print(table)
-    print_text(shown.getvalue())
-
-
-@app.command()
-def compare(
-    paths: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="BASELINE FOLLOWUP [OUTPUT]",
-            help="Two scans of one patient (files, or folders or zip archives of DICOM), and a folder for results.",
-        ),
-    ] = None,
-    pairs: Annotated[
-        Path | None,
-        typer.Option(help="A CSV of many pairs (columns baseline, followup; see the manual); give OUTPUT alone then."),
-    ] = None,
-    baseline_mask: Annotated[
-        Path | None, typer.Option(help="A mask of the baseline, on its grid; without it hemseg segments.")
-    ] = None,
-    followup_mask: Annotated[Path | None, typer.Option(help="A mask of the follow-up, on its grid.")] = None,
-    baseline_series: Annotated[str, typer.Option(help="Of a DICOM study, as --series of segment.")] = "",
-    followup_series: Annotated[str, typer.Option(help="Of a DICOM study, as --series of segment.")] = "",
-    least_ml: Annotated[float, typer.Option(min=0.0, help="Expansion: growth by at least so many mL ...")] = 6.0,
-    least_percent: Annotated[float, typer.Option(min=0.0, help="... or by more than so many percent.")] = 33.0,
-    hours: Annotated[float | None, typer.Option(help="Between the scans, where no DICOM header says it.")] = None,
-    any_patient: Annotated[
-        bool, typer.Option("--any-patient", help="Compare although the DICOM headers name two patients.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that hemseg did not write; scans are never replaced.")
-    ] = False,
-    weights: Weights = None,
-    device: Device = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
-) -> None:
-    """Measure growth between two scans of one patient.
-
-    Aligns the scans, measures both in the same orientations, and compares the change with what two scans of a
-    hemorrhage that did not change differ by. OUTPUT gets compare.html, compare.json, compare.csv and the masks.
-
-    Exit code 0: every pair compared; 1: at least one was not (each is named on stderr); 2: wrong usage.
-    """
-    from hemseg.compare.comparison import Options
-    from hemseg.compare.pairs import TABLE, Pair, case_of, read_pairs, refuse_conflicts, run_pair, run_pairs
-    from hemseg.compare.tables import messages, summary
-    from hemseg.model import load
-    from hemseg.streams import print_text
-
-    given = paths or []
-    of_one = (baseline_mask, followup_mask, baseline_series, followup_series, hours)
-    if pairs is None and len(given) not in (2, 3):
-        raise typer.BadParameter("give BASELINE and FOLLOWUP, and a folder if files are wanted.")
-    if pairs is not None and (len(given) != 1 or any(one not in (None, "") for one in of_one)):
-        raise typer.BadParameter("with --pairs give the folder for what is written alone; the table says the rest.")
-    if pairs is None:
-        series = (baseline_series, followup_series)
-        one = Pair(case_of(*given[:2]), given[0], given[1], baseline_mask, followup_mask, *series, hours)
-        target = given[2] if len(given) == 3 else None
-        planned = [(one, target or Path())]
-    else:
-        target = given[0]
-        planned = [(pair, target / pair.case) for pair in read_pairs(pairs)]
-    options = Options(least_ml, least_percent, any_patient=any_patient)
-    if target is not None:
-        refuse_conflicts(planned, [target / TABLE], overwrite)
-    model = load(weights, device)
-    outcomes: Iterable[tuple[Pair, dict[str, Any] | str]]
-    if target is None:
-        outcomes = [(planned[0][0], run_pair(planned[0][0], model, options))]
-    else:
-        outcomes = run_pairs(planned, model, options, target)
-    results, failed = [], False
-    for _, outcome in outcomes:
-        if isinstance(outcome, str):
-            print(f"error: {printable(outcome)}", file=sys.stderr)
-            failed = True
-            continue
-        results.append(outcome)
-        if quiet:
-            continue
-        for line in messages(outcome):
-            print(line, file=sys.stderr)
-        if not as_json:
-            print_text(summary(outcome))
-    if as_json:
-        import json
-
-        print_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    if failed:
-        raise typer.Exit(1)
+app.command()(compare)
 
 
 @app.command()
@@ -444,7 +195,7 @@ def info(weights: Weights = None, device: Device = "auto") -> None:
     print(f"device        {model.provider}")
 
 
-app.command()(command.node)
+app.command()(node)
 
 
 def _print_version(asked: bool) -> None:

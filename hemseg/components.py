@@ -1,4 +1,4 @@
-"""Connected components of masks: the largest one, and which of them are too small to stay."""
+"""Connected components of masks: numbered by size, the largest one, and which of them are too small to stay."""
 
 from __future__ import annotations
 
@@ -24,6 +24,20 @@ def labeled_sizes(mask: np.ndarray, structure: np.ndarray | None = None) -> tupl
     return labels, sizes
 
 
+def numbered_components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The 26-connected components of a mask (z, y, x), numbered by size; of the same size, as they lie in memory.
+
+    Returns:
+        int32 (z, y, x): 1 in the largest component, 2 in the second, ..., 0 in the background; and their sizes in
+        voxels, the largest first.
+    """
+    labels, sizes = labeled_sizes(mask, TOUCHING)
+    order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
+    number = np.zeros(len(sizes), np.int32)
+    number[order] = np.arange(1, len(order) + 1)
+    return number[labels], sizes[order]
+
+
 def largest_component(mask: np.ndarray, structure: np.ndarray | None = None) -> np.ndarray:
     """The component with the most voxels, bool; empty where there is none. Arguments as for `labeled_sizes`."""
     labels, sizes = labeled_sizes(mask, structure)
@@ -31,7 +45,11 @@ def largest_component(mask: np.ndarray, structure: np.ndarray | None = None) -> 
 
 
 def drop_small_components(
-    mask: np.ndarray, least: float = 1, share: float = 0.0, structure: np.ndarray | None = None
+    mask: np.ndarray,
+    least: float = 1,
+    share: float = 0.0,
+    structure: np.ndarray | None = None,
+    keep_largest: bool = False,
 ) -> np.ndarray:
     """A mask without its small components, bool.
 
@@ -39,6 +57,9 @@ def drop_small_components(
         mask, structure: as for `labeled_sizes`.
         least: voxels that a component has at least.
         share: of the largest component's voxels, that a component has at least.
+        keep_largest: however small it is.
     """
     labels, sizes = labeled_sizes(mask, structure)
+    if keep_largest:
+        least = min(least, int(sizes.max()))
     return (sizes >= max(1, least, share * sizes.max()))[labels]

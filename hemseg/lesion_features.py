@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
+from hemseg.components import labeled_sizes
 from hemseg.preprocessing import brain_level
 
 LEVEL_HU = 32.0  # of a brain, where the scan has none
@@ -84,9 +85,7 @@ class Surroundings:
     @cached_property
     def ventricles(self) -> tuple[np.ndarray, np.ndarray]:
         """Connected components of CSF far from the skull, numbered (z, y, x), and the numbers of the large ones."""
-        labels, _ = ndimage.label((self.fluid > 0.5) & (self.depth > VENTRICLE_MM))
-        sizes = np.bincount(labels.ravel())
-        sizes[0] = 0
+        labels, sizes = labeled_sizes((self.fluid > 0.5) & (self.depth > VENTRICLE_MM))
         return labels, np.flatnonzero((sizes >= VENTRICLE_PX) & (sizes >= 0.2 * sizes.max()))
 
     @cached_property

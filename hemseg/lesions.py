@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from hemseg.components import TOUCHING, drop_small_components
+from hemseg.components import drop_small_components, numbered_components
 from hemseg.preprocessing import WorkingImage, brain_level
 from hemseg.volume import Volume
 
@@ -105,12 +105,9 @@ def components(mask: np.ndarray) -> Iterator[np.ndarray]:
     if not found:
         return
     box = found[0]
-    labels, n = ndimage.label(mask[box], TOUCHING)
-    places = ndimage.find_objects(labels)
-    sizes = np.bincount(labels.ravel(), minlength=n + 1)[1:]
-    for i in np.argsort(-sizes, kind="stable"):
-        where = places[i]
-        yield np.argwhere(labels[where] == i + 1) + [w.start + b.start for w, b in zip(where, box, strict=True)]
+    numbers, _ = numbered_components(mask[box])
+    for number, where in enumerate(ndimage.find_objects(numbers), start=1):
+        yield np.argwhere(numbers[where] == number) + [w.start + b.start for w, b in zip(where, box, strict=True)]
 
 
 def lesions_of(mask: np.ndarray, volume: Volume, working: WorkingImage) -> tuple[Lesion, ...]:

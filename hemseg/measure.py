@@ -61,8 +61,8 @@ def read_given_mask(path: Path, volume: Volume, label: int = 0) -> tuple[np.ndar
     """
     if path.suffix.lower() == ".dcm":
         raise HemsegError(
-            f"{path}: is DICOM; hemseg measures masks in NIfTI, MetaImage or NRRD; convert it (dcmqi's "
-            "segimage2itkimage does), or segment with --format mha."
+            f"{path}: is DICOM; give a mask in NIfTI, MetaImage or NRRD: convert it (dcmqi's segimage2itkimage does), "
+            "or segment with --format mha."
         )
     given = read_image(path)
     scan, scan_mm = volume.in_lps()

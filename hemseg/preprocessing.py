@@ -50,6 +50,11 @@ class Settings:
     level_hu: float = 0.0  # the brain's median is brought here before the network; 0: HU as they are
     edge_slices: bool = False  # a stack that is shorter than a patch goes on with its outermost slices, not with zeros
 
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Of the working grid, (z, y, x) mm; that of a scan's own grid (`WorkingGrid.spacing`) comes close to it."""
+        return self.slice_mm, self.in_plane_mm, self.in_plane_mm
+
     def __post_init__(self) -> None:
         low, high = self.hu_range
         if not (low < self.head_floor_hu < self.bone_floor_hu < high):

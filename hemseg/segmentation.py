@@ -17,7 +17,8 @@ from hemseg.errors import HemsegError
 from hemseg.io.masks import write_mask
 from hemseg.kinds import CODES, UNSURE_CODE, Kind
 from hemseg.lesions import Lesion, MeasuredLesion, components, lesions_of, measured_lesions
-from hemseg.model import Manifest, Model
+from hemseg.manifest import Manifest
+from hemseg.model import Model
 from hemseg.preprocessing import Settings, WorkingImage, network_input, working_image
 from hemseg.sanity import implausible
 from hemseg.volume import Volume

@@ -21,7 +21,8 @@ import pytest
 import SimpleITK as sitk
 from onnx import helper, numpy_helper
 
-from hemseg.model import Manifest, Model, default_weights, load
+from hemseg.manifest import Manifest, default_weights
+from hemseg.model import Model, load
 from training.data.phantom import Grid, Phantom, make_phantom, write_image
 
 ROOT = Path(__file__).parent.parent

@@ -9,12 +9,13 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from hemseg.components import numbered_components
+
 # Dowlatshahi et al., Neurology 76:1238, 2011; the third is Brott et al., Stroke 28:1, 1997
 EXPANSION_ML, EXPANSION_PERCENT = 6.0, 33.0
 NEAR_MM = 2.0  # lesions so near to each other after alignment are one: alignment and slices are not exact
 LEAST_ML = 0.1  # of a lesion that is listed; smaller ones count for the volume alone
 ROUNDING = 1e-9  # of sums of binary numbers: 33 % is 33 %
-_TOUCHING = np.ones((3, 3, 3), bool)
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,10 @@ def numbered_lesions(mask: np.ndarray, voxel_ml: float) -> tuple[np.ndarray, lis
     Returns:
         int16 (z, y, x), 1 for the first one, 0 for none; their volumes in mL.
     """
-    labels, n = ndimage.label(mask > 0, _TOUCHING)
-    ml = np.bincount(labels.ravel(), minlength=n + 1)[1:] * voxel_ml
-    order = [i for i in np.argsort(-ml, kind="stable") if ml[i] >= LEAST_ML]
-    number = np.zeros(n + 1, np.int16)
-    for rank, i in enumerate(order, start=1):
-        number[i + 1] = rank
-    return number[labels], [float(ml[i]) for i in order]
+    numbers, sizes = numbered_components(mask > 0)
+    ml = sizes * voxel_ml
+    listed = int(np.count_nonzero(ml >= LEAST_ML))
+    return np.where(numbers <= listed, numbers, 0).astype(np.int16), [float(v) for v in ml[:listed]]
 
 
 def matched_lesions(

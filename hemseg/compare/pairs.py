@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from hemseg.compare.comparison import Comparison, Options, compare, prepared
 from hemseg.compare.page import page
 from hemseg.compare.tables import failed_row, figures, row, table
@@ -25,11 +23,9 @@ from hemseg.io.formats import mask_name, suffix
 from hemseg.io.integrity import voxel_files
 from hemseg.io.marks import read_mark
 from hemseg.io.masks import write_mask
-from hemseg.measure import SAME_MM, corners_apart
-from hemseg.names import printable
+from hemseg.measure import read_given_mask
 from hemseg.resources import failure
 from hemseg.scan import read
-from hemseg.volume import Volume
 
 if TYPE_CHECKING:
     from hemseg.model import Model
@@ -192,7 +188,8 @@ def run_pair(pair: Pair, model: Model, options: Options, folder: Path | None = N
     ):
         with unchanged(_files_of(scan), scan) as fingerprint:
             volume = replace(read(scan, series), fingerprint=fingerprint)
-        sides.append(prepared(volume, model, None if mask is None else read_mask(mask, volume)))
+        given = None if mask is None else read_given_mask(mask, volume)[0]
+        sides.append(prepared(volume, model, given))
     chosen = options if pair.hours is None else replace(options, hours=pair.hours)
     baseline, followup = sides
     comparison = compare(baseline, followup, model, chosen)
@@ -239,27 +236,3 @@ def _files_of(scan: Path) -> list[Path]:
         return [scan, *voxel_files(scan)]
     except (OSError, ValueError):  # reading it says what is wrong
         return [scan]
-
-
-def read_mask(path: Path, volume: Volume) -> np.ndarray:
-    """A mask that somebody gives for a scan; bool (z, y, x), what is above 0.
-
-    Raises:
-        HemsegError: it cannot be read, has another geometry than the scan, or is no mask.
-    """
-    if not suffix(path):
-        raise HemsegError(f"{path}: a mask is given as NIfTI, MetaImage or NRRD.")
-    mask = read(path)
-    name = printable(str(volume.path)) if volume.path else "the scan"
-    if mask.hu.shape != volume.hu.shape:
-        sizes = ["x".join(map(str, v.hu.shape[::-1])) for v in (mask, volume)]
-        raise HemsegError(f"{path}: has {sizes[0]} voxels, {name} has {sizes[1]}; give a mask on the scan's own grid.")
-    if (apart := corners_apart(mask, volume)) > SAME_MM or not np.allclose(mask.cosines, volume.cosines, atol=1e-3):
-        raise HemsegError(
-            f"{path}: lies up to {apart:.1f} mm from {name}; give a mask with the scan's origin, spacing and direction."
-        )
-    if (mask.hu < 0).any() or not np.array_equal(mask.hu, np.round(mask.hu)):
-        raise HemsegError(
-            f"{path}: holds values that are no labels; a mask has 0 where there is no hemorrhage, else 1."
-        )
-    return mask.hu > 0

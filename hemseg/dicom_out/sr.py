@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hemseg import __version__
+from hemseg.components import numbered_components
 from hemseg.dicom_out.seg import (
     FINDINGS,
     HEMORRHAGE,
@@ -27,7 +28,7 @@ from hemseg.dicom_out.seg import (
 from hemseg.errors import HemsegError
 from hemseg.io.files import write_with
 from hemseg.io.marks import mark
-from hemseg.lesions import MeasuredLesion, components, measured_lesions
+from hemseg.lesions import MeasuredLesion, measured_lesions
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -43,14 +44,6 @@ _ABC2 = ("ABC2", "99HEMSEG", "ABC/2, Kothari et al. 1996")  # there is no code o
 _VALUE_DIGITS = 3
 
 
-def lesion_labels(mask: np.ndarray) -> np.ndarray:
-    """A mask (z, y, x) as uint16: 1 is its largest connected component, 2 the second, ...; 0 is background."""
-    labels = np.zeros(mask.shape, np.uint16)
-    for number, voxels in enumerate(components(mask), start=1):
-        labels[tuple(voxels.T)] = number
-    return labels
-
-
 def write_segmentation_and_report(result: Segmentation, path: Path, report: Path) -> None:
     """Write both; the segmentation last: where there is one, there is its report.
 
@@ -63,12 +56,9 @@ def write_segmentation_and_report(result: Segmentation, path: Path, report: Path
         OutputError: a file cannot be written.
     """
     require_highdicom(report, result, _KIND)
-    labels = lesion_labels(result.mask)
-    if labels.max() == 0:
-        segment_labels = [HEMORRHAGE[2]]
-    else:
-        segment_labels = [f"{HEMORRHAGE[2]} {number}" for number in range(1, int(labels.max()) + 1)]
-    segmentation, sources = build_segmentation(result, path, labels, segment_labels)
+    numbers, sizes = numbered_components(result.mask)
+    segment_labels = [f"{HEMORRHAGE[2]} {number}" for number in range(1, len(sizes) + 1)] or [HEMORRHAGE[2]]
+    segmentation, sources = build_segmentation(result, path, numbers.astype(np.uint16), segment_labels)
     lesions = measured_lesions(result.mask, result.volume, result.working, result.working_probability)
     written = build_report(result, report, lesions, segmentation, sources)
     write_with(written.save_as, report, "the structured report")

@@ -36,7 +36,7 @@ class Job:
         range: whether the volume gets a range (`hemseg.volume_range`).
         strict: refuse what looks odd (`hemseg.checks`) and results that cannot be (`hemseg.sanity`), in place of a
             mask with a warning.
-        operating_point: of the weights (`hemseg.model.Manifest.at`); '' for their own.
+        operating_point: of the weights (`hemseg.manifest.Manifest.at`); '' for their own.
         refusal: why it cannot be done, where that is known before; a sentence.
     """
 

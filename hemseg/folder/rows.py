@@ -15,7 +15,7 @@ from hemseg.folder.jobs import Outcome
 from hemseg.folder.lesion_table import Line, checksum_of
 from hemseg.folder.plan import Job, OutputOptions
 from hemseg.io.fingerprint import content_of
-from hemseg.model import Manifest
+from hemseg.manifest import Manifest
 from hemseg.names import case_name, printable
 from hemseg.report.columns import lesion_cells
 

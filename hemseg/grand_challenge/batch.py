@@ -26,7 +26,8 @@ from hemseg.grand_challenge.outputs import (
 )
 from hemseg.grand_challenge.sockets import load_sockets, plan_run, read_inputs
 from hemseg.io.files import remove_leftovers
-from hemseg.model import default_weights, load
+from hemseg.manifest import default_weights
+from hemseg.model import load
 from hemseg.names import printable
 
 if TYPE_CHECKING:
@@ -51,10 +52,10 @@ def run_container(
     Args:
         source, target, predict: ``/input``, ``/output`` and, for INSTANCE, ``/predict``.
         mode: one of `hemseg.grand_challenge.sockets.MODES`, or ``auto``.
-        weights: folder with a manifest; `hemseg.model.default_weights` when None.
+        weights: folder with a manifest; `hemseg.manifest.default_weights` when None.
         device: see `hemseg.model.load`.
         overwrite: replace files that hemseg did not write.
-        operating_point: see `hemseg.model.Manifest.at`.
+        operating_point: see `hemseg.manifest.Manifest.at`.
 
     Raises:
         HemsegError: there is nothing to do, or it is refused before any work.

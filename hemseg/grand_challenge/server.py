@@ -39,7 +39,8 @@ from hemseg.grand_challenge.outputs import (
 from hemseg.grand_challenge.sockets import Sockets, load_sockets, plan_run, read_inputs
 from hemseg.io import files
 from hemseg.io.files import write_json
-from hemseg.model import default_weights, load
+from hemseg.manifest import default_weights
+from hemseg.model import load
 from hemseg.resources import is_out_of_memory
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ def node(
 
     Needs the extra hemseg[node]. Only application entities that are allowed by title and host may call.
     """
-    from hemseg.model import default_weights
+    from hemseg.manifest import default_weights
     from hemseg.node.peers import Peer, ae_title, parse_caller, parse_destination
     from hemseg.node.service import Settings, run_node
 

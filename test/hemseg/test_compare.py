@@ -18,13 +18,14 @@ from hemseg.compare import comparison
 from hemseg.compare.acquisition import date_time
 from hemseg.compare.change import Band, Change, LesionPair, matched_lesions, numbered_lesions
 from hemseg.compare.comparison import Options, Scan, compare, prepared
-from hemseg.compare.pairs import Pair, read_mask, read_pairs, refuse_conflicts
+from hemseg.compare.pairs import Pair, read_pairs, refuse_conflicts, run_pair
 from hemseg.compare.poses import POSES, frame, halfway
 from hemseg.compare.registration import Registration, register
 from hemseg.compare.retest_limits import RetestLimits, read_limits
 from hemseg.compare.tables import COLUMNS
 from hemseg.errors import HemsegError
 from hemseg.io.writers import to_itk
+from hemseg.measure import read_given_mask
 from hemseg.model import Model, load
 from hemseg.volume import Volume
 from training.data.head_space import IDENTITY, Grid
@@ -349,19 +350,21 @@ def test_tables_that_are_refused(text: str, said: str, tmp_path: Path) -> None:
         read_pairs(tmp_path / "pairs.csv")
 
 
-def test_masks_that_do_not_fit_are_refused(heads: tuple[Placed, Placed], tmp_path: Path) -> None:
+def test_a_mask_that_does_not_fit_is_refused_as_by_measure(
+    heads: tuple[Placed, Placed], light_model: Model, tmp_path: Path
+) -> None:
+    """In the same sentence, and before anything is computed; the insides are tested in test_measure.py."""
     volume = heads[0].volume
-    mask = heads[0].nearest(5)
-    path = tmp_path / "mask.nii.gz"
-    write_image(mask * 3, volume, path, np.uint8)
-    assert np.array_equal(read_mask(path, volume), mask)
-    with pytest.raises(HemsegError, match="84x84x25 voxels"):
-        read_mask(path, replace(volume, hu=volume.hu[1:]))
-    with pytest.raises(HemsegError, match=r"lies up to 5.0 mm"):
-        read_mask(path, replace(volume, origin=(*volume.origin[:2], volume.origin[2] + 5)))
-    write_image(volume.hu, volume, path)
-    with pytest.raises(HemsegError, match="no labels"):
-        read_mask(path, volume)
+    scan, mask = tmp_path / "scan.mha", tmp_path / "mask.mha"
+    write_image(volume.hu, volume, scan)
+    write_image(heads[0].nearest(5), replace(volume, origin=(*volume.origin[:2], volume.origin[2] + 5)), mask, np.uint8)
+    sentences = []
+    with pytest.raises(HemsegError) as refused:
+        run_pair(Pair("case", scan, scan, baseline_mask=mask), light_model, Options())
+    sentences.append(str(refused.value))
+    with pytest.raises(HemsegError, match="up to 5 mm away") as refused:
+        read_given_mask(mask, volume)
+    assert sentences == [str(refused.value)]
 
 
 def test_times_of_dicom() -> None:

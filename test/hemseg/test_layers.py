@@ -13,7 +13,15 @@ ROOT = Path(__file__).parents[2]
 
 # from the ground up; a module imports what lies below it or beside it, a package stands for all that is in it
 LAYERS = (
-    ("hemseg", "hemseg.names", "hemseg.errors", "hemseg.choices", "hemseg.streams", "hemseg.manifest_values"),
+    (
+        "hemseg",
+        "hemseg.names",
+        "hemseg.errors",
+        "hemseg.choices",
+        "hemseg.options",
+        "hemseg.streams",
+        "hemseg.manifest_values",
+    ),
     ("hemseg.volume", "hemseg.resources"),
     ("hemseg.io", "hemseg.signals"),
     ("hemseg.dicom",),
@@ -27,7 +35,7 @@ LAYERS = (
         "hemseg.lesion_features",
         "hemseg.kinds",
     ),
-    ("hemseg.model",),
+    ("hemseg.manifest", "hemseg.onnx_session", "hemseg.model"),
     ("hemseg.checks", "hemseg.sanity", "hemseg.segmentation", "hemseg.volume_range"),
     ("hemseg.report", "hemseg.measure", "hemseg.dicom_out"),
     ("hemseg.folder", "hemseg.compare", "hemseg.bids"),

@@ -29,7 +29,8 @@ from hemseg.errors import HemsegError
 from hemseg.folder import processes
 from hemseg.grand_challenge.sockets import load_sockets, read_inputs
 from hemseg.io import inflation
-from hemseg.model import Manifest, Model
+from hemseg.manifest import Manifest
+from hemseg.model import Model
 from hemseg.scan import read
 from hemseg.volume import Volume
 from training.data.phantom import Phantom

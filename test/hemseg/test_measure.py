@@ -107,7 +107,7 @@ def test_masks_of_other_grids_are_refused(segmented: tuple[Path, Path], tmp_path
         with pytest.raises(HemsegError, match=said):
             read_given_mask(edited(mask, tmp_path / name, change, **geometry), volume)
     (tmp_path / "mask.dcm").write_bytes(b"")
-    with pytest.raises(HemsegError, match="is DICOM; hemseg measures masks in"):
+    with pytest.raises(HemsegError, match="is DICOM; give a mask in"):
         read_given_mask(tmp_path / "mask.dcm", volume)
 
 
@@ -151,8 +151,8 @@ def test_every_scan_needs_one_mask(segmented: tuple[Path, Path], light: Path, tm
 def test_a_given_mask_has_no_probability(bleed_scan: Path) -> None:
     from dataclasses import replace
 
+    from hemseg.manifest import Manifest, default_weights
     from hemseg.measure import measure
-    from hemseg.model import Manifest, default_weights
     from hemseg.preprocessing import working_image
 
     volume: Volume = read(bleed_scan)

@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT
 
 from hemseg.errors import HemsegError
-from hemseg.model import Manifest, Model, default_weights, load
+from hemseg.manifest import Manifest, default_weights
+from hemseg.model import Model, load
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from hemseg.errors import HemsegError
 from hemseg.folder.jobs import run_job
 from hemseg.folder.plan import OutputOptions, plan_jobs
 from hemseg.kinds import ANSWERS, CODES, INPUTS, KINDS, UNSURE_CODE, Head, Kind
-from hemseg.model import FORMAT, Manifest, Model, load
+from hemseg.manifest import FORMAT, Manifest
+from hemseg.model import Model, load
 from hemseg.report.columns import LESIONS, lesion_cells
 from hemseg.report.findings import findings
 from hemseg.report.kinds import kinds_path, write_kinds

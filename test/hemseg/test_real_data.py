@@ -14,7 +14,8 @@ from hemseg.model import Model
 from hemseg.preprocessing import working_image
 from hemseg.scan import read
 from hemseg.segmentation import segment
-from training.data.datasets import load_dataset, read_reference
+from training.data.datasets import load_dataset
+from training.data.references import read_reference
 
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the real scans of ../shared/data are not here")
 

@@ -24,7 +24,7 @@ from hemseg.folder.plan import OutputOptions, plan_jobs
 from hemseg.folder.rows import settings_key_of_weights
 from hemseg.io import fingerprint
 from hemseg.io.fingerprint import Fingerprint, is_same, unchanged
-from hemseg.model import Manifest, default_weights
+from hemseg.manifest import Manifest, default_weights
 from training.data.phantom import Phantom
 
 

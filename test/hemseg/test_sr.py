@@ -14,8 +14,9 @@ from conftest import hemseg_here
 from helpers.series import write_series
 from pydicom.sr.codedict import codes
 
+from hemseg.components import numbered_components
 from hemseg.dicom.reading import read_series, sources_of
-from hemseg.dicom_out.sr import NOTICE, lesion_labels, write_segmentation_and_report
+from hemseg.dicom_out.sr import NOTICE, write_segmentation_and_report
 from hemseg.lesions import measured_lesions
 from hemseg.model import load
 from hemseg.segmentation import Segmentation, segment
@@ -61,7 +62,7 @@ def test_the_report_says_what_the_segmentation_holds(result: Segmentation, tmp_p
     assert segmentation.number_of_segments == len(lesions)
     groups = report.content.get_volumetric_roi_measurement_groups()
     assert len(groups) == len(lesions)
-    labels = lesion_labels(result.mask)
+    labels, _ = numbered_components(result.mask)
     assert np.array_equal(labels > 0, result.mask > 0)
     for number, (group, lesion) in enumerate(zip(groups, lesions, strict=True), start=1):
         assert group.referenced_segment.referenced_sop_instance_uid == segmentation.SOPInstanceUID

@@ -14,7 +14,7 @@ from conftest import COARSE, training
 from safetensors.torch import load_file, save_file
 
 from hemseg.errors import HemsegError
-from hemseg.model import Manifest, default_weights
+from hemseg.manifest import Manifest, default_weights
 from training.config import Config, load_config
 from training.data.datasets import DataSet, load_dataset
 from training.data.phantom import cases, write_case

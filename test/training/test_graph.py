@@ -13,7 +13,9 @@ from conftest import training
 from torch import nn
 
 from hemseg.errors import HemsegError
-from hemseg.model import Manifest, default_weights, load, session
+from hemseg.manifest import Manifest, default_weights
+from hemseg.model import load
+from hemseg.onnx_session import session
 from hemseg.preprocessing import Settings
 from training.export.graph import optimize_weights, subpixel
 from training.export.to_onnx import WithSigmoid, write_onnx

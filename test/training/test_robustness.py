@@ -10,15 +10,11 @@ from hemseg.volume import Volume
 from training.data.datasets import load_dataset
 from training.data.phantom import Grid, make_phantom, write_dataset
 from training.evaluation.operating_point import operating_points, points, write_froc
-from training.evaluation.robustness import (
+from training.evaluation.robustness import allowed_space, change_summary, changed_scans, few_slices, few_summary
+from training.evaluation.scan_changes import (
     CHANGES,
-    allowed_space,
     blurred,
-    change_summary,
-    changed_scans,
     cut_slices,
-    few_slices,
-    few_summary,
     grainy,
     rolled,
     shifted,

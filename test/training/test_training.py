@@ -15,7 +15,7 @@ from helpers.networks import TINY
 from safetensors.torch import load_file
 
 from hemseg.errors import HemsegError
-from hemseg.model import default_weights
+from hemseg.manifest import default_weights
 from hemseg.model import load as load_model
 from hemseg.preprocessing import Settings, working_image
 from hemseg.scan import read

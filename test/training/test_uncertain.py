@@ -16,7 +16,7 @@ from conftest import COARSE, training
 from onnx import numpy_helper
 
 from hemseg.errors import HemsegError
-from hemseg.model import Manifest
+from hemseg.manifest import Manifest
 from hemseg.preprocessing import Settings, working_image
 from training.data.phantom import make_phantom, write_image
 from training.evaluation.uncertain import Answers, ranked, scans_in, shown_slices

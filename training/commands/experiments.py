@@ -168,7 +168,7 @@ def _record(
     """Write an experiment to docs/results/runs, for the table that `experiments` makes."""
     import json
 
-    from hemseg.model import Manifest
+    from hemseg.manifest import Manifest
 
     from ..evaluation.quality import mean_dice
     from ..experiments.records import RUNS, gather

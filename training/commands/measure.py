@@ -35,7 +35,7 @@ def _measure(
     pictures: Annotated[Path | None, typer.Option(help="Folder for panels of real scans: keep them private.")] = None,
 ) -> None:
     """Measure weights on data sets: tables and plots (Bland-Altman, Dice by volume, ROC of slices)."""
-    from hemseg.model import default_weights
+    from hemseg.manifest import default_weights
     from hemseg.preprocessing import Settings
 
     from ..console import in_words
@@ -166,8 +166,7 @@ def _write_sheet(run: Path, target: Path, config: str, seed: int) -> None:
     from ..data.datasets import training_scans
     from ..evaluation.painted_heads import sheet
 
-    settings = load_config(config).preprocessing
-    mm = (settings.slice_mm, settings.in_plane_mm, settings.in_plane_mm)
+    mm = load_config(config).preprocessing.spacing
     target.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(target), sheet(training_scans(run, 60, seed), mm, seed))
     print(f"{target} written")
@@ -326,7 +325,8 @@ def _uncertain(
 ) -> None:
     """Rank scans by disagreement (mirrored head, slice classifier, other weights): label the first ones first."""
     require_training()
-    from hemseg.model import MANIFEST, load
+    from hemseg.manifest import MANIFEST
+    from hemseg.model import load
 
     from ..console import console, in_words
     from ..evaluation.uncertain import Committee, rank_scans

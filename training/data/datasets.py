@@ -19,7 +19,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 from rich.progress import track
 
 from hemseg.errors import HemsegError
@@ -29,15 +28,11 @@ from hemseg.resources import cores
 from hemseg.scan import read
 
 from ..console import console
-from .tables import RowFaults, decoded, read_table, whole_number, yes_or_no
+from .dataset_tables import DO_WITHOUT, SPLITS, left_out_cases, read_labels, read_split
+from .references import labels_of_masks, references_of
+from .tables import listed
 
-SPLITS = ("train", "val", "test")
 IMAGES = ("images", "data")
-MASKS = ("masks", "reference", "label")
-LEFT_OUT = "left_out.txt"
-DO_WITHOUT = f"Fix it, or name its case in {LEFT_OUT}, in the data set's folder, to do without."
-SPELLINGS = {"training": "train", "validation": "val", "valid": "val", "testing": "test"}  # of SPLITS, in tables
-SUBTYPES = ("intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural")
 
 
 @dataclass(frozen=True)
@@ -132,19 +127,19 @@ def load_dataset(folder: str | Path, seed: int = 0) -> DataSet:
         raise HemsegError(f"{folder}: is not a data set: it has no images in {place}.")
     faults: list[str] = []
     if twice := sorted(name for name, count in Counter(map(stem, files)).items() if count > 1):
-        faults.append(f"cases with two images in {place.name}: {_some(twice)}")
-    left_out = _left_out(folder, images, faults)
+        faults.append(f"cases with two images in {place.name}: {listed(twice)}")
+    left_out = left_out_cases(folder, images, faults)
     images = {name: path for name, path in images.items() if name not in left_out}
-    references = _references(folder, images, left_out, faults)
+    references = references_of(folder, images, left_out, faults)
     subtypes: dict[str, set[str]] = {}
     if (folder / "slice_labels.csv").exists():
-        labels = _read_labels(folder / "slice_labels.csv", images, left_out, subtypes, faults)
+        labels = read_labels(folder / "slice_labels.csv", images, left_out, subtypes, faults)
     else:
-        labels = {} if faults else _labels_of_masks(references)
+        labels = {} if faults else labels_of_masks(references)
     patients: dict[str, str] = {}
-    split = _read_split(folder / "split.csv", list(labels), seed, patients, faults)
+    split = read_split(folder / "split.csv", list(labels), seed, patients, faults)
     if labels and (missing := sorted(set(images) - set(labels))):
-        faults.append(f"images without slice labels or masks: {_some(missing)}")
+        faults.append(f"images without slice labels or masks: {listed(missing)}")
     if not labels and not faults:
         faults.append("has neither slice_labels.csv nor masks")
     if faults:
@@ -164,133 +159,6 @@ def load_dataset(folder: str | Path, seed: int = 0) -> DataSet:
             for n in images
         ),
     )
-
-
-def case_name(text: str, cases: Collection[str]) -> str:
-    """A table's name of a case, which may be that of its file."""
-    return stem(Path(text)) if text not in cases and suffix(Path(text)) else text
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _left_out(folder: Path, images: dict[str, Path], faults: list[str]) -> set[str]:
-    """The cases that the user wants to do without, those with damaged images for instance."""
-    path = folder / LEFT_OUT
-    lines = (decoded(path.read_bytes()) or "").splitlines() if path.exists() else []
-    names = {case_name(line.strip(), images) for line in lines if line.strip()}
-    if unknown := sorted(names - set(images)):
-        faults.append(f"{LEFT_OUT} names cases that are not there: {_some(unknown)}")
-    if names:
-        console.print(f"{folder.resolve().name}: {len(names)} cases are left out, as {LEFT_OUT} says: ", end="")
-        console.print(_some(sorted(names)), markup=False, highlight=False)
-    return names
-
-
-def _references(folder: Path, images: dict[str, Path], left_out: set[str], faults: list[str]) -> dict[str, Path]:
-    """Masks by case; a mask without image or of another geometry is a fault."""
-    place = next((folder / name for name in MASKS if (folder / name).is_dir()), None)
-    if place is None:
-        return {}
-    masks = {stem(p): p for p in sorted(place.glob("*")) if suffix(p) and not p.name.startswith(".")}
-    if alone := sorted(set(masks) - set(images) - left_out):
-        faults.append(f"masks without an image: {_some(alone)}")
-    both = {name: path for name, path in masks.items() if name in images}
-    if other := [name for name, path in both.items() if not _same_grid(images[name], path)]:
-        faults.append(f"masks whose size, spacing, origin or direction is not their image's: {_some(other)}")
-    return both
-
-
-def _header(path: Path) -> sitk.ImageFileReader:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        raise HemsegError(f"{path}: cannot be read; it is damaged or no image.") from None
-    return reader
-
-
-def _same_grid(a: Path, b: Path) -> bool:
-    """Same size, and geometry equal but for what a float32 header rounds (a hundredth of a millimetre)."""
-    x, y = _header(a), _header(b)
-    close = (np.allclose(getattr(x, f)(), getattr(y, f)(), atol=1e-2) for f in ("GetOrigin", "GetDirection"))
-    return x.GetSize() == y.GetSize() and np.allclose(x.GetSpacing(), y.GetSpacing(), atol=1e-3) and all(close)
-
-
-def _read_labels(
-    path: Path, images: dict[str, Path], left_out: set[str], subtypes: dict[str, set[str]], faults: list[str]
-) -> dict[str, tuple[int, ...]]:
-    rows: dict[str, dict[int, int]] = {}
-    wrong = RowFaults(path.name)
-    for row in read_table(path, ("case", "slice", "hemorrhage"), faults):
-        name, z, label = case_name(row.get("case"), images), whole_number(row.get("slice")), row.get("hemorrhage")
-        if name in left_out:
-            continue
-        skip = any(yes_or_no(row.get(flag)) for flag in ("blanked", "missing"))
-        positive = yes_or_no(label)
-        if z is None or z < 0:
-            wrong.add(row, "the slice is no number from 0 on")
-        elif positive is None and not skip:
-            wrong.add(row, f"hemorrhage is {label!r}, neither 0 nor 1" if label else "hemorrhage is empty")
-        elif rows.setdefault(name, {}).setdefault(z, value := -1 if skip else int(bool(positive))) != value:
-            wrong.add(row, "contradicts an earlier row for the same slice")
-        subtypes.setdefault(name, set()).update(s for s in SUBTYPES if yes_or_no(row.get(s)))
-    faults += wrong.sentences()
-    labels = {}
-    for name, by_slice in rows.items():
-        if name in left_out:
-            continue
-        if name not in images:
-            faults.append(f"slice labels without an image: {name}")
-            continue
-        try:
-            n = int(_header(images[name]).GetSize()[2])
-        except HemsegError as error:
-            faults.append(f"{error} {DO_WITHOUT}")
-            continue
-        if sorted(by_slice) != list(range(n)):
-            from_one = " from 1 on; does the table count from 1? The first slice is 0" * (min(by_slice) == 1)
-            faults.append(f"{name}: has {n} slices, but labels for {len(by_slice)}{from_one}")
-            continue
-        labels[name] = tuple(by_slice[z] for z in range(n))
-    return labels
-
-
-def _labels_of_masks(references: dict[str, Path]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(read_reference(path).max(axis=(1, 2)).tolist()) for name, path in references.items()}
-
-
-def _read_split(path: Path, names: list[str], seed: int, patients: dict[str, str], faults: list[str]) -> dict[str, str]:
-    if not path.exists():
-        order = np.random.default_rng(seed).permutation(sorted(names))
-        ends = np.cumsum([round(0.7 * len(order)), max(1, round(0.1 * len(order)))])
-        return {str(n): SPLITS[int(np.searchsorted(ends, i, side="right"))] for i, n in enumerate(order)}
-    split: dict[str, str] = {}
-    parts: dict[str, set[str]] = {}
-    before = len(faults)
-    rows = read_table(path, ("case", "split"), faults)
-    if len(faults) > before:
-        return {}
-    for row in rows:
-        name = case_name(row.get("case"), names)
-        part = SPELLINGS.get(row.get("split").lower(), row.get("split").lower())
-        patients[name] = row.get("patient") or name
-        parts.setdefault(patients[name], set()).add(part)
-        if split.setdefault(name, part) != part:
-            faults.append(f"{name}: is in two splits")
-        if part not in SPLITS:
-            faults.append(f"{path.name}, row {row.number}: split {row.get('split')!r} is none of {', '.join(SPLITS)}")
-    faults += [f"patient {p}: is in two splits" for p, s in parts.items() if len(s) > 1 and p not in split]
-    if missing := sorted(set(names) - set(split)):
-        faults.append(f"cases without a split: {_some(missing)}")
-    return split
-
-
-def read_reference(path: Path) -> np.ndarray:
-    """A reference mask, uint8 (z, y, x) in the file's own order; any class counts as hemorrhage."""
-    return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(path))) > 0, dtype=np.uint8)
 
 
 @dataclass(frozen=True, eq=False)

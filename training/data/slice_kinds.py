@@ -13,7 +13,8 @@ import numpy as np
 from hemseg.errors import HemsegError
 from hemseg.kinds import ANSWERS, KINDS
 
-from .datasets import DataSet, case_name
+from .dataset_tables import case_name
+from .datasets import DataSet
 from .tables import Row, read_table, whole_number, yes_or_no
 
 UNKNOWN = -1

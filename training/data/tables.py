@@ -112,6 +112,11 @@ def yes_or_no(text: str) -> bool | None:
     return True if word in YES else False if word in NO else None
 
 
+def listed(names: list[str]) -> str:
+    """Names for a sentence: five of them, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 class RowFaults:
     """What is wrong with rows, by kind, so that a table of a thousand bad rows gets one sentence."""
 

@@ -13,6 +13,7 @@ from rich.progress import track
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
+from hemseg.components import TOUCHING, labeled_sizes
 from hemseg.errors import HemsegError
 from hemseg.model import load
 from hemseg.preprocessing import Settings, smoothed, working_image
@@ -21,7 +22,8 @@ from hemseg.segmentation import mask_on_scan, segment
 from hemseg.volume import Volume
 
 from ..console import console
-from ..data.datasets import Case, DataSet, read_reference
+from ..data.datasets import Case, DataSet
+from ..data.references import read_reference
 from .metrics import lesion_counts, overlap, summary, surface, wilson
 from .tables import write_table
 
@@ -60,10 +62,9 @@ def threshold_predictor(settings: Settings, min_ml: float = 0.5) -> Predictor:
         blood = working.intracranial & (smooth >= BLOOD_HU[0]) & (smooth <= BLOOD_HU[1])
         disc = ndimage.generate_binary_structure(2, 1)[None]
         blood = ndimage.binary_opening(blood, disc, iterations=max(1, round(2 / settings.in_plane_mm)))
-        labels, n = ndimage.label(blood, np.ones((3, 3, 3)))
-        sizes = np.bincount(labels.ravel(), minlength=n + 1) * float(np.prod(working.grid.spacing)) / 1000
-        sizes[0] = 0
-        kept = (sizes >= min_ml)[labels]
+        labels, sizes = labeled_sizes(blood, TOUCHING)
+        ml = sizes * float(np.prod(working.grid.spacing)) / 1000
+        kept = (ml >= min_ml)[labels]
         mask = volume.from_lps(mask_on_scan(kept.astype(np.float32), working, 0.5))
         area = np.repeat(kept.sum(axis=(1, 2)), working.grid.slab)[: working.grid.scan_shape[0]]
         return Prediction(np.ascontiguousarray(mask), area.astype(np.float32))

@@ -10,8 +10,9 @@ from monai.metrics.utils import get_edge_surface_distance
 from scipy import ndimage
 from scipy.stats import binomtest
 
+from hemseg.components import TOUCHING, labeled_sizes
+
 NSD_TOLERANCE_MM = 0.42  # INSTANCE 2022
-_TOUCHING = np.ones((3, 3, 3), bool)
 
 
 def overlap(mask: np.ndarray, reference: np.ndarray) -> dict[str, float]:
@@ -61,9 +62,9 @@ def lesion_counts(mask: np.ndarray, reference: np.ndarray, voxel_ml: float, min_
 
 
 def _touched(mask: np.ndarray, other: np.ndarray, voxel_ml: float, min_ml: float) -> list[int]:
-    labels, n = ndimage.label(mask, _TOUCHING)
-    sizes = np.bincount(labels.ravel(), minlength=n + 1)[1:] * voxel_ml
-    touched = np.bincount(labels.ravel(), weights=other.ravel(), minlength=n + 1)[1:]
+    labels, voxels = labeled_sizes(mask, TOUCHING)
+    sizes = voxels[1:] * voxel_ml
+    touched = np.bincount(labels.ravel(), weights=other.ravel(), minlength=len(voxels))[1:]
     return [int(t) for t, s in zip(touched, sizes, strict=True) if s >= min_ml]
 
 

@@ -19,13 +19,15 @@ import numpy as np
 from rich.progress import track
 
 from hemseg.errors import HemsegError
-from hemseg.model import Manifest, Model
+from hemseg.manifest import Manifest
+from hemseg.model import Model
 from hemseg.scan import read
 from hemseg.segmentation import postprocess, working_probability
 from hemseg.volume import Volume
 
 from ..console import console
-from ..data.datasets import Case, DataSet, read_reference
+from ..data.datasets import Case, DataSet
+from ..data.references import read_reference
 from .evaluate import slice_metrics
 from .metrics import lesion_counts, overlap
 from .robustness import check_and_segment

@@ -17,7 +17,8 @@ from hemseg.preprocessing import Settings, WorkingGrid
 from hemseg.scan import read
 from hemseg.volume import Volume
 
-from ..data.datasets import Case, DataSet, read_reference
+from ..data.datasets import Case, DataSet
+from ..data.references import read_reference
 
 
 def reference_on_grid(case: Case, settings: Settings) -> np.ndarray:

@@ -9,8 +9,7 @@ down to a few slices. Every row is measured through the path that users take.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from rich.progress import track
 from scipy import ndimage
 
 from hemseg.checks import check_scan
+from hemseg.components import TOUCHING
 from hemseg.errors import HemsegError
 from hemseg.model import Model
 from hemseg.scan import read
@@ -29,117 +29,20 @@ from hemseg.volume import Volume
 
 from ..console import console
 from ..data.anatomy import Options
-from ..data.datasets import DataSet, read_reference
-from ..data.painted import streaked
+from ..data.datasets import DataSet
 from ..data.phantom import Grid, make_phantom
+from ..data.references import read_reference
 from .metrics import overlap
+from .scan_changes import CHANGES, Change, cut_slices, windowed
 from .stripping import intracranial_reference, kept_slices
 from .tables import write_table
 
-WINDOWS = ((-20.0, 100.0), (0.0, 80.0), (-10.0, 70.0), (0.0, 75.0), (-5.0, 85.0), (0.0, 100.0))
-SHIFTS = (-10.0, -5.0, 5.0, 10.0)
 COUNTS = (1, 2, 3, 5, 8)
 OUTSIDE_MM = 2.0  # so far outside the intracranial space a voxel may lie: the reference ends at bone that is half brain
 FAR_SLICES = 2  # blanked slices so far from those with brain hold none
 DEEP_MM, CSF_HU, CSF_SHARE = 12.0, 18.0, 0.2  # blood in a ventricle lies deep in the brain and touches fluid
 ML_PER_SLICE = 1.0
 LEAST_ML = 0.1  # of a false lesion
-_TOUCHING = np.ones((3, 3, 3), bool)
-
-
-@dataclass(frozen=True)
-class Change:
-    """What is done to a scan before it is segmented."""
-
-    kind: str
-    name: str
-    apply: Callable[[Volume], Volume]
-    carry: Callable[[np.ndarray], np.ndarray] = np.asarray  # brings masks (z, y, x) of the scan along
-
-
-def windowed(low: float, high: float) -> Change:
-    """Clip to a window."""
-    return Change("window", f"{low:g}..{high:g}", lambda v: replace(v, hu=v.hu.clip(low, high)))
-
-
-def shifted(hu: float) -> Change:
-    """Shift tissue by some HU; what is saturated stays saturated, air stays air."""
-
-    def apply(volume: Volume) -> Volume:
-        low, high = float(volume.hu.min()), float(volume.hu.max())
-        inner = (volume.hu > low) & (volume.hu < high)
-        return replace(volume, hu=np.where(inner, volume.hu + hu, volume.hu).clip(low, high).astype(np.float32))
-
-    return Change("shift", f"{hu:+g}", apply)
-
-
-def rolled(quarters: int) -> Change:
-    """Turn in the picture by quarters of a circle, without interpolation: a patient who lies on the side."""
-
-    def turn(array: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(np.rot90(array, quarters, axes=(1, 2)))
-
-    return Change("roll", f"{90 * quarters}", lambda v: replace(v, hu=turn(v.hu), path=None), turn)
-
-
-def blurred(pixels: float) -> Change:
-    """Smooth in plane, as a soft kernel does."""
-    return Change("artefact", f"blur {pixels:g} px", lambda v: replace(v, hu=_each(v.hu, _blur, pixels), path=None))
-
-
-def grainy(hu: float) -> Change:
-    """White noise of so many HU more."""
-
-    def apply(volume: Volume) -> Volume:
-        grain = np.random.default_rng(0).standard_normal(volume.hu.shape, dtype=np.float32) * np.float32(hu)
-        low, high = float(volume.hu.min()), float(volume.hu.max())
-        return replace(volume, hu=(volume.hu + grain).clip(low, high), path=None)
-
-    return Change("artefact", f"noise {hu:g} HU", apply)
-
-
-def streaky(hu: float) -> Change:
-    """Beams of up to so many HU through a few slices."""
-
-    def apply(volume: Volume) -> Volume:
-        low, high = float(volume.hu.min()), float(volume.hu.max())
-        changed = streaked(volume.hu, np.random.default_rng(volume.hu.shape), hu)
-        return replace(volume, hu=changed.clip(low, high).astype(np.float32), path=None)
-
-    return Change("artefact", f"streaks {hu:g} HU", apply)
-
-
-def through_jpeg(quality: int) -> Change:
-    """Stored as 8-bit JPEG of the window -20..100 HU and read back."""
-    return Change("artefact", f"JPEG {quality}", lambda v: replace(v, hu=_each(v.hu, _jpeg, quality), path=None))
-
-
-def _each(hu: np.ndarray, change: Callable[..., np.ndarray], value: float) -> np.ndarray:
-    return np.stack([change(s, value) for s in np.asarray(hu, np.float32)])
-
-
-def _blur(hu: np.ndarray, pixels: float) -> np.ndarray:
-    return np.asarray(cv2.GaussianBlur(hu, (0, 0), pixels))
-
-
-def _jpeg(hu: np.ndarray, quality: float) -> np.ndarray:
-    low, high = WINDOWS[0]
-    gray = ((hu.clip(low, high) - low) / (high - low) * 255).round().astype(np.uint8)
-    _, code = cv2.imencode(".jpg", gray, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
-    read_back = cv2.imdecode(code, cv2.IMREAD_GRAYSCALE)
-    assert read_back is not None
-    return read_back.astype(np.float32) / 255 * (high - low) + low
-
-
-CHANGES = (
-    *(windowed(*w) for w in WINDOWS),
-    *(shifted(hu) for hu in SHIFTS),
-    rolled(1),
-    blurred(1.5),
-    grainy(5.0),
-    streaky(100.0),
-    *(through_jpeg(q) for q in (20, 75)),
-)
 HEADS = {
     "straight": Options(),
     "roll 90": Options(roll=90),
@@ -186,7 +89,7 @@ def false_lesions(result: Segmentation, reference: np.ndarray) -> tuple[int, int
 
     A component counts as intraventricular where it lies deep in the brain and much of its surroundings is fluid.
     """
-    labels, _ = ndimage.label(result.mask, _TOUCHING)
+    labels, _ = ndimage.label(result.mask, TOUCHING)
     found = ventricular = 0
     mm = result.volume.spacing[0]
     reach = max(1, round(3 / mm))
@@ -361,13 +264,6 @@ def few_slices(dataset: DataSet, split: str, model: Model) -> list[dict[str, Any
                 }
             )
     return rows
-
-
-def cut_slices(volume: Volume, part: slice) -> Volume:
-    """Some slices of a scan (of the array's first axis), with the geometry that they have in it."""
-    step = volume.cosines[:, 2] * volume.spacing[2] * part.start
-    x, y, z = (float(v) for v in np.array(volume.origin) + step)
-    return replace(volume, hu=np.ascontiguousarray(volume.hu[part]), origin=(x, y, z), path=None)
 
 
 def few_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

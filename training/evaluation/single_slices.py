@@ -21,7 +21,8 @@ from hemseg.model import Model
 from hemseg.scan import read
 
 from ..console import console
-from ..data.datasets import SUBTYPES, DataSet
+from ..data.dataset_tables import SUBTYPES
+from ..data.datasets import DataSet
 from .metrics import wilson
 from .robustness import check_and_segment
 

@@ -32,7 +32,8 @@ from hemseg.strip import AIR_HU, LOST, brain_of, disc, saturation
 from hemseg.volume import Volume
 
 from ..console import console
-from ..data.datasets import Case, DataSet, read_reference
+from ..data.datasets import Case, DataSet
+from ..data.references import read_reference
 from .tables import write_table
 
 Strip = Callable[[Volume], np.ndarray]  # a scan -> its intracranial mask, bool (z, y, x) in LPS order on its own grid

@@ -24,7 +24,8 @@ from hemseg.scan import read
 from hemseg.volume_range import volumes_at, widened
 
 from ..console import console
-from ..data.datasets import DataSet, read_reference
+from ..data.datasets import DataSet
+from ..data.references import read_reference
 from .robustness import check_and_segment
 
 COVERAGE = 0.9

@@ -22,7 +22,8 @@ import torch
 from torch import nn
 
 import hemseg
-from hemseg.model import Manifest, Model, load_strip
+from hemseg.manifest import Manifest
+from hemseg.model import Model, load_strip
 from hemseg.scan import read
 from hemseg.segmentation import segment
 

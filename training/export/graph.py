@@ -20,7 +20,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from hemseg.errors import HemsegError
 from hemseg.io.files import atomic_write
-from hemseg.model import Manifest, check_file, session
+from hemseg.manifest import Manifest
+from hemseg.onnx_session import check_file, session
 from hemseg.resources import cores
 
 TOLERANCE = 1e-5  # of a probability: the same sums in another order

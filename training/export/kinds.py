@@ -13,7 +13,7 @@ import torch
 
 from hemseg.errors import HemsegError
 from hemseg.kinds import Head
-from hemseg.model import FORMAT, Manifest
+from hemseg.manifest import FORMAT, Manifest
 
 from ..networks.kind_network import KindNetwork
 from .to_onnx import TOLERANCE, write_onnx

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import hemseg
 from hemseg.errors import HemsegError
-from hemseg.model import Manifest
+from hemseg.manifest import Manifest
 
 from ..config import Config
 from .graph import subpixel

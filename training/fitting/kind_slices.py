@@ -69,12 +69,6 @@ def view_of(config: Config) -> View:
     return View((rows, columns), config.preprocessing.hu_range[0], ZONES_MM)
 
 
-def spacing_of(config: Config) -> tuple[float, float, float]:
-    """Of the working grid, mm (z, y, x)."""
-    grid = config.preprocessing
-    return grid.slice_mm, grid.in_plane_mm, grid.in_plane_mm
-
-
 def pooled_slices(
     cases: Iterable[Prepared], answers: dict[str, np.ndarray], network: KindNetwork, config: Config, paint: bool
 ) -> PooledSlices:
@@ -107,7 +101,7 @@ def painted_copies(
     single = len(case.hu) == 1
     if single and rng.random() >= SINGLES:
         return
-    mm = spacing_of(config)
+    mm = config.preprocessing.spacing
     place = place_of(case.hu, case.intracranial, mm)
     for _ in range(1 if single else COPIES):
         name = str(rng.choice(list(PAINTED), p=list(PAINTED.values())))
@@ -125,7 +119,7 @@ def painted_copies(
 def pooled(case: Prepared, slices: np.ndarray, network: KindNetwork, config: Config) -> np.ndarray:
     """Features of slices of a scan, float32 (slice, zone * channel)."""
     view = view_of(config)
-    around = surroundings(case.hu, case.intracranial, spacing_of(config))
+    around = surroundings(case.hu, case.intracranial, config.preprocessing.spacing)
     windows, corner = fields_of_view(slices, case.hu, case.intracranial, view)
     features = torch.cat([network(part) for part in torch.from_numpy(windows).split(32)]).numpy()
     zones = zone_shares(slices, around, corner, view, features.shape[2:])

@@ -47,8 +47,7 @@ def painted_slices(cases: Iterable[Prepared], config: Config) -> Slices:
 
 def painted_copy(case: Prepared, config: Config, rng: np.random.Generator) -> tuple[Prepared, np.ndarray]:
     """A scan with bleeds painted in and the labels of its slices; and which slices are of use, bool (z,)."""
-    grid = config.preprocessing
-    mm = grid.slice_mm, grid.in_plane_mm, grid.in_plane_mm
+    grid, mm = config.preprocessing, config.preprocessing.spacing
     box = input_box(case.intracranial, grid)
     if box is None:
         return case, np.zeros(len(case.hu), bool)

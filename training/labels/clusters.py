@@ -7,9 +7,9 @@ cluster without which the classifier's logit falls lowest is the hemorrhage.
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 from sklearn.cluster import KMeans
 
+from hemseg.components import drop_small_components
 from hemseg.errors import HemsegError
 
 from ..config import Pseudolabels
@@ -63,14 +63,14 @@ def choose_cluster(view: SliceView, probe: Probe, settings: Pseudolabels) -> Cho
     if not region.any():
         return Choice(region, clusters)
     if settings.clusters == 0:
-        return Choice(drop_small_components(region, settings.min_pixels), region.astype(np.int8))
+        return Choice(_without_small_parts(region, settings), region.astype(np.int8))
     clusters[region] = intensity_clusters(view.intensities[region], settings.clusters, view.seed)
     logits = probe.logits(trial_images(view.hu, clusters, view.background, settings.replace))
     drops = (logits[0] - logits[1:]).tolist()
     chosen = int(np.argmax(drops)) + 1 if not settings.min_drop or max(drops) > settings.min_drop else 0
     present = range(1, int(clusters.max()) + 1)
     return Choice(
-        mask=drop_small_components((clusters == chosen) & (chosen > 0), settings.min_pixels),
+        mask=_without_small_parts((clusters == chosen) & (chosen > 0), settings),
         candidates=clusters,
         sizes=tuple(int((clusters == i).sum()) for i in present),
         means=tuple(float(view.hu[clusters == i].mean()) for i in present),
@@ -79,11 +79,6 @@ def choose_cluster(view: SliceView, probe: Probe, settings: Pseudolabels) -> Cho
     )
 
 
-def drop_small_components(mask: np.ndarray, min_pixels: int) -> np.ndarray:
-    """A mask (y, x) without its in-plane components below ``min_pixels``; the largest stays in any case."""
-    if min_pixels <= 1 or not mask.any():
-        return mask
-    labels, _ = ndimage.label(mask, np.ones((3, 3)))
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return ((sizes >= min_pixels) | ((sizes == sizes.max()) & (sizes > 0)))[labels]
+def _without_small_parts(mask: np.ndarray, settings: Pseudolabels) -> np.ndarray:
+    """A mask (y, x) without its components below ``min_pixels``; the largest stays in any case."""
+    return drop_small_components(mask, settings.min_pixels, structure=np.ones((3, 3)), keep_largest=True)

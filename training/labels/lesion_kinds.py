@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from scipy import ndimage
 
+from hemseg.components import numbered_components
 from hemseg.kinds import KINDS
 
 from ..data.datasets import Prepared
@@ -26,7 +26,6 @@ LEAST_ML = 0.05
 SMALLER, LARGER = 0.3, 0.6  # of painted masks: up to here a pixel smaller, up to here larger, the others as they are
 SINGLE = 0.4  # of the painted bleeds of a scan, seen in one slice
 MOST_PARTS = 3  # of a painted bleed
-_TOUCHING = np.ones((3, 3, 3), bool)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +52,9 @@ Inputs = Callable[[list[np.ndarray], np.ndarray, np.ndarray, str], np.ndarray]
 
 def lesions_of(mask: np.ndarray, mm: tuple[float, float, float], least_ml: float = LEAST_ML) -> list[np.ndarray]:
     """Connected components of a mask (z, y, x) from ``least_ml`` on, largest first, each bool (z, y, x)."""
-    labels, _ = ndimage.label(mask, _TOUCHING)
-    sizes = np.bincount(labels.ravel()) * np.prod(mm) / 1000
-    sizes[0] = 0
-    return [labels == i for i in np.argsort(-sizes, kind="stable") if sizes[i] >= least_ml]
+    numbers, sizes = numbered_components(mask)
+    ml = sizes * np.prod(mm) / 1000
+    return [numbers == number for number in range(1, np.count_nonzero(ml >= least_ml) + 1)]
 
 
 def labelled_lesions(

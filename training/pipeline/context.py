@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hemseg.errors import HemsegError
-from hemseg.model import Manifest, default_weights
+from hemseg.manifest import Manifest, default_weights
 
 from ..config import Config
 from ..data.datasets import Case, DataSet, Prepared, prepared

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hemseg.errors import HemsegError, first_line
-from hemseg.model import MANIFEST, Manifest, default_weights
+from hemseg.manifest import MANIFEST, Manifest, default_weights
 
 from ..config import Config, classifier_settings, load_config
 from ..export.to_onnx import SETTINGS, STATES, network_settings

@@ -38,7 +38,6 @@ from ..fitting.kind_slices import (
     folds,
     linear_maps,
     pooled_slices,
-    spacing_of,
     view_of,
 )
 from ..labels.kind_head import Maps, fitted_head, unsure_below
@@ -101,8 +100,8 @@ def train_kinds(data: KindData, network: KindNetwork | None, config: Config, out
         """Inputs with the maps that a case is to be seen with."""
 
         def compute(lesions: list[np.ndarray], hu: np.ndarray, inside: np.ndarray, name: str) -> np.ndarray:
-            head = only_maps(choose(name), config)
-            return lesion_inputs(lesions, hu, inside, spacing_of(config), head, _torch(network) if network else None)
+            head, mm = only_maps(choose(name), config), config.preprocessing.spacing
+            return lesion_inputs(lesions, hu, inside, mm, head, _torch(network) if network else None)
 
         return compute
 
@@ -172,7 +171,7 @@ def _lesions(data: KindData, split: str, inputs: Inputs, config: Config, path: P
     """Lesions of pseudo-labels, by data set, and painted ones."""
     if not path.exists():
         made: list[LesionSample] = []
-        mm, source = spacing_of(config), data.source
+        mm, source = config.preprocessing.spacing, data.source
         count = len(data.dataset.part(split))
         for case in track(data.scans(split), f"lesions, {split}", count, console=console):
             if (label := data.labels / f"{case.name}.npz").exists():

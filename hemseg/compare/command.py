@@ -1,0 +1,100 @@
+"""``hemseg compare``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hemseg.names import printable
+from hemseg.options import Device, Overwrite, Weights
+
+
+def compare(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="BASELINE FOLLOWUP [OUTPUT]",
+            help="Two scans of one patient (files, or folders or zip archives of DICOM), and a folder for results.",
+        ),
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="A CSV of many pairs (columns baseline, followup; see the manual); give OUTPUT alone then."),
+    ] = None,
+    baseline_mask: Annotated[
+        Path | None, typer.Option(help="A mask of the baseline, on its grid; without it hemseg segments.")
+    ] = None,
+    followup_mask: Annotated[Path | None, typer.Option(help="A mask of the follow-up, on its grid.")] = None,
+    baseline_series: Annotated[str, typer.Option(help="Of a DICOM study, as --series of segment.")] = "",
+    followup_series: Annotated[str, typer.Option(help="Of a DICOM study, as --series of segment.")] = "",
+    least_ml: Annotated[float, typer.Option(min=0.0, help="Expansion: growth by at least so many mL ...")] = 6.0,
+    least_percent: Annotated[float, typer.Option(min=0.0, help="... or by more than so many percent.")] = 33.0,
+    hours: Annotated[float | None, typer.Option(help="Between the scans, where no DICOM header says it.")] = None,
+    any_patient: Annotated[
+        bool, typer.Option("--any-patient", help="Compare although the DICOM headers name two patients.")
+    ] = False,
+    overwrite: Overwrite = False,
+    weights: Weights = None,
+    device: Device = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Measure growth between two scans of one patient.
+
+    Aligns the scans, measures both in the same orientations, and compares the change with what two scans of a
+    hemorrhage that did not change differ by. OUTPUT gets compare.html, compare.json, compare.csv and the masks.
+
+    Exit code 0: every pair compared; 1: at least one was not (each is named on stderr); 2: wrong usage.
+    """
+    from hemseg.compare.comparison import Options
+    from hemseg.compare.pairs import TABLE, Pair, case_of, read_pairs, refuse_conflicts, run_pair, run_pairs
+    from hemseg.compare.tables import messages, summary
+    from hemseg.model import load
+    from hemseg.streams import print_text
+
+    given = paths or []
+    of_one = (baseline_mask, followup_mask, baseline_series, followup_series, hours)
+    if pairs is None and len(given) not in (2, 3):
+        raise typer.BadParameter("give BASELINE and FOLLOWUP, and a folder if files are wanted.")
+    if pairs is not None and (len(given) != 1 or any(one not in (None, "") for one in of_one)):
+        raise typer.BadParameter("with --pairs give the folder for what is written alone; the table says the rest.")
+    if pairs is None:
+        series = (baseline_series, followup_series)
+        one = Pair(case_of(*given[:2]), given[0], given[1], baseline_mask, followup_mask, *series, hours)
+        target = given[2] if len(given) == 3 else None
+        planned = [(one, target or Path())]
+    else:
+        target = given[0]
+        planned = [(pair, target / pair.case) for pair in read_pairs(pairs)]
+    options = Options(least_ml, least_percent, any_patient=any_patient)
+    if target is not None:
+        refuse_conflicts(planned, [target / TABLE], overwrite)
+    model = load(weights, device)
+    outcomes: Iterable[tuple[Pair, dict[str, Any] | str]]
+    if target is None:
+        outcomes = [(planned[0][0], run_pair(planned[0][0], model, options))]
+    else:
+        outcomes = run_pairs(planned, model, options, target)
+    results, failed = [], False
+    for _, outcome in outcomes:
+        if isinstance(outcome, str):
+            print(f"error: {printable(outcome)}", file=sys.stderr)
+            failed = True
+            continue
+        results.append(outcome)
+        if quiet:
+            continue
+        for line in messages(outcome):
+            print(line, file=sys.stderr)
+        if not as_json:
+            print_text(summary(outcome))
+    if as_json:
+        import json
+
+        print_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    if failed:
+        raise typer.Exit(1)

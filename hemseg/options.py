@@ -1,0 +1,24 @@
+"""Options that several commands of ``hemseg`` share: declared once, so that they are spelled and explained alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hemseg import choices
+
+Weights = Annotated[
+    Path | None, typer.Option(help="Folder with manifest.json; by default the weights that came with hemseg.")
+]
+Device = Annotated[choices.Device, typer.Option(help="auto: CUDA where it works, else CPU; cuda: CUDA, or an error.")]
+Series = Annotated[str, typer.Option(help="Of a DICOM study: number or SeriesInstanceUID, in place of the rule.")]
+Overlay = Annotated[bool, typer.Option("--overlay", help="Also write a picture of each case, <case>.png.")]
+Report = Annotated[
+    bool, typer.Option("--report", help="Also write <case>/report.html, a viewer to open, and report.json.")
+]
+Redo = Annotated[bool, typer.Option("--redo", help="Do cases again that are done already.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files that hemseg did not write; scans are never replaced.")
+]
