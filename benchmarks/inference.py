@@ -74,7 +74,7 @@ def stages(scan: Path, folder: Path) -> list[Row]:
     from hemseg.checks import check_scan
     from hemseg.model import load
     from hemseg.scan import read
-    from hemseg.segmentation import postprocess, working_probability
+    from hemseg.segmentation import postprocess, second_opinion, working_probability
 
     model = load(device="cpu")
     lap("start-up: libraries, runtime, model")
@@ -84,7 +84,9 @@ def stages(scan: Path, folder: Path) -> list[Row]:
     lap("preprocess and check")
     probability = working_probability(working, model)
     lap("network")
-    postprocess(volume, working, probability, model.manifest).save(folder / scan.name)
+    opinion = second_opinion(probability, working, model)
+    lap("second opinion")
+    postprocess(volume, working, probability, model.manifest, opinion).save(folder / scan.name)
     lap("restore and write")
     return rows
 

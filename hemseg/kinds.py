@@ -16,9 +16,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from scipy import ndimage
 
 from hemseg.errors import HemsegError
+from hemseg.fields_of_view import cut, fields_of_view
 from hemseg.lesion_features import FEATURES, Surroundings, lesion_features, surroundings
 
 KINDS = ("intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural")
@@ -229,27 +229,12 @@ def kind_maps(
     Returns:
         The maps, and the corner (y, x) of the field of view on the working grid, possibly negative.
     """
-    windows, corner = fields_of_view(slices, hu, around.inside, head.view)
+    windows, corner = fields_of_view(slices, hu, around.inside, head.view.field, head.view.background)
     parts = [windows[at : at + SLICES_AT_ONCE] for at in range(0, len(windows), SLICES_AT_ONCE)]
     features = np.concatenate([network(part) for part in parts])
     zones = zone_shares(slices, around, corner, head.view, features.shape[2:])
     maps = np.einsum("szyx,azc,scyx->sayx", zones, head.maps, features, optimize=True)
     return (maps + head.bias[:, None, None]).astype(np.float32), corner
-
-
-def fields_of_view(
-    slices: np.ndarray, hu: np.ndarray, inside: np.ndarray, view: View
-) -> tuple[np.ndarray, tuple[int, int]]:
-    """What the network sees: HU (slice, *field), the background outside the mask; and the field's corner (y, x).
-
-    It is centred on the intracranial space, as the slice classifier's is (`training.data.field_of_view`).
-    """
-    rows, columns = view.field
-    found = ndimage.find_objects(inside.any(axis=0).astype(np.uint8))
-    middle = [(s.start + s.stop) // 2 for s in found[0]] if found else [n // 2 for n in hu.shape[1:]]
-    corner = (middle[0] - rows // 2, middle[1] - columns // 2)
-    planes = [cut(np.where(inside[z], hu[z], view.background), corner, view.field, view.background) for z in slices]
-    return np.stack(planes).astype(np.float32), corner
 
 
 def zone_shares(
@@ -262,16 +247,6 @@ def zone_shares(
         planes = [(zone == number).astype(np.float32) for number in range(len(view.zones_mm) + 1)]
         result.append(np.stack([shrunk(cut(plane, corner, view.field, 0.0), cells) for plane in planes]))
     return np.stack(result)
-
-
-def cut(plane: np.ndarray, corner: tuple[int, int], size: tuple[int, ...], fill: float) -> np.ndarray:
-    """A window of a plane (y, x), filled where it leaves it; float32."""
-    result = np.full(size, fill, np.float32)
-    spans = [(max(0, c), min(n, c + s), c) for n, c, s in zip(plane.shape, corner, size, strict=True)]
-    if all(a < b for a, b, _ in spans):
-        inner, outer = (tuple(slice(a - c * own, b - c * own) for a, b, c in spans) for own in (1, 0))
-        result[inner] = plane[outer]
-    return result
 
 
 def shrunk(plane: np.ndarray, cells: tuple[int, ...]) -> np.ndarray:

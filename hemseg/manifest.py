@@ -13,11 +13,11 @@ from hemseg.io.files import write_text
 from hemseg.manifest_values import check_values
 from hemseg.preprocessing import Settings
 
-FORMAT = 7  # of the manifest; raised when an older hemseg could misread a newer one
+FORMAT = 8  # of the manifest; raised when an older hemseg could misread a newer one
 MANIFEST = "manifest.json"
 PLATFORM_MODEL = Path("/opt/ml/model")  # where Grand Challenge unpacks a model tarball
 DEFAULT_POINT = "balanced"
-POINT_KEYS = ("threshold", "min_peak", "min_lesion_ml")  # what an operating point may set
+POINT_KEYS = ("threshold", "min_peak", "min_lesion_ml", "min_slice_probability")  # what an operating point may set
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,12 @@ class Manifest:
             '' for weights that name none (format 7).
         kinds_network_file, kinds_network_sha256: the ONNX file of the slice network that they read, if any. Input
             ``slices`` float32 (n, y, x) in HU, output ``features`` float32 (n, channel, y', x').
+        classifier_file, classifier_sha256: the ONNX file of the slice classifier that gives a second opinion
+            (`hemseg.second_opinion`); '' for none. Input ``slices`` float32 (n, y, x) in HU, output ``probability`` of
+            hemorrhage in the slice, float32 (n,) (format 8).
+        classifier_field: (y, x) voxels of the working grid that it sees.
+        min_slice_probability: connected components are dropped where that probability stays below it in all their
+            slices; 0: nobody asks (format 8).
         provenance: how the weights came about (data, recipe, seed, commit, metrics); not read by inference.
     """
 
@@ -74,6 +80,10 @@ class Manifest:
     kinds_sha256: str = ""
     kinds_network_file: str = ""
     kinds_network_sha256: str = ""
+    classifier_file: str = ""
+    classifier_sha256: str = ""
+    classifier_field: tuple[int, int] = (0, 0)
+    min_slice_probability: float = 0.0
     provenance: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -116,6 +126,8 @@ class Manifest:
             check_values(manifest)
             if manifest.kinds_network_file and not manifest.kinds_file:
                 raise ValueError("kinds_network_file needs kinds_file")
+            if manifest.min_slice_probability and not manifest.classifier_file:
+                raise ValueError("min_slice_probability needs classifier_file")
             for name, values in manifest.operating_points.items():
                 if not isinstance(values, dict) or not values or set(values) - set(POINT_KEYS):
                     raise ValueError(f"operating_points.{name} should set some of {', '.join(POINT_KEYS)}")

@@ -1,4 +1,4 @@
-"""Loaded weights: the network, the learned skull strip, and what names kinds of hemorrhage."""
+"""Loaded weights: the network, the learned skull strip, the slice classifier, and what names kinds of hemorrhage."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from hemseg.manifest import Manifest, default_weights
 from hemseg.onnx_session import check_file, session, shrinking_arena
 from hemseg.preprocessing import Strip
 from hemseg.resources import cores, share_heap
+from hemseg.second_opinion import SliceClassifier
 from hemseg.strip import learned_mask
 
 ROUNDING = 1e-5  # of a sigmoid, at most
@@ -31,6 +32,7 @@ class Model:
         concurrent_scans: how many scans to do at once with it. A GPU still sees one at a time.
         strip: the learned skull strip, or None.
         kinds: what names kinds of hemorrhage, or None.
+        classifier: the slice classifier that is asked for a second opinion, or None.
     """
 
     def __init__(
@@ -41,10 +43,12 @@ class Model:
         concurrent_scans: int = 1,
         strip: Strip | None = None,
         kinds: KindModel | None = None,
+        classifier: SliceClassifier | None = None,
     ) -> None:
         self.manifest = manifest
         self.strip = strip
         self.kinds = kinds
+        self.classifier = classifier
         self.folder = folder
         self.concurrent_scans = concurrent_scans
         self._session = session
@@ -118,7 +122,8 @@ def load(weights: str | Path | None = None, device: str = "auto", threads: int =
     threads = threads or -(-cores() // concurrent)
     strip = load_strip(folder / manifest.strip_file, manifest.strip_sha256, threads) if manifest.strip_file else None
     kinds = load_kinds(folder, manifest, threads)
-    return Model(manifest, session(path, device, threads), folder, concurrent, strip, kinds)
+    classifier = load_classifier(folder, manifest, threads)
+    return Model(manifest, session(path, device, threads), folder, concurrent, strip, kinds, classifier)
 
 
 def load_strip(path: Path, sha256: str, threads: int = 1) -> Strip:
@@ -139,6 +144,28 @@ def load_strip(path: Path, sha256: str, threads: int = 1) -> Strip:
         return np.concatenate([answer for (answer,) in answers])
 
     return partial(learned_mask, network=run)
+
+
+def load_classifier(folder: Path, manifest: Manifest, threads: int = 1) -> SliceClassifier | None:
+    """The slice classifier, if the weights have one. It runs on the CPU, on the slices that hold something to judge.
+
+    Raises:
+        HemsegError: the file is missing, damaged or another one, or the classifier answers with no probabilities.
+    """
+    if not manifest.classifier_file:
+        return None
+    path = folder / manifest.classifier_file
+    check_file(path, manifest.classifier_sha256)
+
+    @cache  # most heads have nothing to judge
+    def network() -> Any:
+        return session(path, "cpu", threads)
+
+    def run(slices: np.ndarray) -> np.ndarray:
+        answer = network().run(None, {"slices": slices}, shrinking_arena())[0]
+        return checked_probability(answer, (len(slices),), folder)
+
+    return SliceClassifier(manifest.classifier_field, run)
 
 
 def load_kinds(folder: Path, manifest: Manifest, threads: int = 1) -> KindModel | None:

@@ -21,6 +21,7 @@ from hemseg.manifest import Manifest
 from hemseg.model import Model
 from hemseg.preprocessing import Settings, WorkingImage, network_input, working_image
 from hemseg.sanity import implausible
+from hemseg.second_opinion import drop_unconfirmed_components
 from hemseg.volume import Volume
 
 Network = Callable[[np.ndarray], np.ndarray]  # patches (n, channel, z, y, x) -> probability (n, 1, z, y, x)
@@ -42,6 +43,8 @@ class Segmentation:
         implausible: what cannot be about the result, in sentences (`hemseg.sanity`); empty for almost all.
         mask_path: the file that a given mask was read from (`hemseg.measure`).
         range_ml: lowest and highest volume (`hemseg.volume_range`), where it was asked for.
+        opinion: float32 (z,), the slice classifier's probability of hemorrhage in the slices of the working grid that
+            it was asked about, NaN in the others; None where it was not asked.
         kinds: the kind of each of ``lesions`` and how probable it is; empty where the weights name none.
     """
 
@@ -57,6 +60,7 @@ class Segmentation:
     mask_path: Path | None = None
     range_ml: tuple[float, float] | None = None
     kinds: tuple[Kind, ...] = ()
+    opinion: np.ndarray | None = None
 
     @cached_property
     def kind_mask(self) -> np.ndarray:
@@ -124,7 +128,9 @@ def segment(volume: Volume, model: Model, working: WorkingImage | None = None) -
     """
     start = time.perf_counter()
     working = working or working_image(volume, model.manifest.preprocessing, model.strip)
-    result = postprocess(volume, working, working_probability(working, model), model.manifest)
+    probability = working_probability(working, model)
+    opinion = second_opinion(probability, working, model)
+    result = postprocess(volume, working, probability, model.manifest, opinion)
     kinds = lesion_kinds(result.mask, volume, working, model)
     return replace(result, kinds=kinds, seconds=time.perf_counter() - start)
 
@@ -141,13 +147,41 @@ def lesion_kinds(mask: np.ndarray, volume: Volume, working: WorkingImage, model:
     return tuple(model.kinds.kinds(lesions, working.hu, working.intracranial, working.grid.spacing))
 
 
-def postprocess(volume: Volume, working: WorkingImage, probability: np.ndarray, manifest: Manifest) -> Segmentation:
-    """The network's answer (z, y, x; working grid) as a mask and lesions on the scan's own grid.
+def second_opinion(probability: np.ndarray, working: WorkingImage, model: Model) -> np.ndarray | None:
+    """What the slice classifier says of the slices in which the U-Net sees something (`hemseg.second_opinion`).
 
-    Its ``seconds`` are those of this step alone.
+    Args:
+        probability: (z, y, x; working grid), the U-Net's.
+
+    Returns:
+        float32 (z,), NaN where it was not asked; None where these weights, or their operating point, do not ask it.
+    """
+    manifest = model.manifest
+    if model.classifier is None or not manifest.min_slice_probability:
+        return None
+    return model.classifier.opinion(probability, manifest.threshold, working, manifest.preprocessing)
+
+
+def postprocess(
+    volume: Volume,
+    working: WorkingImage,
+    probability: np.ndarray,
+    manifest: Manifest,
+    opinion: np.ndarray | None = None,
+) -> Segmentation:
+    """The network's answer as a mask and lesions on the scan's own grid; ``seconds`` are those of this step alone.
+
+    Args:
+        volume: the scan.
+        working: the same on the working grid.
+        probability: (z, y, x; working grid), the U-Net's.
+        manifest: of the weights, at an operating point.
+        opinion: see `second_opinion`.
     """
     start = time.perf_counter()
-    mask = postprocessed_mask(volume, working, probability, manifest)
+    mask = postprocessed_mask(volume, working, probability, manifest, opinion)
+    if doubt := _left_out(mask, volume, working, probability, manifest, opinion):
+        volume = replace(volume, warnings=(*volume.warnings, doubt))
     result = Segmentation(
         volume=volume,
         mask=mask,
@@ -157,16 +191,44 @@ def postprocess(volume: Volume, working: WorkingImage, probability: np.ndarray, 
         slice_probability=np.repeat(probability.max(axis=(1, 2)), working.grid.slab)[: working.grid.scan_shape[0]],
         working=working,
         working_probability=probability,
+        opinion=opinion,
     )
     found = implausible(mask, result.volume_ml, volume, working)
     return replace(result, implausible=found)
 
 
+def _left_out(
+    mask: np.ndarray,
+    volume: Volume,
+    working: WorkingImage,
+    probability: np.ndarray,
+    manifest: Manifest,
+    opinion: np.ndarray | None,
+) -> str:
+    """A sentence on what the second opinion took out of a mask; '' for nothing."""
+    if opinion is None or not (opinion < manifest.min_slice_probability).any():
+        return ""
+    every = postprocessed_mask(volume, working, probability, manifest)
+    milliliters = (int(every.sum()) - int(mask.sum())) * volume.voxel_ml
+    if not milliliters:
+        return ""
+    return (
+        f"{milliliters:.1f} mL that the U-Net marked was left out: the slice classifier sees no hemorrhage in those "
+        "slices. The heat map shows where."
+    )
+
+
 def postprocessed_mask(
-    volume: Volume, working: WorkingImage, probability: np.ndarray, manifest: Manifest
+    volume: Volume,
+    working: WorkingImage,
+    probability: np.ndarray,
+    manifest: Manifest,
+    opinion: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The network's answer (z, y, x; working grid) as a mask on the scan's own grid, uint8 (z, y, x)."""
+    """The network's answer as a mask on the scan's own grid, uint8 (z, y, x); arguments as for `postprocess`."""
     certain = drop_uncertain_components(probability, manifest.threshold, manifest.min_peak)
+    if opinion is not None:
+        certain = drop_unconfirmed_components(certain, manifest.threshold, opinion, manifest.min_slice_probability)
     mask = volume.from_lps(mask_on_scan(certain, working, manifest.threshold))
     return _drop_implausible_components(mask, volume, manifest)
 

@@ -76,6 +76,8 @@ def volumes_at(result: Segmentation, model: Model, thresholds: tuple[float, ...]
     found = {}
     for threshold in thresholds:
         manifest = replace(model.manifest, threshold=threshold)
-        masks = (postprocessed_mask(volume, working, probability, manifest) for probability in probabilities)
+        masks = (
+            postprocessed_mask(volume, working, probability, manifest, result.opinion) for probability in probabilities
+        )
         found[threshold] = [float(mask.sum()) * volume.voxel_ml for mask in masks]
     return found

@@ -140,6 +140,8 @@ class Segmenter:
     threshold: float = 0.5
     min_lesion_ml: float = 0.0
     min_peak: float = 0.0  # connected components whose highest probability stays below it are dropped
+    # and those that the slice classifier sees in none of their slices (hemseg.second_opinion); 0: it is not asked
+    min_slice_probability: float = 0.0
     operating_points: dict[str, dict[str, float]] = field(default_factory=dict)  # others, by name
     max_median_hu: float = 0.0  # and those with a higher median: calcifications; 0: no limit
 

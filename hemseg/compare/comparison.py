@@ -26,7 +26,7 @@ from hemseg.errors import HemsegError
 from hemseg.io.writers import to_itk
 from hemseg.model import Model
 from hemseg.preprocessing import WorkingImage
-from hemseg.segmentation import postprocess
+from hemseg.segmentation import postprocess, second_opinion
 from hemseg.volume import Volume
 
 MATCHING_MM = 1.5  # cubes on which lesions are matched
@@ -164,7 +164,8 @@ def compare(baseline: Scan, followup: Scan, model: Model, options: Options = Opt
 
 def of_probability(scan: Scan, probability: np.ndarray, model: Model) -> Measured:
     """A scan's mask of the probability (z, y, x) on its working grid, as `hemseg segment` outlines it."""
-    result = postprocess(scan.volume, scan.working, probability, replace(model.manifest, min_peak=0.0))
+    opinion = second_opinion(probability, scan.working, model)
+    result = postprocess(scan.volume, scan.working, probability, replace(model.manifest, min_peak=0.0), opinion)
     return replace(_of_mask(scan.volume, result.mask, given=False), implausible=result.implausible)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hemseg.errors import HemsegError
+from hemseg.fields_of_view import fields_of_view
 from hemseg.kinds import (
     ANSWERS,
     CODES,
@@ -18,8 +19,6 @@ from hemseg.kinds import (
     UNSURE_CODE,
     Head,
     KindModel,
-    View,
-    fields_of_view,
     kind_maps,
     lesion_inputs,
     within,
@@ -128,7 +127,7 @@ def test_maps_are_exact(head_scan: tuple[np.ndarray, np.ndarray], numbers: Head)
     hu, inside = head_scan
     around, slices = surroundings(hu, inside, MM), np.array([1])
     maps, corner = kind_maps(slices, hu, around, network, numbers)
-    windows, _ = fields_of_view(slices, hu, inside, numbers.view)
+    windows, _ = fields_of_view(slices, hu, inside, numbers.view.field, numbers.view.background)
     zones = zone_shares(slices, around, corner, numbers.view, (10, 8))
     assert zones.sum(axis=1).max() <= 1 + 1e-6
     pooled = np.einsum("zyx,cyx->zc", zones[0], network(windows)[0]) / 80
@@ -152,7 +151,7 @@ def test_maps_within_a_lesion_are_weighted_by_where_it_lies() -> None:
 def test_a_field_that_leaves_the_scan_is_background() -> None:
     hu, inside = np.full((1, 20, 20), 30.0, np.float32), np.zeros((1, 20, 20), bool)
     inside[0, :4, :4] = True
-    window, corner = fields_of_view(np.array([0]), hu, inside, View((10, 10), -20.0, (8.0,)))
+    window, corner = fields_of_view(np.array([0]), hu, inside, (10, 10), -20.0)
     assert corner == (-3, -3)
     assert (window[0, 3:7, 3:7] == 30).all()
     assert (window[0] == -20).sum() == 84

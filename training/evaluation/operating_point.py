@@ -34,16 +34,17 @@ from .robustness import check_and_segment
 
 Figure = Callable[[dict[str, Any]], float]
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6)
-PEAKS = (0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+PEAKS = (0.7, 0.9, 0.95, 0.98)
+SLICES = (0.0, 0.1, 0.2, 0.3, 0.5)  # of the slice classifier, where the weights have one
 LEAST_ML = (0.1,)
 MUCH_ML, MUCH_MM2 = 0.5, 10.0  # blood in a patient, or in a single slice, without hemorrhage
 
 
-def points() -> list[dict[str, float]]:
-    """All combinations, as settings of a manifest."""
+def points(classifier: bool = False) -> list[dict[str, float]]:
+    """All combinations, as settings of a manifest; of the slice classifier's probability, too, if there is one."""
     return [
-        {"threshold": t, "min_peak": p, "min_lesion_ml": ml}
-        for t, p, ml in itertools.product(THRESHOLDS, PEAKS, LEAST_ML)
+        {"threshold": t, "min_peak": p, "min_lesion_ml": ml, "min_slice_probability": s}
+        for t, p, ml, s in itertools.product(THRESHOLDS, PEAKS, LEAST_ML, SLICES if classifier else SLICES[:1])
         if p > t
     ]
 
@@ -51,19 +52,24 @@ def points() -> list[dict[str, float]]:
 def operating_points(dataset: DataSet, model: Model, split: str = "val") -> list[dict[str, Any]]:
     """One row per point and data set."""
     rows: list[dict[str, Any]] = []
+    every = points(model.classifier is not None)
     for case in track(dataset.part(split), f"operating points, {dataset.name}", console=console):
         volume = read(case.image)
         try:
             first = check_and_segment(volume, model)
         except HemsegError:  # refused: what bleeds in it is not found
             nothing = _counts(np.zeros(volume.hu.shape, np.uint8), case, volume)
-            rows += [{"dataset": case.source or dataset.name, **point, **nothing} for point in points()]
+            rows += [{"dataset": case.source or dataset.name, **point, **nothing} for point in every]
             continue
         probability = working_probability(first.working, model)
-        for point in points():
-            result = postprocess(volume, first.working, probability, _at(model.manifest, point))
+        opinion = None
+        if model.classifier:
+            settings = model.manifest.preprocessing
+            opinion = model.classifier.opinion(probability, min(THRESHOLDS), first.working, settings)
+        for point in every:
+            result = postprocess(volume, first.working, probability, _at(model.manifest, point), opinion)
             rows.append({"dataset": case.source or dataset.name, **point, **_counts(result.mask, case, volume)})
-    return [_summary(rows, point, name) for name in dict.fromkeys(r["dataset"] for r in rows) for point in points()]
+    return [_summary(rows, point, name) for name in dict.fromkeys(r["dataset"] for r in rows) for point in every]
 
 
 def _at(manifest: Manifest, point: dict[str, float]) -> Manifest:
@@ -110,10 +116,14 @@ def write_froc(rows: list[dict[str, Any]], chosen: Manifest, path: Path) -> None
     from matplotlib import pyplot as plt
 
     figure, (lesions, patients) = plt.subplots(1, 2, figsize=(9, 4))
-    nearest = min((row["threshold"] for row in rows), key=lambda t: abs(t - chosen.threshold))
+    fixed = {
+        key: min((row[key] for row in rows), key=lambda value: abs(value - getattr(chosen, key)))
+        for key in ("threshold", "min_slice_probability")
+    }
     for name in dict.fromkeys(row["dataset"] for row in rows):
         own = sorted(
-            (r for r in rows if r["dataset"] == name and r["threshold"] == nearest), key=lambda r: r["min_peak"]
+            (r for r in rows if r["dataset"] == name and all(r[key] == value for key, value in fixed.items())),
+            key=lambda r: r["min_peak"],
         )
         here = sorted(own, key=lambda r: abs(r["min_peak"] - chosen.min_peak))[:1]
         if own[0]["lesions"]:
@@ -140,7 +150,8 @@ def write_froc(rows: list[dict[str, Any]], chosen: Manifest, path: Path) -> None
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
-    figure.suptitle(f"along the least peak, at threshold {nearest:g}; square: the weights' point", fontsize=9)
+    at = "threshold {threshold:g} and slice classifier {min_slice_probability:g}".format(**fixed)
+    figure.suptitle(f"along the least peak, at {at}; square: the weights' point", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

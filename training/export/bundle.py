@@ -23,7 +23,7 @@ from torch import nn
 
 import hemseg
 from hemseg.manifest import Manifest
-from hemseg.model import Model, load_strip
+from hemseg.model import Model, load_classifier, load_strip
 from hemseg.scan import read
 from hemseg.segmentation import segment
 
@@ -64,7 +64,8 @@ def run_case(network: nn.Module, root: str, scan: str, mask: str) -> float:
     folder = Path(root) / "configs"
     manifest = Manifest.read(folder)
     strip = load_strip(folder / manifest.strip_file, manifest.strip_sha256) if manifest.strip_file else None
-    result = segment(read(scan), Model(manifest, _TorchSession(network), folder, strip=strip))
+    classifier = load_classifier(folder, manifest)
+    result = segment(read(scan), Model(manifest, _TorchSession(network), folder, strip=strip, classifier=classifier))
     result.save(mask)
     return result.volume_ml
 
@@ -83,8 +84,8 @@ def write_bundle(config: Config, run: Path, out: Path) -> None:
     (out / "models" / "model.pt").write_bytes((run / names.unets[-1] / "network.pt").read_bytes())
     manifest = Manifest.read(run / names.export)
     manifest.write(out / "configs")
-    if manifest.strip_file:
-        shutil.copyfile(run / names.export / manifest.strip_file, out / "configs" / manifest.strip_file)
+    for name in filter(None, (manifest.strip_file, manifest.classifier_file)):
+        shutil.copyfile(run / names.export / name, out / "configs" / name)
     what = f"hemseg {manifest.version}: research only, not a medical device.\n"
     (out / "docs" / "README.md").write_text(f"{what}\nLicence of the weights: {manifest.license}\n")
     (out / "configs" / "metadata.json").write_text(json.dumps(_metadata(manifest), indent=2) + "\n")

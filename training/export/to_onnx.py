@@ -48,12 +48,22 @@ class WithSigmoid(nn.Module):
 
 
 def export_model(
-    network: nn.Module, config: Config, folder: Path, provenance: dict[str, Any], strip: Path | None = None
+    network: nn.Module,
+    config: Config,
+    folder: Path,
+    provenance: dict[str, Any],
+    strip: Path | None = None,
+    beside: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write ``hemseg.onnx`` and ``manifest.json``; check the one against torch.
 
     Args:
+        network: the U-Net.
+        config: the recipe.
+        folder: where the files go.
+        provenance: how the weights came about.
         strip: the ONNX file of the learned skull strip that the network was trained with; it is copied beside it.
+        beside: what the manifest says of further networks in the folder (`export.classifier`).
 
     Raises:
         HemsegError: ONNX Runtime and torch differ by more than 1e-4 (2e-2 in half precision).
@@ -93,6 +103,7 @@ def export_model(
         strip_sha256=hashlib.sha256(strip.read_bytes()).hexdigest() if strip else "",
         license=config.weights_license,
         operating_points=settings.operating_points,
+        **(beside or {}),
         provenance=provenance | {"seed": config.seed, "commit": _commit()},
     ).write(folder)
     return {"megabytes": round(path.stat().st_size / 1e6, 1), "difference_to_torch": difference}

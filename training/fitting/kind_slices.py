@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from hemseg.kinds import ANSWERS, KINDS, View, fields_of_view, zone_shares
+from hemseg.fields_of_view import fields_of_view
+from hemseg.kinds import ANSWERS, KINDS, View, zone_shares
 from hemseg.lesion_features import surroundings
 
 from ..config import Config
@@ -120,7 +121,7 @@ def pooled(case: Prepared, slices: np.ndarray, network: KindNetwork, config: Con
     """Features of slices of a scan, float32 (slice, zone * channel)."""
     view = view_of(config)
     around = surroundings(case.hu, case.intracranial, config.preprocessing.spacing)
-    windows, corner = fields_of_view(slices, case.hu, case.intracranial, view)
+    windows, corner = fields_of_view(slices, case.hu, case.intracranial, view.field, view.background)
     features = torch.cat([network(part) for part in torch.from_numpy(windows).split(32)]).numpy()
     zones = zone_shares(slices, around, corner, view, features.shape[2:])
     cells = features.shape[2] * features.shape[3]

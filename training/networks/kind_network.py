@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Config
+from .field_sampling import FieldSampling, field_size
 from .slice_network import SliceNetwork
 
 STAGES = (2, 3, 4)
@@ -26,18 +27,11 @@ class KindNetwork(nn.Module):
         super().__init__()
         settings = replace(config.classifier, pretrained="")
         self.slices = SliceNetwork(settings)
-        self.field = tuple(round(mm / config.preprocessing.in_plane_mm) for mm in settings.field_mm)
-        self.rows: Tensor
-        self.columns: Tensor
-        for name, length, wanted in zip(("rows", "columns"), self.field, settings.image_size, strict=True):
-            # what `training.data.field_of_view.to_network_size` does along one axis, as a matrix that ONNX has, too
-            eye = torch.eye(length)[None, None]
-            sampled = F.interpolate(eye, (wanted, length), mode="bilinear", antialias=True, align_corners=False)
-            self.register_buffer(name, sampled[0, 0], persistent=False)
+        self.field = field_size(config)
+        self.sampled = FieldSampling(self.field, settings.image_size)
 
     def forward(self, hu: Tensor) -> Tensor:
-        sampled = self.rows @ hu @ self.columns.T
-        maps = self.slices.stages(sampled)
+        maps = self.slices.stages(self.sampled(hu))
         size = maps[-1].shape[2], maps[-1].shape[3]
         wanted = [maps[stage - 1] for stage in STAGES]
         return torch.cat([m if m.shape[2:] == size else F.adaptive_avg_pool2d(m, size) for m in wanted], 1)

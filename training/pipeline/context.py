@@ -83,9 +83,13 @@ class Context:
 
     @cached_property
     def classifier(self) -> SliceNetwork:
-        """The trained slice classifier; evaluation asks for it once per case."""
+        """The trained slice classifier that makes the maps; evaluation asks for it once per case."""
+        return self.slice_network(self.names.sequence)
+
+    def slice_network(self, stage: str) -> SliceNetwork:
+        """The slice classifier as a stage left it."""
         network = SliceNetwork(replace(self.config.classifier, pretrained=""))
-        return load_network(network, self.network_file(self.names.sequence))  # type: ignore[return-value]
+        return load_network(network, self.network_file(stage))  # type: ignore[return-value]
 
     def network_file(self, stage: str) -> Path:
         """The weights that a stage wrote."""

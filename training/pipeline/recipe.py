@@ -157,6 +157,7 @@ def results(context: Context) -> list[Stage]:
         network.max_median_hu,
         hemseg.__version__,
         *([network.operating_points] if network.operating_points else []),
+        *([network.min_slice_probability] if network.min_slice_probability else []),
         *_unless_empty((own_license,) if own_license else ()),
         *([context.initial.provenance] if context.initial else []),
     )
@@ -169,7 +170,15 @@ def results(context: Context) -> list[Stage]:
 
 def trained_part(settings: Segmenter) -> Segmenter:
     """The settings that training depends on; those that clean up its answer are at their defaults."""
-    return replace(settings, threshold=0.5, min_lesion_ml=0.0, min_peak=0.0, max_median_hu=0.0, operating_points={})
+    return replace(
+        settings,
+        threshold=0.5,
+        min_lesion_ml=0.0,
+        min_peak=0.0,
+        max_median_hu=0.0,
+        min_slice_probability=0.0,
+        operating_points={},
+    )
 
 
 def _unless_empty(values: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:

@@ -26,6 +26,7 @@ from ..evaluation.evaluate import evaluate, network_predictor
 from ..evaluation.panels import Shown, write_panel
 from ..evaluation.quality import reference_on_grid
 from ..evaluation.tables import write_table
+from ..export.classifier import export_classifier
 from ..export.to_onnx import STATES, export_model, write_states
 from ..fitting.classifier import predict, train_classifier, train_sequence
 from ..fitting.painted_slices import painted_slices
@@ -241,7 +242,10 @@ def export(context: Context, folder: Path) -> dict[str, Any]:
     if initial:
         provenance["initial_weights"] = initial.provenance
         copy_license(initial, folder)
-    return export_model(network, licensed(context.config, initial), folder, provenance, context.strip_file)
+    beside = None
+    if context.config.segmenter.min_slice_probability and not context.variant.reference:
+        beside = export_classifier(context.slice_network(context.names.classify), context.config, folder)
+    return export_model(network, licensed(context.config, initial), folder, provenance, context.strip_file, beside)
 
 
 def draw_panels(context: Context, folder: Path, most: int = 12) -> dict[str, Any]:

@@ -1,0 +1,41 @@
+"""What a slice network sees of a scan: a window of each slice, centred on the inside of the skull."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+
+def fields_of_view(
+    slices: np.ndarray, hu: np.ndarray, inside: np.ndarray, field: tuple[int, int], background: float
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """HU of some slices as a slice network sees them, the background outside the mask.
+
+    They are what the slice classifier learned from (`training.data.field_of_view`).
+
+    Args:
+        slices: numbers of the slices of the working grid that are wanted.
+        hu: float32 (z, y, x) on the working grid.
+        inside: bool (z, y, x), the intracranial mask.
+        field: (y, x) voxels.
+        background: HU outside the mask.
+
+    Returns:
+        float32 (slice, *field), and the field's corner (y, x) on the working grid, possibly negative.
+    """
+    rows, columns = field
+    found = ndimage.find_objects(inside.any(axis=0).astype(np.uint8))
+    middle = [(s.start + s.stop) // 2 for s in found[0]] if found else [n // 2 for n in hu.shape[1:]]
+    corner = (middle[0] - rows // 2, middle[1] - columns // 2)
+    planes = [cut(np.where(inside[z], hu[z], background), corner, field, background) for z in slices]
+    return np.stack(planes).astype(np.float32), corner
+
+
+def cut(plane: np.ndarray, corner: tuple[int, int], size: tuple[int, ...], fill: float) -> np.ndarray:
+    """A window of a plane (y, x), filled where it leaves it; float32."""
+    result = np.full(size, fill, np.float32)
+    spans = [(max(0, c), min(n, c + s), c) for n, c, s in zip(plane.shape, corner, size, strict=True)]
+    if all(a < b for a, b, _ in spans):
+        inner, outer = (tuple(slice(a - c * own, b - c * own) for a, b, c in spans) for own in (1, 0))
+        result[inner] = plane[outer]
+    return result

@@ -1,0 +1,135 @@
+"""What the slice classifier does not confirm is left out, and said."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import hemseg
+from hemseg.errors import HemsegError
+from hemseg.manifest import Manifest
+from hemseg.model import load
+from hemseg.preprocessing import Settings, WorkingGrid, WorkingImage
+from hemseg.second_opinion import SliceClassifier, drop_unconfirmed_components
+from hemseg.volume_range import volume_range
+
+NOT_ASKED = np.nan
+
+
+def lesions() -> np.ndarray:
+    """Three lesions: in slices 0-1, in slice 1, in slices 3-4."""
+    probability = np.full((6, 8, 8), 0.1, np.float32)
+    probability[0:2, 1:3, 1:3] = 0.9
+    probability[1, 6, 6] = 0.8
+    probability[3:5, 4:6, 4:6] = 0.7
+    return probability
+
+
+@pytest.mark.parametrize(
+    ("opinion", "kept"),
+    [
+        ((0.9, 0.9, NOT_ASKED, 0.9, 0.9, NOT_ASKED), (1, 1, 1)),
+        ((0.9, 0.1, NOT_ASKED, 0.1, 0.2, NOT_ASKED), (1, 0, 0)),  # one slice is enough
+        ((0.1, 0.9, NOT_ASKED, NOT_ASKED, 0.1, NOT_ASKED), (1, 1, 0)),
+        ((NOT_ASKED,) * 6, (1, 1, 1)),  # nobody contradicted
+        ((0.1, 0.1, 0.9, NOT_ASKED, NOT_ASKED, 0.1), (0, 0, 1)),
+    ],
+)
+def test_a_lesion_stands_where_one_of_its_slices_is_confirmed(
+    opinion: tuple[float, ...], kept: tuple[int, ...]
+) -> None:
+    probability = lesions()
+    found = drop_unconfirmed_components(probability, 0.5, np.array(opinion, np.float32), 0.3)
+    here = [found[0, 1, 1] > 0.5, found[1, 6, 6] > 0.5, found[3, 4, 4] > 0.5]
+    assert tuple(map(int, here)) == kept
+    assert (found[probability < 0.5] == probability[probability < 0.5]).all()
+    assert (probability == lesions()).all()  # what the U-Net said is not changed
+
+
+def test_only_slices_with_something_to_judge_are_looked_at_and_at_the_unets_level() -> None:
+    inside = np.zeros((4, 40, 40), bool)
+    inside[:, 10:30, 12:28] = True
+    hu = np.where(inside, 20.0, -1000.0).astype(np.float32).clip(-20, 100)
+    grid = WorkingGrid(hu.shape, (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), 1)
+    working = WorkingImage(hu, inside, grid)
+    probability = np.zeros(hu.shape, np.float32)
+    probability[2, 20, 20] = 0.6
+    seen: list[np.ndarray] = []
+
+    def network(slices: np.ndarray) -> np.ndarray:
+        seen.append(slices)
+        return np.full(len(slices), 0.25, np.float32)
+
+    settings = replace(Settings(), level_hu=32.0)
+    said = SliceClassifier((24, 16), network).opinion(probability, 0.5, working, settings)
+    assert np.isnan(said).tolist() == [True, True, False, True]
+    assert said[2] == 0.25
+    assert seen[0].shape == (1, 24, 16)
+    assert seen[0][0, 12, 8] == pytest.approx(32)  # the brain of this scan lies at 20 HU
+    assert (seen[0][0, :2] == settings.hu_range[0]).all()  # above the brain
+    assert np.isnan(SliceClassifier((24, 16), network).opinion(probability, 0.7, working, settings)).all()
+    assert len(seen) == 1
+
+
+def with_classifier(light: Path, folder: Path, logit: float) -> Path:
+    """The light weights and a classifier that gives every slice the same logit."""
+    shutil.copytree(light, folder)
+    field = (40, 32)
+    nodes = [
+        helper.make_node("ReduceMean", ["slices", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "logit"], ["sum"]),
+        helper.make_node("Sigmoid", ["sum"], ["probability"]),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([1, 2], np.int64), "axes"),
+        numpy_helper.from_array(np.float32(0), "zero"),
+        numpy_helper.from_array(np.float32(logit), "logit"),
+    ]
+    given = helper.make_tensor_value_info("slices", TensorProto.FLOAT, ["n", *field])
+    answer = helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["n"])
+    graph = helper.make_graph(nodes, "same", [given], [answer], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    data = model.SerializeToString()
+    (folder / "classifier.onnx").write_bytes(data)
+    named = {"classifier_file": "classifier.onnx", "classifier_sha256": hashlib.sha256(data).hexdigest()}
+    manifest = replace(Manifest.read(folder), classifier_field=field, min_slice_probability=0.3, **named)
+    replace(manifest, operating_points={"alone": {"min_slice_probability": 0.0}}).write(folder)
+    return folder
+
+
+def test_what_is_not_confirmed_is_left_out_and_said(light: Path, bleed_scan: Path, tmp_path: Path) -> None:
+    plain = hemseg.segment(bleed_scan, weights=light)
+    agrees = hemseg.segment(bleed_scan, weights=with_classifier(light, tmp_path / "agrees", 3.0))
+    assert plain.volume_ml > 1
+    assert (agrees.mask == plain.mask).all()
+    assert agrees.volume.warnings == plain.volume.warnings
+    denying = with_classifier(light, tmp_path / "denies", -3.0)
+    denies = hemseg.segment(bleed_scan, weights=denying)
+    assert not denies.mask.any()
+    (said,) = set(denies.volume.warnings) - set(plain.volume.warnings)
+    assert said.startswith(f"{plain.volume_ml:.1f} mL that the U-Net marked was left out")
+    assert (denies.probability == plain.probability).all()  # the heat map shows it
+    alone = hemseg.segment(bleed_scan, weights=denying, operating_point="alone")
+    assert (alone.mask == plain.mask).all()
+    model = load(denying, "cpu")
+    assert volume_range(denies, model)[0] == 0
+
+
+def test_a_classifier_that_answers_nonsense_is_an_error(light: Path, bleed_scan: Path, tmp_path: Path) -> None:
+    broken = with_classifier(light, tmp_path / "broken", float("nan"))
+    with pytest.raises(HemsegError, match="which are no probabilities"):
+        hemseg.segment(bleed_scan, weights=broken)
+    (broken / "classifier.onnx").write_bytes(b"")
+    with pytest.raises(HemsegError, match=r"classifier\.onnx"):
+        load(broken, "cpu")
+    manifest = with_classifier(light, tmp_path / "unnamed", 0.0) / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"classifier.onnx"', '""'))
+    with pytest.raises(HemsegError, match="min_slice_probability needs classifier_file"):
+        Manifest.read(manifest.parent)

@@ -1,0 +1,57 @@
+"""The slice classifier that inference asks is the one that was trained, and sees what it was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hemseg.manifest import Manifest
+from hemseg.model import load_classifier
+from hemseg.preprocessing import WorkingGrid, WorkingImage
+from training.config import Classifier, Config, Segmenter
+from training.data.datasets import Prepared
+from training.data.field_of_view import network_slices
+from training.export.classifier import export_classifier
+from training.fitting.classifier import predict
+from training.networks.slice_network import SliceNetwork
+
+CONFIG = Config(
+    "test",
+    classifier=Classifier(
+        backbone="resnet18",
+        widths=(4, 4, 8, 8),
+        output_stride=8,
+        image_size=(48, 40),
+        field_mm=(120, 100),
+        stripped=True,
+        windows=((0, 80), (-20, 100)),
+    ),
+    segmenter=Segmenter(min_slice_probability=0.3),
+)
+
+
+def test_the_second_opinion_is_the_trained_classifiers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = SliceNetwork(CONFIG.classifier).eval()
+    rng = np.random.default_rng(0)
+    hu = rng.uniform(-20, 100, (3, 150, 130)).astype(np.float32)
+    inside = np.zeros(hu.shape, bool)
+    inside[:, 40:120, 20:90] = True
+    case = Prepared("head", "train", hu, inside, np.array([1, 0, 1], np.int8))
+    with torch.no_grad():
+        expected = predict(network, network_slices(case, CONFIG)).sigmoid().numpy()
+    named = export_classifier(network, CONFIG, tmp_path)
+    manifest = Manifest("test", "1", "none.onnx", "", (16, 48, 40), CONFIG.preprocessing, **named)
+    classifier = load_classifier(tmp_path, manifest)
+    assert classifier is not None
+    assert manifest.min_slice_probability == 0.3
+    mm = CONFIG.preprocessing.in_plane_mm
+    grid = WorkingGrid(hu.shape, (5.0, mm, mm), (5.0, mm, mm), 1)
+    answer = classifier.opinion(
+        np.ones(hu.shape, np.float32), 0.5, WorkingImage(hu, inside, grid), CONFIG.preprocessing
+    )
+    assert answer == pytest.approx(expected, abs=1e-5)
+    assert np.ptp(expected) > 1e-4  # the slices do differ

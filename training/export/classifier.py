@@ -1,0 +1,58 @@
+"""The slice classifier as inference asks it (`hemseg.second_opinion`): sampling, windows and sigmoid are inside."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+
+from hemseg.errors import HemsegError
+
+from ..config import Config
+from ..networks.field_sampling import FieldSampling, field_size
+from ..networks.slice_network import SliceNetwork
+from .to_onnx import TOLERANCE, write_onnx
+
+CLASSIFIER = "classifier.onnx"
+
+
+class SliceProbability(nn.Module):
+    """HU (n, y, x) of fields of view -> probability of hemorrhage in each slice, (n,)."""
+
+    def __init__(self, network: SliceNetwork, config: Config) -> None:
+        super().__init__()
+        self.network = network
+        self.sampled = FieldSampling(field_size(config), config.classifier.image_size)
+
+    def forward(self, hu: Tensor) -> Tensor:
+        return self.network(self.sampled(hu)).sigmoid()
+
+
+def export_classifier(network: SliceNetwork, config: Config, folder: Path) -> dict[str, Any]:
+    """Write ``classifier.onnx``; check it against torch.
+
+    Returns:
+        What the manifest says of it.
+
+    Raises:
+        HemsegError: ONNX Runtime and torch differ by more than 1e-4.
+    """
+    model, path = SliceProbability(network, config).eval(), folder / CLASSIFIER
+    slices = torch.rand(2, *field_size(config)) * 100 - 20
+    write_onnx(model, slices, path, names=("slices", "probability"))
+    answer = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"slices": slices.numpy()})
+    with torch.no_grad():
+        difference = float(np.abs(answer[0] - model(slices).numpy()).max())
+    if difference > TOLERANCE:
+        raise HemsegError(f"{path}: ONNX Runtime differs from torch by {difference:.2g}, more than {TOLERANCE}.")
+    return {
+        "classifier_file": CLASSIFIER,
+        "classifier_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "classifier_field": field_size(config),
+        "min_slice_probability": config.segmenter.min_slice_probability,
+    }
