@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import SimpleITK as sitk
 
-import hemseg.dicom_out.seg  # noqa: F401  Segmentation.save knows DICOM by it
+import hemseg.mask_formats  # noqa: F401  Segmentation.save knows DICOM by it
 from hemseg.checks import check_scan
 from hemseg.dicom.reading import read_series
 from hemseg.dicom.source import Source, is_dicom
