@@ -1,4 +1,4 @@
-"""Who writes results in formats that are no images: `hemseg.mask_formats` says it here, `Segmentation.save` asks."""
+"""Who writes results in formats that are not images: `hemseg.mask_formats` says it here, `Segmentation.save` asks."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Receiver:
         entity.add_supported_context(Verification)
         for (
             context
-        ) in AllStoragePresentationContexts:  # what is no CT is passed over, or whole studies would be refused
+        ) in AllStoragePresentationContexts:  # what is not CT is passed over, or whole studies would be refused
             entity.add_supported_context(str(context.abstract_syntax), list(TRANSFER_SYNTAXES))
         handlers: list[Any] = [
             (evt.EVT_CONN_OPEN, _limit),
@@ -139,7 +139,7 @@ class Receiver:
         if kind not in CT_CLASSES:
             if event.assoc not in self._warned:
                 self._warned.add(event.assoc)
-                logger.info("%s", one_line(f"what is no CT is passed over, from {event.assoc.requestor.address}"))
+                logger.info("%s", one_line(f"what is not CT is passed over, from {event.assoc.requestor.address}"))
             return DISCARDED
         content = event.encoded_dataset()
         names = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID"]

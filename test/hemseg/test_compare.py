@@ -341,7 +341,7 @@ def test_a_table_of_pairs_goes_on_after_a_failure(
         ("baseline,followup\na,\n", "row 2 names no"),
         ("baseline,followup\na,b\na,b\n", "rows 2 and 3 have the same case"),
         ("baseline,followup,hours\na,b,soon\n", "row 2 has hours"),
-        ("baseline,followup,case\na,b,../x\n", "no name of a folder"),
+        ("baseline,followup,case\na,b,../x\n", "not a folder's name"),
         ("baseline,followup\na,b,c\n", "more cells"),
     ],
 )

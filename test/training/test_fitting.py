@@ -169,7 +169,7 @@ def test_labels_without_hemorrhage_are_reported_and_cost_one_epoch(
 def test_gradients_add_up_to_the_batch() -> None:
     assert micro_batch(Optimization(batch=32)) == 32
     assert micro_batch(Optimization(batch=32, micro_batch=8)) == 8
-    with pytest.raises(HemsegError, match="no multiple"):
+    with pytest.raises(HemsegError, match="not a multiple"):
         micro_batch(Optimization(batch=32, micro_batch=5))
 
 

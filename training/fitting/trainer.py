@@ -113,7 +113,7 @@ def micro_batch(optimization: Optimization) -> int:
     micro = optimization.micro_batch or max(1, optimization.batch // world_size())
     if optimization.batch % (micro * world_size()):
         raise HemsegError(
-            f"batch {optimization.batch} is no multiple of micro_batch {micro} times {world_size()} processes."
+            f"batch {optimization.batch} is not a multiple of micro_batch {micro} times {world_size()} processes."
         )
     return micro
 
