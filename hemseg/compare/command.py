@@ -76,11 +76,11 @@ def compare(
     options = Options(least_ml, least_percent, any_patient=any_patient)
     if target is not None:
         refuse_conflicts(planned, [target / TABLE], overwrite)
+    model = load(weights, device)
     results, failed = [], False
     with exclusive_access(target) if target else nullcontext():
         if target:
             remove_leftovers(target)
-        model = load(weights, device)
         outcomes: Iterable[tuple[Pair, dict[str, Any] | str]]
         if target is None:
             outcomes = [(planned[0][0], run_pair(planned[0][0], model, options))]

@@ -204,7 +204,7 @@ def slice_samples(
         count = len(data.dataset.part(split))
         scans = track(data.scans(split), f"kinds of slices, {split}", count, console=console)
         columns = vars(pooled_slices(scans, data.answers, network, config, paint=True))
-        np.savez_compressed(path, key=np.array(key), **columns)
+        np.savez_compressed(path, key=np.array(key), **columns)  # type: ignore[arg-type]
     return PooledSlices(**columns)
 
 
