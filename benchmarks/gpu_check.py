@@ -39,7 +39,7 @@ from training.data.datasets import Prepared
 from training.data.phantom import KINDS, Grid, make_phantom
 from training.evaluation.quality import mask_on_grid
 from training.fitting.classifier import SequenceTask, SliceTask, Volumes, collate_volumes
-from training.fitting.hardware import processor
+from training.fitting.hardware import cpu_name, processor
 from training.fitting.segmenter import Patches, SegmenterTask
 from training.fitting.timed_steps import mixed, moved, timed_steps
 from training.fitting.trainer import Task, loader, micro_batch
@@ -207,7 +207,7 @@ def check(device: torch.device, small: bool, steps: int, cases: int) -> dict[str
             rows.append({"stage": stage} | check_stage(make, device, precision, steps, reference))
             print(_line(rows[-1]), file=sys.stderr)
     return {
-        "device": processor() if device.type == "cuda" else f"CPU ({processor()})",
+        "device": device_name(device),
         "configuration": "paper, tiny" if small else "paper",
         "image_size": list(config.classifier.image_size),
         "train_patch": list(config.segmenter.train_patch),
@@ -221,6 +221,11 @@ def check(device: torch.device, small: bool, steps: int, cases: int) -> dict[str
         "stages": rows,
         "within_tolerances": all(row["within_tolerances"] for row in rows),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """What is checked, by name: on a machine with a GPU, too, the CPU is the CPU."""
+    return processor() if device.type == "cuda" else f"CPU ({cpu_name()})"
 
 
 def _line(row: dict[str, Any]) -> str:

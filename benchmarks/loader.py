@@ -25,7 +25,16 @@ from training.pipeline.runner import run_stage
 def bench(
     config: Config, dataset: DataSet, run: Path, rounds: int = 3, steps: int = 8, precision: str = "32-true"
 ) -> dict[str, float]:
-    """Median slices a second of ``loader``, ``network`` (steps on one batch in memory) and ``training`` (both)."""
+    """Median slices per second of ``loader``, ``network`` (steps on one batch in memory) and ``training`` (both).
+
+    Args:
+        config: its slice classifier is measured.
+        dataset: the slices of its training split are loaded.
+        run: folder of a run; ``prepare`` is run there if it was not.
+        rounds: of which the median is taken.
+        steps: per round.
+        precision: ``32-true``, ``16-mixed`` or ``bf16-mixed``.
+    """
     stages = build_stages(config, dataset, run)
     run_stage(stages["prepare"], run, stages)
     slices = Volumes(list(prepared(run / "prepare", dataset, "train")), config).slices()

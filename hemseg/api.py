@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import SimpleITK as sitk
 
-import hemseg.dicom_out.seg  # noqa: F401  Segmentation.save knows DICOM by it
+import hemseg.mask_formats  # noqa: F401  Segmentation.save knows DICOM by it
 from hemseg.checks import check_scan
 from hemseg.dicom.reading import read_series
 from hemseg.dicom.source import Source, is_dicom
@@ -119,8 +119,8 @@ def _volume(scan: Scan, spacing: Sequence[float | str] | np.ndarray | None, seri
         volume = _of_nibabel(scan)
     else:
         raise HemsegError(
-            f"a {type(scan).__name__} is no scan; give a path, an array with spacing, a SimpleITK or nibabel image, a "
-            "list of DICOM files, or a hemseg.Volume."
+            f"a {type(scan).__name__} is not a scan; give a path, an array with spacing, a SimpleITK or nibabel image, "
+            "a list of DICOM files, or a hemseg.Volume."
         )
     if not np.isfinite(volume.hu).all():
         raise HemsegError("the scan has voxels that are NaN or infinite; replace them (with -1024, say) and try again.")
@@ -150,7 +150,7 @@ def _of_array(scan: Any, spacing: Sequence[float | str] | np.ndarray | None) -> 
     except (TypeError, ValueError, RuntimeError):
         raise HemsegError("the array is not one of numbers in three even dimensions (z, y, x).") from None
     if array.ndim != 3 or not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
-        raise HemsegError(f"an array of shape {array.shape} and type {array.dtype} is no volume (z, y, x) of HU.")
+        raise HemsegError(f"an array of shape {array.shape} and type {array.dtype} is not a volume (z, y, x) of HU.")
     if array.size == 0:
         raise HemsegError(f"an array of shape {array.shape} holds no voxels.")
     try:
@@ -172,7 +172,7 @@ def _of_files(paths: Sequence[Any], series: str) -> Volume:
     if missing := [path for path in files if not path.is_file()]:
         raise HemsegError(f"{missing[0]}: there is no such file.")
     if other := [path for path in files if not is_dicom(path)]:
-        raise HemsegError(f"{other[0]}: is no DICOM file; a list is for those of one scan, give others one at a time.")
+        raise HemsegError(f"{other[0]}: is not a DICOM file; a list is for those of one scan, give others singly.")
     return read_series([Source(path) for path in files], Path(os.path.commonpath([p.parent for p in files])), series)
 
 

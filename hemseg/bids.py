@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemseg import __version__
-from hemseg.choices import MaskFormat
 from hemseg.errors import HemsegError
-from hemseg.folder.plan import Job, known_refusal
+from hemseg.folder.plan import Job, known_refusal, names_mask
 from hemseg.io.files import write_json, write_text
 from hemseg.io.fingerprint import Fingerprint
 from hemseg.io.formats import stem, suffix
 from hemseg.io.marks import mark
+from hemseg.mask_formats import SAME
 from hemseg.names import case_name, to_cell
 from hemseg.report.kinds import kinds_path
 from hemseg.report.probability import probability_path
@@ -114,7 +114,7 @@ def entities_of(case: Path) -> Entities:
     return Entities(label)
 
 
-def mask_format(form: MaskFormat, target: Path) -> MaskFormat:
+def mask_format(form: str, target: Path) -> str:
     """The format of masks in BIDS, which is NIfTI, where another one was not asked for.
 
     Args:
@@ -123,9 +123,9 @@ def mask_format(form: MaskFormat, target: Path) -> MaskFormat:
     Raises:
         HemsegError: another format was asked for, or the target is no folder.
     """
-    if form not in ("same", "nii.gz"):
+    if form not in (SAME, "nii.gz"):
         raise HemsegError(f"--bids writes NIfTI: leave --format {form} out.")
-    if suffix(target) or target.suffix == ".dcm":
+    if names_mask(target):
         raise HemsegError(f"{target}: is the name of one image; --bids needs a folder.")
     return "nii.gz"
 

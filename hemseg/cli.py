@@ -5,19 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hemseg import __version__, choices
+from hemseg import __version__
 from hemseg.compare.command import compare
 from hemseg.errors import HemsegError
+from hemseg.mask_formats import MASK_FORMATS, SAME, help_text
 from hemseg.names import printable
 from hemseg.node.command import node
 from hemseg.options import Device, Overlay, Overwrite, Redo, Report, Series, Weights
 
 if TYPE_CHECKING:
     from hemseg.folder.rows import Row
+
+    FormatName = str
+else:
+    FormatName = Literal[tuple(MASK_FORMATS)]
 
 app = typer.Typer(
     help="Find intracranial hemorrhage on non-contrast head CT, outline it in 3D. Research only, not a medical device.",
@@ -36,9 +41,9 @@ def segment(
     ],
     target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A folder; for one scan also the mask's file name.")],
     form: Annotated[
-        choices.MaskFormat,
-        typer.Option("--format", help="Of the masks; same: as the scan, mha for DICOM; dicom: SEG and SR."),
-    ] = choices.SAME,
+        FormatName,
+        typer.Option("--format", help=help_text()),
+    ] = SAME,
     overlay: Overlay = False,
     report: Report = False,
     probability: Annotated[

@@ -30,7 +30,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Lesion:
-    """One connected piece of hemorrhage.
+    """One connected component of hemorrhage.
 
     Attributes:
         centroid: (x, y, z) in mm, LPS, as the scan's header has it.

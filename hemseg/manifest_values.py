@@ -70,10 +70,10 @@ def _range(name: str) -> str:
 def _check_type(name: str, value: Any, kind: Any) -> None:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is tuple:
-        wanted = inner[:1] * len(value) if inner[-1] is ... and isinstance(value, tuple) else inner
-        if not isinstance(value, tuple) or len(value) != len(wanted) or not value:
+        expected = inner[:1] * len(value) if inner[-1] is ... and isinstance(value, tuple) else inner
+        if not isinstance(value, tuple) or len(value) != len(expected) or not value:
             raise ValueError(f"{name} should be a list of {len(inner) if inner[-1] is not ... else 'several'} values")
-        for one, type_ in zip(value, wanted, strict=True):
+        for one, type_ in zip(value, expected, strict=True):
             _check_type(name, one, type_)
         return
     accepted = {float: (int, float), int: (int,), str: (str,), dict: (dict, Mapping)}.get(origin or kind)

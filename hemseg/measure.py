@@ -80,12 +80,12 @@ def read_given_mask(path: Path, volume: Volume, label: int = 0) -> tuple[np.ndar
     if not np.array_equal(values, np.round(values)) or values.min() < 0:
         raise HemsegError(f"{path}: holds other values than labels (0, 1, 2, ...); is it a mask?")
     mask = (values == label) if label else (values > 0)
-    said = ""
+    message = ""
     if label and not mask.any() and values.any():
         labels = [f"{v:.0f}" for v in np.unique(values[values > 0])]
         more = ", ..." * (len(labels) > NAMED_LABELS)
-        said = f"The mask holds no label {label}, but {', '.join(labels[:NAMED_LABELS])}{more}."
-    return np.ascontiguousarray(volume.from_lps(mask).astype(np.uint8)), said
+        message = f"The mask holds no label {label}, but {', '.join(labels[:NAMED_LABELS])}{more}."
+    return np.ascontiguousarray(volume.from_lps(mask).astype(np.uint8)), message
 
 
 def corners_apart(a: Volume, b: Volume) -> float:
@@ -97,6 +97,6 @@ def _corners(volume: Volume) -> np.ndarray:
     """Positions of the middles of the corner voxels, (8, 3) in mm, in LPS order."""
     n = np.array(volume.hu.shape)
     voxels = np.array(np.meshgrid(*((0, k - 1) for k in n), indexing="ij")).reshape(3, -1).T
-    places = np.array(volume.origin) + (voxels[:, ::-1] * volume.spacing) @ np.array(volume.direction).reshape(3, 3).T
+    places = np.array(volume.origin) + (voxels[:, ::-1] * volume.spacing) @ volume.cosines.T
     order = np.lexsort(volume.indices_in_lps(voxels).T[::-1])
     return np.asarray(places[order])

@@ -92,7 +92,7 @@ def checked_probability(answer: Any, shape: tuple[int, ...], weights: Path) -> n
     low, high = float(answer.min()), float(answer.max())
     if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # NaN, too: it spreads to the lowest and the highest
         raise HemsegError(
-            f"{weights}: the network answers with values from {low:g} to {high:g}, which are no probabilities; "
+            f"{weights}: the network answers with values from {low:g} to {high:g}, which are not probabilities; "
             "the weights are damaged, or were made for other input."
         )
     return answer

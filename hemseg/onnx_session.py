@@ -48,10 +48,10 @@ def session(path: Path, device: str, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.enable_mem_pattern = False  # its one block for everything is a third larger than what is in use at once
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it burns a sixth of the CPU time
-    wanted = device != "cpu" and "CUDAExecutionProvider" in ort.get_available_providers()
-    if device == "cuda" and not wanted:
+    use_cuda = device != "cpu" and "CUDAExecutionProvider" in ort.get_available_providers()
+    if device == "cuda" and not use_cuda:
         raise HemsegError("device cuda was asked for, but this ONNX Runtime has no CUDA; see requirements-cuda.txt.")
-    if wanted:
+    if use_cuda:
         ort.set_default_logger_severity(4)
         ort.preload_dlls()
         providers = [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}), "CPUExecutionProvider"]

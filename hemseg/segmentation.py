@@ -15,6 +15,7 @@ from scipy import ndimage
 from hemseg.components import TOUCHING, labeled_sizes
 from hemseg.errors import HemsegError
 from hemseg.io.masks import write_mask
+from hemseg.io.result_writers import RESULT_WRITERS
 from hemseg.kinds import CODES, UNSURE_CODE, Kind
 from hemseg.lesions import Lesion, MeasuredLesion, components, lesions_of, measured_lesions
 from hemseg.manifest import Manifest
@@ -100,13 +101,12 @@ class Segmentation:
         Raises:
             HemsegError: it cannot be written, or not in this format.
         """
-        if writer := WRITERS.get(Path(path).suffix.lower()):
-            return writer(self, Path(path))
+        path = Path(path)
+        for suffix, write in RESULT_WRITERS.items():
+            if path.name.lower().endswith(suffix):
+                write(self, path)
+                return path
         return write_mask(self.mask, self.volume, path)
-
-
-WRITERS: dict[str, Callable[[Segmentation, Path], Path]] = {}
-"""Who writes results in formats that hold more than an image, by suffix: `hemseg.dicom_out` adds DICOM."""
 
 
 def require_plausible(result: Segmentation) -> None:

@@ -111,7 +111,7 @@ class Volume:
         are the steps (mm) from a voxel to the next along its z, y and x.
         """
         axes, flips = self._to_lps()
-        steps = (np.array(self.direction).reshape(3, 3) * self.spacing)[:, ::-1][:, list(axes)]
+        steps = (self.cosines * self.spacing)[:, ::-1][:, list(axes)]
         start = np.array(self.origin, dtype=float)
         for axis in flips:
             start = start + steps[:, axis] * (self.hu.shape[axes[axis]] - 1)

@@ -50,9 +50,12 @@ def compare(
 
     Exit code 0: every pair compared; 1: at least one was not (each is named on stderr); 2: wrong usage.
     """
+    from contextlib import nullcontext
+
     from hemseg.compare.comparison import Options
     from hemseg.compare.pairs import TABLE, Pair, case_of, read_pairs, refuse_conflicts, run_pair, run_pairs
     from hemseg.compare.tables import messages, summary
+    from hemseg.io.files import exclusive_access, remove_leftovers
     from hemseg.model import load
     from hemseg.streams import print_text
 
@@ -74,24 +77,27 @@ def compare(
     if target is not None:
         refuse_conflicts(planned, [target / TABLE], overwrite)
     model = load(weights, device)
-    outcomes: Iterable[tuple[Pair, dict[str, Any] | str]]
-    if target is None:
-        outcomes = [(planned[0][0], run_pair(planned[0][0], model, options))]
-    else:
-        outcomes = run_pairs(planned, model, options, target)
     results, failed = [], False
-    for _, outcome in outcomes:
-        if isinstance(outcome, str):
-            print(f"error: {printable(outcome)}", file=sys.stderr)
-            failed = True
-            continue
-        results.append(outcome)
-        if quiet:
-            continue
-        for line in messages(outcome):
-            print(line, file=sys.stderr)
-        if not as_json:
-            print_text(summary(outcome))
+    with exclusive_access(target) if target else nullcontext():
+        if target:
+            remove_leftovers(target)
+        outcomes: Iterable[tuple[Pair, dict[str, Any] | str]]
+        if target is None:
+            outcomes = [(planned[0][0], run_pair(planned[0][0], model, options))]
+        else:
+            outcomes = run_pairs(planned, model, options, target)
+        for _, outcome in outcomes:
+            if isinstance(outcome, str):
+                print(f"error: {printable(outcome)}", file=sys.stderr)
+                failed = True
+                continue
+            results.append(outcome)
+            if quiet:
+                continue
+            for line in messages(outcome):
+                print(line, file=sys.stderr)
+            if not as_json:
+                print_text(summary(outcome))
     if as_json:
         import json
 

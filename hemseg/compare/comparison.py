@@ -180,7 +180,7 @@ def _name(scan: Scan, which: int) -> str:
 
 
 def _limits(measured: list[Measured], model: Model) -> tuple[RetestLimits | None, list[str]]:
-    """The limits that hold for both masks, and what is to be said where none do."""
+    """The limits that hold for both masks, and a warning where none do."""
     if any(one.given for one in measured):
         return None, ["Masks were given: how much they would differ without any change is not known."]
     limits = read_limits()
@@ -191,19 +191,19 @@ def _limits(measured: list[Measured], model: Model) -> tuple[RetestLimits | None
 
 def _odd(baseline: Volume, followup: Volume, registration: Registration, hours: float | None) -> list[str]:
     """What looks odd about the two together, in sentences."""
-    said = [registration.doubt] if registration.doubt else []
+    warnings = [registration.doubt] if registration.doubt else []
     if baseline.hu.shape == followup.hu.shape and np.array_equal(baseline.hu, followup.hu):
-        said.append("Both scans hold the same voxels: is it one scan, given twice?")
+        warnings.append("Both scans hold the same voxels: is it one scan, given twice?")
     elif hours == 0:
-        said.append("Both scans have the same time: is it one scan, given twice?")
+        warnings.append("Both scans have the same time: is it one scan, given twice?")
     if hours is not None and hours < 0:
-        said.append(f"The follow-up was taken {-hours:.1f} hours before the baseline: are they exchanged?")
+        warnings.append(f"The follow-up was taken {-hours:.1f} hours before the baseline: are they exchanged?")
     thick = [volume.in_lps()[1][0] for volume in (baseline, followup)]
     if max(thick) > 1.5 * min(thick):
-        said.append(
+        warnings.append(
             f"Slices of {thick[0]:.3g} mm are compared with slices of {thick[1]:.3g} mm: volumes differ by that alone."
         )
-    return said
+    return warnings
 
 
 def _matched(baseline: Measured, followup: Measured, transform: sitk.Transform) -> list[LesionPair]:

@@ -43,13 +43,13 @@ def page(comparison: Comparison, found: dict[str, Any]) -> str:
         "hemseg": f"{found['hemseg']}, weights {found['weights']['name']} {found['weights']['version']} "
         f"({found['weights']['sha256'][:12]})",
     }
-    said = [(text, False) for text in found["warnings"]]
+    messages = [(text, False) for text in found["warnings"]]
     for label, side in (("Baseline", found["baseline"]), ("Follow-up", found["followup"])):
-        said += [(f"{label}: implausible: {text}", True) for text in side["implausible"]]
-        said += [(f"{label}: {text}", False) for text in side["warnings"]]
+        messages += [(f"{label}: implausible: {text}", True) for text in side["implausible"]]
+        messages += [(f"{label}: {text}", False) for text in side["warnings"]]
     items = "".join(
         f"<li{' class=implausible' if red else ''}>{html.escape(text)}</li>"
-        for text, red in sorted(said, key=lambda one: not one[1])
+        for text, red in sorted(messages, key=lambda one: not one[1])
     )
     parts = {
         "MARK": html.escape(found["made_by"]),

@@ -121,10 +121,10 @@ def _pair(path: Path, number: int, values: dict[str, Any]) -> Pair:
         except ValueError:
             hours = math.nan
         if not math.isfinite(hours):
-            raise HemsegError(f"{path}: row {number} has hours that are no number.")
+            raise HemsegError(f"{path}: row {number} has hours that are not a number.")
     case = cells.get("case") or case_of(Path(cells["baseline"]), Path(cells["followup"]))
     if Path(case).name != case or case in ("", ".", "..") or case.startswith("."):
-        raise HemsegError(f"{path}: row {number} has a case that is no name of a folder.")
+        raise HemsegError(f"{path}: row {number} has a case that is not a folder's name.")
 
     def there(name: str) -> Path | None:
         return path.parent / cells[name] if cells.get(name) else None
@@ -165,7 +165,7 @@ def refuse_conflicts(pairs: Sequence[tuple[Pair, Path]], tables: Iterable[Path],
         elif real in read_here:
             found.append(f"{path} (is a scan or a mask that is read)")
         elif os.path.lexists(path) and not path.is_file():
-            found.append(f"{path} (is no file)")
+            found.append(f"{path} (is not a file)")
         elif os.path.lexists(path) and not overwrite and read_mark(path) is None:
             found.append(f"{path} (hemseg did not write it, or it was changed since; --overwrite replaces it)")
     if found:

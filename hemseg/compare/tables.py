@@ -89,10 +89,11 @@ def row(found: dict[str, Any]) -> dict[str, str]:
     """A pair's row of `COLUMNS`, of its `figures`."""
     kinds = [pair["kind"] for pair in found["lesions"]]
     band = found["no_change"] or {}
-    said = [*found["warnings"]]
+    warnings = [*found["warnings"]]
     for name in ("baseline", "followup"):
         side = found[name]
-        said += [f"{name}: {text}" for text in (*(f"implausible: {t}" for t in side["implausible"]), *side["warnings"])]
+        texts = (*(f"implausible: {text}" for text in side["implausible"]), *side["warnings"])
+        warnings += [f"{name}: {text}" for text in texts]
     values = {
         "case": found["case"],
         "status": "done",
@@ -112,7 +113,7 @@ def row(found: dict[str, Any]) -> dict[str, str]:
         "turned_degrees": found["alignment"]["turned_degrees"],
         "overlap": found["alignment"]["overlap"],
         "likeness": found["alignment"]["likeness"],
-        "warnings": " ".join(said),
+        "warnings": " ".join(warnings),
         "error": "",
         "made_by": found["made_by"],
     }

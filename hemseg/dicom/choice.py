@@ -29,7 +29,7 @@ _WITH = re.compile(
 _HEAD = re.compile(r"head|brain|skull|cran|neuro|kopf|sch[aä]del|cerebr|hirn|t[eê]te|cabeza|encef", re.IGNORECASE)
 
 
-def choose_series(series: Sequence[Series], wanted: str = "") -> tuple[Series, str]:
+def choose_series(series: Sequence[Series], requested: str = "") -> tuple[Series, str]:
     """The series of a study to segment, and the rule in words.
 
     Of the axial series with at least five slices, or of those with fewer where there is no such: original before
@@ -39,20 +39,20 @@ def choose_series(series: Sequence[Series], wanted: str = "") -> tuple[Series, s
     be divided; the number only makes the choice the same each time.
 
     Args:
-        wanted: a SeriesInstanceUID (or the end of one), or a series number, that overrides the rule.
+        requested: a SeriesInstanceUID (or the end of one), or a series number, that overrides the rule.
 
     Raises:
         HemsegError: there is none.
     """
-    if wanted:
-        found = [s for s in series if s.instances[0].get("SeriesNumber") == wanted]
-        found = found or [s for s in series if s.uid.endswith(wanted)]
+    if requested:
+        found = [s for s in series if s.instances[0].get("SeriesNumber") == requested]
+        found = found or [s for s in series if s.uid.endswith(requested)]
         if len({s.uid for s in found}) > 1:
-            raise HemsegError(f"series {wanted} may be any of: {'; '.join(s.uid for s in found)}; give more of it.")
+            raise HemsegError(f"series {requested} may be any of: {'; '.join(s.uid for s in found)}; give more of it.")
         if not found:
-            raise HemsegError(f"there is no series {wanted}; there are: {_named(series)}.")
+            raise HemsegError(f"there is no series {requested}; there are: {_named(series)}.")
         most = max(len(s.instances) for s in found)
-        return min((s for s in found if 2 * len(s.instances) > most), key=_rank), f"{wanted} was asked for"
+        return min((s for s in found if 2 * len(s.instances) > most), key=_rank), f"{requested} was asked for"
     axial = [s for s in series if _is_axial(s)]
     long = [s for s in axial if len(s.instances) >= MIN_SLICES]
     if not long and len(axial) > 1 and all(len(s.instances) == 1 for s in axial):

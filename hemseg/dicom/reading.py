@@ -19,7 +19,7 @@ from hemseg.volume import Volume
 __all__ = ["Source", "find_series", "is_dicom", "read_series", "require_pydicom", "sources_of", "studies"]
 
 
-def read_series(sources: Iterable[Source], path: Path, wanted: str = "") -> Volume:
+def read_series(sources: Iterable[Source], path: Path, requested: str = "") -> Volume:
     """Find, choose and read: the even volume of a study's series.
 
     Raises:
@@ -32,12 +32,12 @@ def read_series(sources: Iterable[Source], path: Path, wanted: str = "") -> Volu
         raise HemsegError(f"{path}: holds no DICOM files; give a scan, or the folder of a DICOM study.")
     try:
         found = find_series(sources)
-        if not wanted:
+        if not requested:
             require_one_patient(found, path)
-        series, rule = choose_series(found, wanted)
+        series, rule = choose_series(found, requested)
     except HemsegError as error:
         raise error if str(path) in str(error) else HemsegError(f"{path}: {error}") from None
     warnings = (*series.warnings, *series_warnings(series, found))
-    if not wanted and (several := len(studies(found))) > 1:
+    if not requested and (several := len(studies(found))) > 1:
         warnings = (f"It holds {several} studies of the patient; a series of one of them was taken.", *warnings)
     return replace(build_volume(replace(series, warnings=warnings), path), chosen=rule)

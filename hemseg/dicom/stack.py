@@ -66,7 +66,7 @@ def build_volume(series: Series, path: Path) -> Volume:
     first = series.instances[0]
     along_row, along_column = first.orientation
     if abs(along_row @ along_column) > 1e-3 or np.abs(np.linalg.norm(first.orientation, axis=1) - 1).max() > 1e-3:
-        raise HemsegError(f"{path}: ImageOrientationPatient is no pair of perpendicular unit vectors; fix the header.")
+        raise HemsegError(f"{path}: ImageOrientationPatient is not two perpendicular unit vectors; fix the header.")
     normal = np.cross(along_row, along_column)
     mm_y, mm_x = first.header["PixelSpacing"]
     positions = np.stack([i.position for i in series.instances])

@@ -25,7 +25,7 @@ MOST_PARTS = 64  # of one SeriesInstanceUID: perfusion has some 30 phases
 COMPLETE = 1.5  # gaps of at most so many thicknesses: no slice is missing between
 OVERLAPPING = 0.75  # steps of less than so many thicknesses
 NO_AGENT = ("", "no", "none", "n", "na", "n/a", "0", "nein", "without")  # as ContrastBolusAgent
-MANY_FRAMES = "with many slices in one file that is no enhanced CT (convert it to NIfTI, with dcm2niix for instance)"
+MANY_FRAMES = "with many slices in one file that is not enhanced CT (convert it to NIfTI, with dcm2niix for instance)"
 # what separates the reconstructions and phases of one SeriesInstanceUID, in this order, and its name in a sentence
 PARTED_BY: tuple[tuple[str, Callable[[Instance], object]], ...] = (
     ("convolution kernel", lambda i: i.get("ConvolutionKernel")),

@@ -1,1 +1,1 @@
-"""Write DICOM: segmentation objects."""
+"""Write DICOM: segmentations (SEG), structured reports (SR), parametric maps (PM)."""

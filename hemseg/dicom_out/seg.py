@@ -15,7 +15,7 @@ from hemseg.errors import HemsegError
 from hemseg.io.files import write_with
 from hemseg.io.marks import mark
 from hemseg.kinds import CODES, KINDS, UNSURE, UNSURE_CODE
-from hemseg.segmentation import WRITERS, Segmentation
+from hemseg.segmentation import Segmentation
 from hemseg.volume import SliceStack
 
 if TYPE_CHECKING:
@@ -254,6 +254,3 @@ def write_kind_segmentation(result: Segmentation, path: Path) -> Path:
     segmentation, _ = build_segmentation(result, path, labels, names or [HEMORRHAGE[2]], found, series_number=9004)
     write_with(segmentation.save_as, path, "the segmentation of kinds")
     return path
-
-
-WRITERS[".dcm"] = write_segmentation

@@ -28,7 +28,7 @@ from hemseg.dicom_out.seg import (
 from hemseg.errors import HemsegError
 from hemseg.io.files import write_with
 from hemseg.io.marks import mark
-from hemseg.lesions import MeasuredLesion, measured_lesions
+from hemseg.lesions import MeasuredLesion
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -59,8 +59,7 @@ def write_segmentation_and_report(result: Segmentation, path: Path, report: Path
     numbers, sizes = numbered_components(result.mask)
     segment_labels = [f"{HEMORRHAGE[2]} {number}" for number in range(1, len(sizes) + 1)] or [HEMORRHAGE[2]]
     segmentation, sources = build_segmentation(result, path, numbers.astype(np.uint16), segment_labels)
-    lesions = measured_lesions(result.mask, result.volume, result.working, result.working_probability)
-    written = build_report(result, report, lesions, segmentation, sources)
+    written = build_report(result, report, result.measured, segmentation, sources)
     write_with(written.save_as, report, "the structured report")
     write_with(segmentation.save_as, path, "the segmentation")
 

@@ -14,12 +14,12 @@ import cv2
 from hemseg.checks import check_scan
 from hemseg.dicom.reading import read_series
 from hemseg.dicom.source import Source
-from hemseg.dicom_out.sr import write_segmentation_and_report  # Segmentation.save knows DICOM by its module, too
 from hemseg.errors import HemsegError, OutputError, one_line
 from hemseg.folder.outputs import files_of, output_conflicts
 from hemseg.folder.plan import Job
 from hemseg.io.files import write_json
 from hemseg.io.fingerprint import unchanged
+from hemseg.mask_formats import write_result
 from hemseg.measure import measure, read_given_mask
 from hemseg.model import Model
 from hemseg.names import printable
@@ -142,10 +142,8 @@ def _segment_and_write(job: Job, model: Model) -> Segmentation:
         write_probability(result, job.probability)
     if job.kinds:
         write_kinds(result, job.kinds)
-    if job.structured_report:
-        write_segmentation_and_report(result, job.mask, job.structured_report)
-    elif not job.given:
-        result.save(job.mask)  # last: where there is a mask, there is all of the case
+    if not job.given:
+        write_result(result, job.mask, job.format, job.companion)  # last: where there is a mask, there is all of it
     return result
 
 

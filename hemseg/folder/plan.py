@@ -7,11 +7,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hemseg.choices import DICOM, MASK_FORMATS, SAME, MaskFormat
 from hemseg.errors import HemsegError
 from hemseg.folder.scans import Found, find_scans, own_name
 from hemseg.io.folders import may_be_dicom
 from hemseg.io.formats import mask_name, stem, suffix
+from hemseg.mask_formats import MASK_FORMATS, SAME, format_of
 from hemseg.names import name_problem
 from hemseg.report.kinds import kinds_path
 from hemseg.report.probability import probability_path
@@ -27,7 +27,8 @@ class Job:
         overlay, report, thumbnail: where its pictures and its report (JSON, with an HTML page beside it) go, if
             anywhere.
         probability, kinds: where its probability image and its mask of kinds go, if anywhere.
-        structured_report: where its DICOM SR goes, if anywhere; the mask is a DICOM SEG then.
+        format: of the mask, one of `hemseg.mask_formats.MASK_FORMATS`.
+        companion: where the second file of this format goes (the structured report of ``dicom``), if it has one.
         files: those of a DICOM study; only the scan itself when empty.
         series: of a DICOM study, when the rule of `hemseg.dicom.reading` shall not choose.
         page: whether the report has an HTML page.
@@ -48,7 +49,8 @@ class Job:
     thumbnail: Path | None = None
     probability: Path | None = None
     kinds: Path | None = None
-    structured_report: Path | None = None
+    format: str = SAME
+    companion: Path | None = None
     files: tuple[Path, ...] = ()
     series: str = ""
     page: bool = False
@@ -64,7 +66,7 @@ class Job:
         """Every file that it writes."""
         page = self.report.with_suffix(".html") if self.report and self.page else None
         mask = None if self.given else self.mask
-        beside = (self.overlay, self.report, page, self.thumbnail, self.probability, self.structured_report, self.kinds)
+        beside = (self.overlay, self.report, page, self.thumbnail, self.probability, self.companion, self.kinds)
         return tuple(p for p in (mask, *beside) if p)
 
 
@@ -73,8 +75,7 @@ class OutputOptions:
     """What to write for each case beside the mask, and how.
 
     Attributes:
-        format: of the mask: ``same`` as the scan's (MetaImage for DICOM), ``mha``, ``nii.gz``, ``dicom-seg``, or
-            ``dicom`` (a DICOM SEG with a segment for each lesion, and a DICOM SR).
+        format: of the mask, one of `hemseg.mask_formats.MASK_FORMATS`.
         series, strict, operating_point, range: see `Job`.
         measure, label: masks are given, see `Job`.
     """
@@ -82,7 +83,7 @@ class OutputOptions:
     overlay: bool = False
     report: bool = False
     probability: bool = False
-    format: MaskFormat = SAME
+    format: str = SAME
     series: str = ""
     strict: bool = False
     operating_point: str = ""
@@ -92,8 +93,8 @@ class OutputOptions:
     kinds: bool = False
 
     def __post_init__(self) -> None:
-        if self.format not in (SAME, *MASK_FORMATS):
-            raise HemsegError(f"format {self.format!r} is not known; give one of {', '.join((SAME, *MASK_FORMATS))}.")
+        if self.format not in MASK_FORMATS:
+            raise HemsegError(f"format {self.format!r} is not known; give one of {', '.join(MASK_FORMATS)}.")
 
 
 def plan_jobs(source: Path | Sequence[Path], target: Path, options: OutputOptions = OutputOptions()) -> list[Job]:
@@ -113,7 +114,10 @@ def plan_jobs(source: Path | Sequence[Path], target: Path, options: OutputOption
         alone, to_file, found = _found_in_one(sources[0], target, unread)
     else:
         alone, to_file, found = False, False, _found_in_several(sources, target, unread)
-    masks = [target if to_file else target / c.parent / _mask_name(s, c, bool(f), options.format) for c, s, f in found]
+    form = MASK_FORMATS[options.format]
+    if to_file and form.suffix and not target.name.lower().endswith(form.suffix):
+        raise HemsegError(f"{target}: a mask of --format {form.name} ends in {form.suffix}; leave one of both out.")
+    masks = [target if to_file else target / c.parent / _mask_name(s, c, bool(f), form.suffix) for c, s, f in found]
     stems = Counter(_without_suffix(mask) for mask in masks)
     jobs = []
     for (case, scan, files), mask in zip(found, masks, strict=True):
@@ -128,7 +132,8 @@ def plan_jobs(source: Path | Sequence[Path], target: Path, options: OutputOption
             report=own / "report.json" if options.report else None,
             probability=probability_path(mask, own) if options.probability else None,
             kinds=kinds_path(mask, own) if options.kinds else None,
-            structured_report=own.with_name(f"{own.name}_sr.dcm") if options.format == DICOM else None,
+            format=options.format,
+            companion=own.with_name(f"{own.name}{form.companion}") if form.companion else None,
             thumbnail=None if alone else target / "thumbnails" / case.parent / f"{case.name}.jpg",
             files=files,
             series=options.series,
@@ -163,7 +168,7 @@ def known_refusal(job: Job, unread: Collection[Path]) -> str:
 def _found_in_one(source: Path, target: Path, unread: dict[Path, str]) -> tuple[bool, bool, list[Found]]:
     """Whether it is a single scan, whether the target is the mask's name, and the scans."""
     alone = source.is_file() or (not source.exists() and bool(suffix(source)))
-    to_file = bool(suffix(target) or target.suffix == ".dcm") and not target.is_dir()
+    to_file = names_mask(target) and not target.is_dir()
     if alone:
         found: list[Found] = [(Path(source.name), source, ())]
     else:
@@ -178,7 +183,7 @@ def _found_in_one(source: Path, target: Path, unread: dict[Path, str]) -> tuple[
 def _found_in_several(sources: Sequence[Path], target: Path, unread: dict[Path, str]) -> list[Found]:
     if target.exists() and not target.is_dir():
         raise HemsegError(f"{target}: is a file; with several scans the last name is the folder for their masks.")
-    if suffix(target) and not target.exists():
+    if names_mask(target) and not target.exists():
         raise HemsegError(f"{target}: is the name of one image; give a folder for the masks of several scans.")
     found: list[Found] = []
     for source in sources:
@@ -191,13 +196,19 @@ def _found_in_several(sources: Sequence[Path], target: Path, unread: dict[Path, 
     return found
 
 
+def names_mask(path: Path) -> bool:
+    """Whether a path is by its suffix that of a mask, not of a folder."""
+    return bool(suffix(path) or format_of(path))
+
+
 def _without_suffix(mask: Path) -> Path:
-    return mask.with_name(stem(mask)) if suffix(mask) else mask.with_suffix("")
+    form = format_of(mask)
+    return mask.with_name(mask.name[: -len(form.suffix)] if form else stem(mask))
 
 
-def _mask_name(scan: Path, case: Path, study: bool, form: str) -> str:
-    """File name of a mask."""
+def _mask_name(scan: Path, case: Path, study: bool, ending: str) -> str:
+    """File name of a mask; ``ending``: its suffix, '' for the scan's own."""
     own = case.name if study else stem(scan) if suffix(scan) else scan.stem
-    if form == SAME:
-        return mask_name(scan) if suffix(scan) else f"{own}{MASK_FORMATS['mha']}"
-    return f"{own}{MASK_FORMATS[form]}"
+    if not ending and suffix(scan):
+        return mask_name(scan)
+    return f"{own}{ending or '.mha'}"

@@ -17,7 +17,7 @@ def whole_lines(path: Path) -> str | None:
         HemsegError: it is no file, or cannot be read.
     """
     if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise HemsegError(f"{path}: is no file; give another folder for the output.")
+        raise HemsegError(f"{path}: is not a file; give another folder for the output.")
     try:
         text = path.read_bytes().decode("utf-8-sig", errors="replace")
     except FileNotFoundError:

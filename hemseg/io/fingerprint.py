@@ -53,7 +53,7 @@ def content_of(paths: Sequence[Path]) -> str:
     found = []
     for path in paths:
         if not path.is_file():  # a pipe would be waited for
-            raise OSError(errno.EINVAL, "is no file", str(path))
+            raise OSError(errno.EINVAL, "is not a file", str(path))
         with path.open("rb") as file:
             found.append(hashlib.file_digest(file, "sha256").digest())
     return found[0].hex() if len(found) == 1 else hashlib.sha256(b"".join(sorted(found))).hexdigest()

@@ -1,6 +1,7 @@
 """The image formats that hemseg reads and writes, each in one entry.
 
-`hemseg.io.images` reads and `hemseg.io.masks` writes by these entries; `hemseg.choices` has the names of ``--format``.
+`hemseg.io.images` reads and `hemseg.io.masks` writes by these entries; `hemseg.mask_formats` has those of
+``--format``.
 """
 
 from __future__ import annotations

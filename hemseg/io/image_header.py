@@ -78,7 +78,7 @@ def nifti_orientation(path: Path) -> Orientation:
     if (slope == 0 or not np.isfinite(slope)) and np.isfinite(intercept) and intercept != 0:
         raise HeaderError("has a slope of 0 and an intercept (scl_slope, scl_inter): are voxels scaled or not? Fix it")
     if np.isfinite(slope) and slope != 0 and not np.isfinite(intercept):
-        raise HeaderError("has a slope and an intercept that is no number (scl_slope, scl_inter); fix it")
+        raise HeaderError("has a slope and an intercept that are not numbers (scl_slope, scl_inter); fix it")
     if not NIFTI_VOXELS <= float(header["vox_offset"]) < MOST_OFFSET:  # not for NaN either
         raise HeaderError(
             f"does not say where its voxels begin (vox_offset is below {NIFTI_VOXELS} or no number); fix it"

@@ -139,7 +139,7 @@ def _files_inside(folder: Path, name: str) -> list[Path]:
     if any(not Path(os.path.realpath(file)).is_relative_to(home) for file in where):  # takes links in a circle
         raise outside
     if any(file.exists() and not file.is_file() for file in where):  # a pipe would be waited for
-        raise ValueError(f"its voxels should be in {name[:80]}, which is no file")
+        raise ValueError(f"its voxels should be in {name[:80]}, which is not a file")
     return [file for file in where if file.is_file()]
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from hemseg.options import Device, Weights
+
 
 def node(
     destination: Annotated[
@@ -27,10 +29,8 @@ def node(
         float, typer.Option(min=0.0, help="A study is complete when no image came for so long.")
     ] = 30.0,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse what looks odd or implausible.")] = False,
-    weights: Annotated[
-        Path | None, typer.Option(help="Folder with manifest.json; by default the weights that came with hemseg.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto (CUDA where it works, else CPU), cpu, or cuda.")] = "auto",
+    weights: Weights = None,
+    device: Device = "auto",
 ) -> None:
     """Be a DICOM node: receive CT studies, segment one at a time, send the results back. Until Ctrl-C or SIGTERM.
 

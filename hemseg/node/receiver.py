@@ -54,7 +54,7 @@ class Receiver:
             arrived,
         )
         self._server: Any = None
-        self._told: WeakSet[Any] = WeakSet()  # associations of which it was said that not all is kept
+        self._warned: WeakSet[Any] = WeakSet()  # associations whose warning that not all is kept was given
 
     @property
     def port(self) -> int:
@@ -84,7 +84,7 @@ class Receiver:
         entity.add_supported_context(Verification)
         for (
             context
-        ) in AllStoragePresentationContexts:  # what is no CT is passed over, or whole studies would be refused
+        ) in AllStoragePresentationContexts:  # what is not CT is passed over, or whole studies would be refused
             entity.add_supported_context(str(context.abstract_syntax), list(TRANSFER_SYNTAXES))
         handlers: list[Any] = [
             (evt.EVT_CONN_OPEN, _limit),
@@ -137,18 +137,18 @@ class Receiver:
 
         kind, instance = str(event.request.AffectedSOPClassUID), str(event.request.AffectedSOPInstanceUID)
         if kind not in CT_CLASSES:
-            if event.assoc not in self._told:
-                self._told.add(event.assoc)
-                logger.info("%s", one_line(f"what is no CT is passed over, from {event.assoc.requestor.address}"))
+            if event.assoc not in self._warned:
+                self._warned.add(event.assoc)
+                logger.info("%s", one_line(f"what is not CT is passed over, from {event.assoc.requestor.address}"))
             return DISCARDED
         content = event.encoded_dataset()
         names = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID"]
         header = dcmread(BytesIO(content), stop_before_pixels=True, specific_tags=list(names))
-        said = [str(header.get(name) or "") for name in names]
-        if said[:2] != [kind, instance] or not said[2]:
+        values = [str(header.get(name) or "") for name in names]
+        if values[:2] != [kind, instance] or not values[2]:
             logger.warning("refused an image: its header is not what the request says, or names no study")
             return MISMATCH
-        self.queue.add(said[2], instance, content)
+        self.queue.add(values[2], instance, content)
         self._arrived()
         return SUCCESS
 

@@ -108,9 +108,9 @@ class Sender(threading.Thread):
             except UnreachableError as error:
                 self._pause(0, f"{case}: not sent, {self.destination} {error}")
                 break
-            except Exception as error:  # also what cannot be read back: kept, and said
-                said = str(error) if isinstance(error, NotTakenError) else f"failed ({type(error).__name__})"
-                self._pause(case.number, f"{case}: not sent, {self.destination} {said}")
+            except Exception as error:  # also what cannot be read back: kept, and reason
+                reason = str(error) if isinstance(error, NotTakenError) else f"failed ({type(error).__name__})"
+                self._pause(case.number, f"{case}: not sent, {self.destination} {reason}")
                 continue
             for number in (0, case.number):
                 self._failures.pop(number, None)

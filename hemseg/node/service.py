@@ -109,7 +109,8 @@ class Node:
             case=Path(str(case)),
             scan=folder,
             mask=folder / RESULTS / "1-segmentation.dcm",
-            structured_report=folder / RESULTS / "2-report.dcm",
+            format="dicom",
+            companion=folder / RESULTS / "2-report.dcm",
             files=tuple(files),
             strict=self.settings.strict,
         )

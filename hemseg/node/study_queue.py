@@ -166,9 +166,9 @@ class StudyQueue:
         with self._lock:
             for case in self.cases(WAITING):
                 if self._attempts(case) >= MAX_ATTEMPTS:
-                    said = f"it was begun {MAX_ATTEMPTS} times, and the process ended each time before it was done."
-                    logger.error("%s: given up: %s", case, said)
-                    self.fail(case, said)
+                    reason = f"it was begun {MAX_ATTEMPTS} times, and the process ended each time before it was done."
+                    logger.error("%s: given up: %s", case, reason)
+                    self.fail(case, reason)
                     continue
                 self._move(case, SEGMENTING)
                 with (self.path(case) / ATTEMPTS).open("ab") as file:

@@ -97,8 +97,8 @@ LESIONS = (
     Column(
         "touches_ventricle",
         "yesno",
-        "It comes within 3 mm of CSF deep in the brain, in plane: ventricles, and deep cisterns; a ventricle full of "
-        "blood does not count. A rule of thumb",
+        "By a rule of thumb, it comes within 3 mm of CSF deep in the brain, in plane: ventricles, and deep cisterns; a "
+        "ventricle full of blood does not count",
     ),
     Column("probability_mean", "number", "Mean of the network's probability over its voxels; empty for given masks"),
     Column("probability_max", "number", "Largest of the network's probabilities; empty for given masks"),

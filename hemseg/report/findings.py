@@ -101,7 +101,7 @@ def findings(result: Segmentation, model: Model, case: str) -> dict[str, Any]:
 
 
 def _kinds(result: Segmentation) -> list[dict[str, Any]]:
-    """What is said about the kind of each lesion: nothing where the weights name none."""
+    """What a report holds about the kind of each lesion: nothing where the weights name none."""
     if len(result.kinds) != len(result.measured):
         return [{} for _ in result.measured]
     return [{"kind": kind.name, "kind_probability": round(kind.probability, 3)} for kind in result.kinds]

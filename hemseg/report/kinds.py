@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hemseg.dicom_out.seg import write_kind_segmentation
 from hemseg.errors import HemsegError
 from hemseg.io.formats import suffix
 from hemseg.io.masks import write_mask
+from hemseg.mask_formats import format_of
 from hemseg.segmentation import Segmentation
 
 
 def kinds_path(mask: Path, own: Path) -> Path:
-    """Where the mask of kinds goes: beside the mask, in its format.
+    """Where the mask of kinds goes: beside the mask, in its format; MetaImage beside one that holds no kinds.
 
     Args:
         own: the mask's path without its suffix, or what stands in for it.
     """
-    return own.with_name(f"{own.name}_kinds{suffix(mask) or mask.suffix}")
+    form = format_of(mask)
+    ending = suffix(mask) if form is None else form.suffix if form.write_kinds else ".mha"
+    return own.with_name(f"{own.name}_kinds{ending}")
 
 
 def write_kinds(result: Segmentation, path: Path) -> Path:
@@ -29,6 +31,7 @@ def write_kinds(result: Segmentation, path: Path) -> Path:
     """
     if len(result.kinds) != len(result.lesions):
         raise HemsegError(f"{path}: these weights name no kinds of hemorrhage; use others, or leave out --kinds.")
-    if path.suffix.lower() == ".dcm":
-        return write_kind_segmentation(result, path)
+    form = format_of(path)
+    if form and form.write_kinds:
+        return form.write_kinds(result, path)
     return write_mask(result.kind_mask, result.volume, path)

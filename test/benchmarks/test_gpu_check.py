@@ -49,6 +49,14 @@ def test_losses_and_gradients_are_compared_by_hand() -> None:
     assert not gpu_check.compare((1.0,), np.zeros(2), reference).within("bf16-mixed")
 
 
+def test_the_cpu_is_named_where_a_gpu_is_there_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
+    assert gpu_check.device_name(torch.device("cuda")) == "Some GPU"
+    assert gpu_check.device_name(torch.device("cpu")).startswith("CPU (")
+    assert "Some GPU" not in gpu_check.device_name(torch.device("cpu"))
+
+
 def test_without_a_gpu_it_says_so(capsys: Any) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")

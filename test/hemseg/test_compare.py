@@ -24,6 +24,7 @@ from hemseg.compare.registration import Registration, register
 from hemseg.compare.retest_limits import RetestLimits, read_limits
 from hemseg.compare.tables import COLUMNS
 from hemseg.errors import HemsegError
+from hemseg.io.files import exclusive_access
 from hemseg.io.writers import to_itk
 from hemseg.measure import read_given_mask
 from hemseg.model import Model, load
@@ -340,7 +341,7 @@ def test_a_table_of_pairs_goes_on_after_a_failure(
         ("baseline,followup\na,\n", "row 2 names no"),
         ("baseline,followup\na,b\na,b\n", "rows 2 and 3 have the same case"),
         ("baseline,followup,hours\na,b,soon\n", "row 2 has hours"),
-        ("baseline,followup,case\na,b,../x\n", "no name of a folder"),
+        ("baseline,followup,case\na,b,../x\n", "not a folder's name"),
         ("baseline,followup\na,b,c\n", "more cells"),
     ],
 )
@@ -365,6 +366,13 @@ def test_a_mask_that_does_not_fit_is_refused_as_by_measure(
     with pytest.raises(HemsegError, match="up to 5 mm away") as refused:
         read_given_mask(mask, volume)
     assert sentences == [str(refused.value)]
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(bleed_scan: Path, light: Path, tmp_path: Path) -> None:
+    with exclusive_access(tmp_path / "out"):
+        done = hemseg_here("compare", bleed_scan, bleed_scan, tmp_path / "out", "--weights", light, check=1)
+        assert list((tmp_path / "out").iterdir()) == []
+    assert "another hemseg is writing there" in done.stderr
 
 
 def test_times_of_dicom() -> None:

@@ -278,7 +278,7 @@ def test_damaged_enhanced_ct_gets_a_sentence(tmp_path: Path, phantom: Volume) ->
 
 def test_files_of_many_slices_that_are_no_enhanced_ct_are_named(tmp_path: Path, phantom: Volume) -> None:
     write_series(tmp_path / "study", phantom, NumberOfFrames=28)
-    assert "no enhanced CT" in command("segment", tmp_path / "study", tmp_path / "out", check=1).stderr
+    assert "not enhanced CT" in command("segment", tmp_path / "study", tmp_path / "out", check=1).stderr
     with pytest.raises(
         HemsegError, match=r"study: holds no CT .*: 28 files with many slices in one file .*convert it to NIfTI"
     ):

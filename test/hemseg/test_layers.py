@@ -39,7 +39,7 @@ LAYERS = (
     ),
     ("hemseg.manifest", "hemseg.onnx_session", "hemseg.model"),
     ("hemseg.checks", "hemseg.sanity", "hemseg.segmentation", "hemseg.volume_range"),
-    ("hemseg.report", "hemseg.measure", "hemseg.dicom_out"),
+    ("hemseg.report", "hemseg.measure", "hemseg.dicom_out", "hemseg.mask_formats"),
     ("hemseg.folder", "hemseg.compare", "hemseg.bids"),
     ("hemseg.node", "hemseg.grand_challenge", "hemseg.api", "hemseg.cli"),
     ("process",),

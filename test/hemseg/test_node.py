@@ -250,7 +250,7 @@ def test_what_is_no_ct_is_passed_over(
     other.Modality = "MR"
     caplog.set_level(logging.INFO)
     assert push(node, [other, other]) == [DISCARDED] * 2
-    assert caplog.text.count("what is no CT is passed over") == 1
+    assert caplog.text.count("what is not CT is passed over") == 1
     assert not node.step()
     localizer = pydicom.dcmread(studies[0][0].filename)
     localizer.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]

@@ -146,9 +146,9 @@ def test_pipes_where_headers_and_outputs_lead(scan: Path, tmp_path: Path, light:
     for name, where in (("b", "pipe.raw"), ("c", "LIST\npipe.raw\npipe.raw"), ("d", "loop.raw"), ("e", "LIST\nno.raw")):
         (tmp_path / f"{name}.mhd").write_text(f"{meta}ElementDataFile = {where}\n")
     for name, said in (
-        ("a.nrrd", "which is no file"),
-        ("b.mhd", "which is no file"),
-        ("c.mhd", "which is no file"),
+        ("a.nrrd", "which is not a file"),
+        ("b.mhd", "which is not a file"),
+        ("c.mhd", "which is not a file"),
         ("d.mhd", "which is missing"),
         ("e.mhd", "which is missing"),
         ("study.zip", "is not a file"),
@@ -158,7 +158,7 @@ def test_pipes_where_headers_and_outputs_lead(scan: Path, tmp_path: Path, light:
         assert files_of(Job(Path(name), tmp_path / name, tmp_path / "mask.mha")) == [tmp_path / name]
     with pytest.raises(HemsegError, match="hemseg did not write it"):
         refuse_conflicts([Job(Path("case.nii.gz"), scan, tmp_path / "out.nii.gz")])
-    with pytest.raises(HemsegError, match="is no file; give another folder"):
+    with pytest.raises(HemsegError, match="is not a file; give another folder"):
         Journal(tmp_path)
     (scan.parent / "sub").mkdir()
     os.mkfifo(scan.parent / "sub" / "summary.csv")

@@ -224,7 +224,7 @@ def test_no_ct_and_no_stranger(pair: tuple[Running, Orthanc], bleed: Any, tmp_pa
     time.sleep(QUIET_SECONDS + 2)
     assert not [path for path in node.queue.rglob("*.dcm") if "failed" not in path.parts]
     assert not archive.results(uid)
-    assert "what is no CT is passed over" in node.log.read_text()
+    assert "what is not CT is passed over" in node.log.read_text()
     echo = ["echoscu", "-aec", "HEMSEG", "127.0.0.1", str(node.port), "-aet"]
     assert subprocess.run([*echo, "CT"], check=False).returncode == 0
     assert subprocess.run([*echo, "STRANGER"], check=False).returncode != 0

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import COARSE, training
+from helpers.networks import write_tiny
 from safetensors.torch import load_file, save_file
 
 from hemseg.errors import HemsegError
@@ -41,27 +42,9 @@ from training.stage_names import Variant
 CPU = Hardware(accelerator="cpu")
 SPLIT = ("train", "train", "train", "val", "test", "train")
 NON_COMMERCIAL = "non-commercial research only"
-YAML = """
-preprocessing: {in_plane_mm: 4.0, slice_mm: 9.0}
-classifier:
-  backbone: resnet18
-  widths: [4, 8, 8, 8]
-  output_stride: 8
-  image_size: [48, 40]
-  field_mm: [224, 192]
-  stripped: true
-  windows: [[0, 80], [-20, 100]]
-  optimization: {optimizer: adamw, lr: 0.003, batch: 8, epochs: 1, frozen_statistics: true}
-sequence: {hidden: 4, optimization: {optimizer: adamw, lr: 0.001, batch: 2, epochs: 1}}
-cam: {method: layercam, stage: 2}
-pseudolabels: {threshold: 0.3, clusters: 2, replace: mean, intracranial: true}
-segmenter:
-  channels: [4, 8, 8]
-  strides: [[1, 2, 2], [2, 2, 2]]
-  residual_units: 1
-  train_patch: [8, 32, 32]
-  patch: [8, 32, 24]
-  optimization: {optimizer: adam, lr: 0.003, batch: 2, epochs: 1, frozen_statistics: true}
+DIFFERENCES = """
+classifier: {optimization: {frozen_statistics: true}}
+segmenter: {optimization: {frozen_statistics: true}}
 """
 
 
@@ -74,7 +57,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parts = [{"case": name, "split": part} for (name, _, _), part in zip(cases(6, 5), SPLIT, strict=True)]
     write_table(rows, folder / "data" / "slice_labels.csv")
     write_table(parts, folder / "data" / "split.csv")
-    (folder / "tiny.yaml").write_text(YAML)
+    write_tiny(folder, DIFFERENCES)
     config = load_config(folder / "tiny.yaml")
     torch.manual_seed(7)
     unet = build_unet(config.segmenter, len(config.preprocessing.channels))

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import COARSE, ROOT, training
+from helpers.networks import TINY, write_tiny
 from torch.utils.data import DataLoader
 
 from hemseg.errors import HemsegError
@@ -35,45 +36,19 @@ from training.pipeline.runner import fingerprint
 
 CPU = Hardware(accelerator="cpu")
 OPTIMIZATION = Optimization("sgd", lr=0.05, batch=4, epochs=4, schedule="onecycle")
-TINY = Classifier(
-    backbone="resnet18",
-    widths=(4, 4, 8, 8),
-    output_stride=8,
-    image_size=(32, 32),
-    windows=((0, 80),),
-    augment=True,
-    optimization=OPTIMIZATION,
-)
-YAML = """
-preprocessing: {in_plane_mm: 4.0, slice_mm: 9.0}
-classifier:
-  backbone: resnet18
-  widths: [4, 8, 8, 8]
-  output_stride: 8
-  image_size: [48, 40]
-  field_mm: [224, 192]
-  stripped: true
-  windows: [[0, 80], [-20, 100]]
-  augment: true
-  optimization: {optimizer: adamw, lr: 0.003, schedule: onecycle, batch: 8, epochs: 6}
-sequence: {hidden: 4, optimization: {optimizer: adamw, lr: 0.001, batch: 2, epochs: 2}}
-cam: {method: layercam, stage: 2}
-pseudolabels: {threshold: 0.3, clusters: 3, replace: mean, intracranial: true}
-segmenter:
-  channels: [4, 8, 8]
-  strides: [[1, 2, 2], [2, 2, 2]]
-  residual_units: 1
-  train_patch: [8, 32, 32]
-  patch: [16, 48, 40]
-  augment: true
-  optimization: {optimizer: adam, lr: 0.003, batch: 2, epochs: 2}
+SMALLER = replace(TINY, image_size=(32, 32), windows=((0, 80),), augment=True, optimization=OPTIMIZATION)
+DIFFERENCES = """
+classifier: {augment: true, optimization: {schedule: onecycle, epochs: 6}}
+sequence: {optimization: {epochs: 2}}
+pseudolabels: {clusters: 3}
+segmenter: {patch: [16, 48, 40], augment: true, optimization: {epochs: 2}}
 """
 
 
 def slice_task(epochs: int = 4) -> tuple[Task, Any, Any]:
     torch.manual_seed(0)
     hu, labels = torch.rand(14, 32, 32) * 80, (torch.arange(14) % 2).float()
-    settings = replace(TINY, optimization=replace(OPTIMIZATION, epochs=epochs))
+    settings = replace(SMALLER, optimization=replace(OPTIMIZATION, epochs=epochs))
     data = Slices(hu, labels)
     return SliceTask(SliceNetwork(settings), settings, 0), loader(data, OPTIMIZATION, 0), DataLoader(data, 4)
 
@@ -82,8 +57,8 @@ def sequence_task() -> tuple[Task, Any, Any]:
     torch.manual_seed(0)
     data = [(torch.rand(n, 32, 32) * 80, (torch.arange(n) % 2).float()) for n in (3, 5, 4, 2)]
     sequence = Sequence(hidden=4, optimization=replace(OPTIMIZATION, batch=2))
-    config = Config("test", classifier=TINY, sequence=sequence)
-    task = SequenceTask(SequenceNetwork(SliceNetwork(TINY), sequence), config)
+    config = Config("test", classifier=SMALLER, sequence=sequence)
+    task = SequenceTask(SequenceNetwork(SliceNetwork(SMALLER), sequence), config)
 
     class Items(torch.utils.data.Dataset):
         def __len__(self) -> int:
@@ -177,7 +152,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
 def test_labels_without_hemorrhage_are_reported_and_cost_one_epoch(
     marked: bool, epochs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "tiny.yaml").write_text(YAML)
+    write_tiny(tmp_path, DIFFERENCES)
     rng = np.random.default_rng(0)
     cases = [
         Prepared(str(n), "train", rng.uniform(0, 80, (8, 32, 32)), np.ones((8, 32, 32), bool), np.ones(8)) for n in "ab"
@@ -194,7 +169,7 @@ def test_labels_without_hemorrhage_are_reported_and_cost_one_epoch(
 def test_gradients_add_up_to_the_batch() -> None:
     assert micro_batch(Optimization(batch=32)) == 32
     assert micro_batch(Optimization(batch=32, micro_batch=8)) == 8
-    with pytest.raises(HemsegError, match="no multiple"):
+    with pytest.raises(HemsegError, match="not a multiple"):
         micro_batch(Optimization(batch=32, micro_batch=5))
 
 
@@ -221,7 +196,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a data set of phantoms and a configuration."""
     folder = tmp_path_factory.mktemp("study")
     write_dataset(folder / "data", 10, seed=5, grid=replace(COARSE, shape=(12, 64, 64), spacing=(3.6, 3.6, 12.0)))
-    (folder / "tiny.yaml").write_text(YAML)
+    write_tiny(folder, DIFFERENCES)
     return folder
 
 

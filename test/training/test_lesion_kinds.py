@@ -1,18 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hemseg.kinds import ANSWERS, INPUTS, KINDS, View
-from training.config import load_config
+from training.config import Config, load_config
 from training.data.datasets import Case, DataSet, Prepared
 from training.data.slice_kinds import UNKNOWN, allowed_kinds, read_slice_kinds
 from training.evaluation.kinds import confusion, judged, summary
 from training.fitting.kind_slices import PooledSlices, crossed_maps, folds, linear_maps, painted_copies
 from training.labels.kind_head import fitted_head, sample_weights, unsure_below
 from training.labels.lesion_kinds import LesionSample, labelled_lesions, lesions_of, painted_lesions
+from training.pipeline.kinds import KindData, lesion_samples, samples_key
 
 MM = (5.0, 1.0, 1.0)
 SUBDURAL = KINDS.index("subdural")
@@ -183,3 +185,40 @@ def test_figures_count_the_largest_lesion_of_one_kind_and_unsure_as_wrong() -> N
     table = confusion(rows)
     assert table.sum() == 2
     assert table[SUBDURAL].tolist() == [0, 0, 0, 1, 0, 1]
+
+
+def test_samples_are_taken_up_only_where_they_were_made_of_the_same(tmp_path: Path) -> None:
+    """A case with one subdural lesion; nothing is painted, as no slice has an inside."""
+    (tmp_path / "prepare").mkdir()
+    hu, empty = np.full((2, 12, 12), 30, np.float32), np.zeros((2, 12, 12), bool)
+    np.savez(tmp_path / "prepare" / "a.npz", hu=hu, intracranial=empty, labels=np.ones(2, np.int8))
+    mask = np.zeros((2, 12, 12), np.uint8)
+    mask[0, 3:8, 3:8] = 1
+    (tmp_path / "relabel").mkdir()
+    np.savez(tmp_path / "relabel" / "a.npz", mask=mask)
+    case = Case("a", tmp_path / "a.nii.gz", "train", (1, 1), None, source="d")
+    answers = {"a": np.array([of("subdural"), of("subdural")], np.int8)}
+    data = KindData(DataSet("d", (case,)), answers, tmp_path, tmp_path / "relabel")
+    made: list[int] = []
+
+    def inputs(lesions: list[np.ndarray], hu: np.ndarray, inside: np.ndarray, name: str) -> np.ndarray:
+        made.append(len(lesions))
+        return np.zeros((len(lesions), len(INPUTS)))
+
+    def lesions(data: KindData, config: Config) -> list[LesionSample]:
+        key = samples_key(data, None, config)
+        return lesion_samples(data, "train", inputs, config, tmp_path / "lesions_train.npz", key)
+
+    config = load_config("smoke")
+    (first,), (again,) = lesions(data, config), lesions(data, config)
+    assert made == [1]
+    assert (first.case, first.largest, first.allowed.tolist()) == (again.case, again.largest, again.allowed.tolist())
+    lesions(data, replace(config, seed=config.seed + 1))
+    assert made == [1, 1]
+    lesions(data, config)  # of the seed before
+    np.savez(tmp_path / "relabel" / "a.npz", mask=mask * 0)
+    assert lesions(data, config) == []
+    np.savez(tmp_path / "relabel" / "a.npz", mask=mask)
+    lesions(data, config)
+    lesions(replace(data, answers={"a": np.array([of("epidural"), of("epidural")], np.int8)}), config)
+    assert made == [1] * 5

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import COARSE
 
 from hemseg.model import Model
 from hemseg.volume import Volume
@@ -71,7 +72,7 @@ def test_blood_may_lie_inside_the_skull_and_nowhere_else() -> None:
 
 
 def test_tables_of_changed_and_cut_scans(model: Model, tmp_path: Path) -> None:
-    write_dataset(tmp_path, 1, seed=3, grid=Grid((16, 96, 96), (2.4, 2.4, 9.0)), split=(0.0, 0.0))
+    write_dataset(tmp_path, 1, seed=3, grid=COARSE, split=(0.0, 0.0))
     dataset = load_dataset(tmp_path)
     changes = (windowed(-20, 100), shifted(5))
     rows = changed_scans(dataset, "test", model, changes=changes)
@@ -86,7 +87,7 @@ def test_tables_of_changed_and_cut_scans(model: Model, tmp_path: Path) -> None:
 
 
 def test_operating_points_on_val(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_dataset(tmp_path, 2, seed=3, grid=Grid((16, 96, 96), (2.4, 2.4, 9.0)), split=(0.0, 1.0))
+    write_dataset(tmp_path, 2, seed=3, grid=COARSE, split=(0.0, 1.0))
     few = [{"threshold": t, "min_peak": p, "min_lesion_ml": 0.1} for t, p in ((0.3, 0.6), (0.3, 1.01))]
     monkeypatch.setattr("training.evaluation.operating_point.points", lambda: few)
     rows = operating_points(load_dataset(tmp_path), model)

@@ -14,6 +14,7 @@ from .options import (
     ConfigOption,
     DataOption,
     DataSetsOption,
+    RunConfigOption,
     RunOption,
     SeedOption,
     SplitOption,
@@ -85,7 +86,7 @@ def _slices(
     split: SplitOption = None,
     weights: WeightsOption = None,
     run: Annotated[Path | None, typer.Option(help="Folder of a run whose slice classifier is asked, too.")] = None,
-    config: Annotated[str, typer.Option(help="The run's configuration.")] = "best",
+    config: RunConfigOption = "best",
 ) -> None:
     """Measure weights on single slices with labels: AUC, found and marked, by kind of hemorrhage."""
     from hemseg.model import load
@@ -133,7 +134,7 @@ def _painted(
         Path | None, typer.Option(help="Folder of a run, to paint into its prepared training scans.")
     ] = None,
     sheet: Annotated[Path | None, typer.Option(help="The picture of these to write: keep it private.")] = None,
-    config: Annotated[str, typer.Option(help="The run's configuration.")] = "best",
+    config: RunConfigOption = "best",
     seed: Annotated[int, typer.Option(help="Of the picture.")] = 0,
 ) -> None:
     """Measure weights on bleeds painted into held-out heads; or show what training paints."""

@@ -12,6 +12,7 @@ Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]  # Lightning's 
 ConfigOption = Annotated[
     str, typer.Option("--config", help="A YAML file, or the bare name of one in training/configs.")
 ]
+RunConfigOption = Annotated[str, typer.Option("--config", help="The run's configuration.")]
 RunOption = Annotated[Path, typer.Option("--run", help="Folder of the run.")]
 DataOption = Annotated[
     list[Path] | None,

@@ -59,7 +59,7 @@ def read_labels(
         skip = any(yes_or_no(row.get(flag)) for flag in ("blanked", "missing"))
         positive = yes_or_no(label)
         if z is None or z < 0:
-            wrong.add(row, "the slice is no number from 0 on")
+            wrong.add(row, "the slice is not a number from 0 on")
         elif positive is None and not skip:
             wrong.add(row, f"hemorrhage is {label!r}, neither 0 nor 1" if label else "hemorrhage is empty")
         elif rows.setdefault(name, {}).setdefault(z, value := -1 if skip else int(bool(positive))) != value:

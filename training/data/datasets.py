@@ -22,6 +22,7 @@ import numpy as np
 from rich.progress import track
 
 from hemseg.errors import HemsegError
+from hemseg.io.files import atomic_write
 from hemseg.io.formats import stem, suffix
 from hemseg.preprocessing import Settings, Strip, working_image
 from hemseg.resources import cores
@@ -180,7 +181,7 @@ def prepare(dataset: DataSet, settings: Settings, folder: Path, strip: Strip | N
     """
 
     def one(case: Case) -> str:
-        target, partial = folder / f"{case.name}.npz", folder / f".{case.name}.part.npz"
+        target = folder / f"{case.name}.npz"
         if target.exists():
             return ""
         try:
@@ -189,8 +190,8 @@ def prepare(dataset: DataSet, settings: Settings, folder: Path, strip: Strip | N
             return f"{error} {DO_WITHOUT}"
         working = working_image(volume, settings, strip)
         labels = _labels_on_working_grid(case, volume.direction, working.grid.slab)
-        np.savez_compressed(partial, hu=working.hu, intracranial=working.intracranial, labels=labels)
-        partial.replace(target)
+        with atomic_write(target) as partial:
+            np.savez_compressed(partial, hu=working.hu, intracranial=working.intracranial, labels=labels)
         return ""
 
     with ThreadPoolExecutor(

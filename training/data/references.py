@@ -40,7 +40,7 @@ def image_header(path: Path) -> sitk.ImageFileReader:
     try:
         reader.ReadImageInformation()
     except RuntimeError:
-        raise HemsegError(f"{path}: cannot be read; it is damaged or no image.") from None
+        raise HemsegError(f"{path}: cannot be read; it is damaged or not an image.") from None
     return reader
 
 

@@ -38,7 +38,7 @@ def read_table(path: Path, columns: Iterable[str], faults: list[str]) -> list[Ro
     """
     text = decoded(path.read_bytes())
     if text is None:
-        faults.append(f"{path.name} is no text in UTF-8 or UTF-16; save it as CSV, UTF-8")
+        faults.append(f"{path.name} is not text in UTF-8 or UTF-16; save it as CSV, UTF-8")
         return []
     first = next((line for line in text.splitlines() if line.strip()), "")
     needed = set(columns)

@@ -56,8 +56,8 @@ def surface(mask: np.ndarray, reference: np.ndarray, spacing: tuple[float, ...])
 
 def lesion_counts(mask: np.ndarray, reference: np.ndarray, voxel_ml: float, min_ml: float = 0.1) -> dict[str, int]:
     """Lesions (26-connected, at least ``min_ml``): in the reference, of these found, and false ones in the mask."""
-    found = [bool(piece) for piece in _touched(reference, mask, voxel_ml, min_ml)]
-    true = [bool(piece) for piece in _touched(mask, reference, voxel_ml, min_ml)]
+    found = [bool(voxels) for voxels in _touched(reference, mask, voxel_ml, min_ml)]
+    true = [bool(voxels) for voxels in _touched(mask, reference, voxel_ml, min_ml)]
     return {"lesions": len(found), "lesions_found": sum(found), "lesions_false": len(true) - sum(true)}
 
 

@@ -99,7 +99,7 @@ def _with_ball(volume: Volume, centre: np.ndarray, ml: float, hu: float) -> Volu
     radius = (3000 * ml / (4 * np.pi)) ** (1 / 3)
     shape: tuple[int, ...] = volume.hu.shape
     share = np.zeros(shape, np.float32)
-    steps = np.array(volume.direction).reshape(3, 3) * volume.spacing
+    steps = volume.cosines * volume.spacing
     at = np.linalg.solve(steps, centre - volume.origin)
     reach = np.ceil(radius / np.array(volume.spacing)).astype(int) + 1
     box: tuple[slice, ...] = tuple(slice(max(0, int(c) - r), int(c) + r + 2) for c, r in zip(at[::-1], reach[::-1]))

@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning as L
 
 from hemseg.errors import HemsegError
+from hemseg.io.files import atomic_write
 
 from .hardware import rank
 
@@ -25,12 +26,10 @@ class History(L.Callback):
         rows = [row for row in read_rows(self.path) if int(row["epoch"]) < trainer.current_epoch]
         rows.append({"epoch": str(trainer.current_epoch), **{k: f"{v:.6g}" for k, v in figures.items()}})
         names = list(dict.fromkeys(name for row in rows for name in row))
-        partial = self.path.with_suffix(".part")
-        with partial.open("w", newline="") as stream:
+        with atomic_write(self.path) as partial, partial.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, fieldnames=names)
             writer.writeheader()
             writer.writerows(rows)
-        partial.replace(self.path)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -148,8 +148,13 @@ def processor() -> str:
     """The name of what this process trains on: the GPU's, or the processor's."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name(0)
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else cpu_name()
+
+
+def cpu_name() -> str:
+    """The name of the processor, and how many threads torch has on it."""
+    import torch
+
     try:
         lines = CPU_INFO.read_text().splitlines()
     except (OSError, UnicodeError):

@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hemseg.errors import HemsegError, first_line
+from hemseg.io.files import atomic_write
 
 from ..config import Optimization
 from .curves import History, write_curves
@@ -113,7 +114,7 @@ def micro_batch(optimization: Optimization) -> int:
     micro = optimization.micro_batch or max(1, optimization.batch // world_size())
     if optimization.batch % (micro * world_size()):
         raise HemsegError(
-            f"batch {optimization.batch} is no multiple of micro_batch {micro} times {world_size()} processes."
+            f"batch {optimization.batch} is not a multiple of micro_batch {micro} times {world_size()} processes."
         )
     return micro
 
@@ -194,12 +195,10 @@ class WholeCheckpoints(TorchCheckpointIO):
     """Checkpoints that are there as a whole or not at all, whenever the process is killed or the disk is full."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        partial = Path(f"{path}.part")
         try:
-            super().save_checkpoint(checkpoint, partial, storage_options)
-            partial.replace(path)
+            with atomic_write(Path(path)) as partial:
+                super().save_checkpoint(checkpoint, partial, storage_options)
         except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
-            partial.unlink(missing_ok=True)
             raise HemsegError(
                 f"{path}: cannot be written ({first_line(error)}). Is the disk full? The checkpoint before it is "
                 "whole: make room and run the same command."
@@ -264,9 +263,8 @@ def save_network(network: nn.Module, path: Path) -> None:
     """Write a network's weights, all or nothing; with several processes the first one does it."""
     if rank() > 0:
         return
-    partial = path.with_suffix(".part")
-    torch.save(network.state_dict(), partial)
-    partial.replace(path)
+    with atomic_write(path) as partial:
+        torch.save(network.state_dict(), partial)
 
 
 def load_network(network: nn.Module, path: Path) -> nn.Module:

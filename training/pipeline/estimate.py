@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hemseg.io.files import atomic_write
 from hemseg.resources import available_bytes
 
 from ..config import Config, Optimization
@@ -117,10 +118,8 @@ def measured_steps(config: Config, run: Path, hardware: Hardware) -> dict[str, d
         for name, (task, batches) in {"classifier": _classifier(head, config), "unet": _unet(head, config)}.items():
             timed = timed_steps(task, batches, device, precision, STEPS)
             steps[name] = {"seconds": timed.seconds, "memory_bytes": float(timed.memory_bytes)}
-    run.mkdir(parents=True, exist_ok=True)
-    partial = run / f"{CACHE}.part"
-    partial.write_text(json.dumps(known | {key: steps}, indent=1) + "\n")
-    partial.replace(run / CACHE)
+    with atomic_write(run / CACHE) as partial:
+        partial.write_text(json.dumps(known | {key: steps}, indent=1) + "\n")
     return steps
 
 

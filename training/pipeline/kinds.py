@@ -9,6 +9,7 @@ by kind (and AUC of slices by kind).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,7 @@ from ..fitting.kind_slices import (
 from ..labels.kind_head import Maps, fitted_head, unsure_below
 from ..labels.lesion_kinds import Inputs, LesionSample, labelled_lesions, painted_lesions
 from ..networks.kind_network import KindNetwork
+from .runner import fingerprint, mark_of
 
 COPIES, SINGLES = 1, 300  # painted bleeds of a scan; single slices that get one
 
@@ -88,9 +90,12 @@ def train_kinds(data: KindData, network: KindNetwork | None, config: Config, out
     if not any((data.answers[case.name][:, : len(KINDS)] == 1).any() for case in data.dataset.part("train")):
         raise HemsegError(f"{data.dataset.name}: no slice of train is labelled with a kind of hemorrhage.")
     figures: dict[str, Any] = {}
+    key = samples_key(data, network, config)
     maps, crossed, fold = None, {}, {}
     if network:
-        train, val = (_slices(data, split, network, config, out / f"slices_{split}.npz") for split in ("train", "val"))
+        train, val = (
+            slice_samples(data, split, network, config, out / f"slices_{split}.npz", key) for split in ("train", "val")
+        )
         maps, crossed, fold = linear_maps(train), crossed_maps(train, config.seed), folds(train.cases, config.seed)
         auc = slice_aucs(val, maps, data, "val")
         write_table(auc, out / "slices.csv")
@@ -105,10 +110,9 @@ def train_kinds(data: KindData, network: KindNetwork | None, config: Config, out
 
         return compute
 
-    of_train = _lesions(
-        data, "train", inputs_by(lambda name: crossed.get(fold.get(name, 0))), config, out / "lesions_train.npz"
-    )
-    of_val = _lesions(data, "val", inputs_by(lambda name: maps), config, out / "lesions_val.npz")
+    own_fold = inputs_by(lambda name: crossed.get(fold.get(name, 0)))
+    of_train = lesion_samples(data, "train", own_fold, config, out / "lesions_train.npz", key)
+    of_val = lesion_samples(data, "val", inputs_by(lambda name: maps), config, out / "lesions_val.npz", key)
     head, rows = chosen_head(of_train, of_val, maps, config)
     write_table(rows, out / "lesions.csv")
     write_table(summary(rows), out / "summary.csv")
@@ -157,19 +161,68 @@ def _torch(network: KindNetwork) -> Callable[[np.ndarray], np.ndarray]:
     return run
 
 
-def _slices(data: KindData, split: str, network: KindNetwork, config: Config, path: Path) -> PooledSlices:
+def samples_key(data: KindData, network: KindNetwork | None, config: Config) -> str:
+    """Changes with all that samples of slices and lesions are made of: scans, labels, masks, network, settings."""
+    digest = hashlib.sha256()
+    for case in data.dataset.cases:
+        label = data.labels / f"{case.name}.npz"
+        digest.update(repr((case.name, case.split, case.source, data.answers[case.name].tolist())).encode())
+        digest.update(label.read_bytes() if label.exists() else b"none")
+    for name, values in (network.state_dict() if network else {}).items():
+        digest.update(name.encode() + values.numpy().tobytes())
+    scans = mark_of(data.run / "prepare")
+    return fingerprint(digest.hexdigest(), scans, config.preprocessing, config.classifier, config.seed, COPIES, SINGLES)
+
+
+def _kept(path: Path, key: str) -> dict[str, np.ndarray] | None:
+    """The samples of a file, if they are there and were made of the same (`samples_key`)."""
     if not path.exists():
+        return None
+    with np.load(path) as file:
+        columns = dict(file)
+    if str(columns.pop("key", "")) == key:
+        return columns
+    console.print(f"{path}: made of other data, or with another seed; made anew", markup=False, highlight=False)
+    return None
+
+
+def slice_samples(
+    data: KindData, split: str, network: KindNetwork, config: Config, path: Path, key: str
+) -> PooledSlices:
+    """What the network sees of the slices of a split.
+
+    Args:
+        data: see `KindData`.
+        split: ``train`` or ``val``.
+        network: the slice classifier's.
+        config: field of view, seed.
+        path: where they are kept; what is there is taken up.
+        key: of what they are made of, `samples_key`; samples of another key are made anew.
+    """
+    columns = _kept(path, key)
+    if columns is None:
         count = len(data.dataset.part(split))
         scans = track(data.scans(split), f"kinds of slices, {split}", count, console=console)
-        made = pooled_slices(scans, data.answers, network, config, paint=True)
-        np.savez_compressed(path, **vars(made))
-    with np.load(path) as file:
-        return PooledSlices(**file)
+        columns = vars(pooled_slices(scans, data.answers, network, config, paint=True))
+        np.savez_compressed(path, key=np.array(key), **columns)  # type: ignore[arg-type]
+    return PooledSlices(**columns)
 
 
-def _lesions(data: KindData, split: str, inputs: Inputs, config: Config, path: Path) -> list[LesionSample]:
-    """Lesions of pseudo-labels, by data set, and painted ones."""
-    if not path.exists():
+def lesion_samples(
+    data: KindData, split: str, inputs: Inputs, config: Config, path: Path, key: str
+) -> list[LesionSample]:
+    """Lesions of pseudo-labels, by data set, and painted ones.
+
+    Args:
+        data: see `KindData`.
+        split: ``train`` or ``val``.
+        inputs: what the head gets to see of lesions.
+        config: working grid, seed.
+        path: where they are kept; what is there is taken up.
+        key: of what they are made of, `samples_key`; samples of another key are made anew.
+    """
+    columns = _kept(path, key)
+    if columns is None:
         made: list[LesionSample] = []
         mm, source = config.preprocessing.spacing, data.source
         count = len(data.dataset.part(split))
@@ -185,9 +238,7 @@ def _lesions(data: KindData, split: str, inputs: Inputs, config: Config, path: P
         scans = (case for case in data.scans(split) if case.name in chosen)
         made += painted_lesions(scans, KIND_OF, COPIES, mm, inputs, config.seed)
         columns = {name: np.array([getattr(s, name) for s in made]) for name in LesionSample.__dataclass_fields__}
-        np.savez_compressed(path, **columns)  # type: ignore[arg-type]
-    with np.load(path) as file:
-        columns = dict(file)
+        np.savez_compressed(path, key=np.array(key), **columns)  # type: ignore[arg-type]
     rows = zip(*columns.values(), strict=True)
     return [LesionSample(**dict(zip(columns, row, strict=True))) for row in rows]
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hemseg.errors import HemsegError
+from hemseg.io.files import atomic_write, remove_leftovers
 
 from ..console import console, in_words
 from ..fitting.hardware import rank
@@ -93,6 +94,7 @@ def run_stage(stage: Stage, run: Path, stages: dict[str, Stage]) -> dict[str, An
         shutil.rmtree(folder)
     elif folder.exists():
         console.print(f"{stage.name}: was interrupted, goes on")
+        remove_leftovers(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "started.json", {"fingerprint": mark})
     start = time.perf_counter()
@@ -106,6 +108,11 @@ def run_stage(stage: Stage, run: Path, stages: dict[str, Stage]) -> dict[str, An
 def is_done(stage: Stage, run: Path, stages: dict[str, Stage]) -> bool:
     """Whether the result that a run has of a stage still stands."""
     return _read(run / stage.name / DONE).get("fingerprint") == stage_fingerprint(stage, stages)
+
+
+def mark_of(folder: Path) -> str:
+    """The fingerprint that a stage left in its folder when it was through; '' where it is not."""
+    return str(_read(folder / DONE).get("fingerprint", ""))
 
 
 def _follow(stage: Stage, folder: Path, mark: str) -> dict[str, Any]:
@@ -167,6 +174,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(values, indent=2, default=str) + "\n")
-    partial.replace(path)
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(values, indent=2, default=str) + "\n")

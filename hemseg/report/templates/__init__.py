@@ -1,4 +1,4 @@
-"""The HTML pages, as files with places to be filled: ``@@NAME``; they share ``slices.css`` and ``slices.js``."""
+"""The HTML pages, as files with places to be filled, ``@@NAME``; some share their head, their style and a script."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def filled(name: str, values: Mapping[str, object]) -> str:
         name: of the file in this package.
         values: by the name of their place; all that comes from files or headers is escaped already.
     """
-    shared = {"STYLE": _text("slices.css"), "SLICES": _text("slices.js")}
+    head = Page(_text("head.html")).substitute(MARK=values["MARK"])
+    shared = {"HEAD": head, "STYLE": _text("slices.css"), "SLICES": _text("slices.js")}
     return Page(_text(name)).substitute(shared | dict(values))
 
 
