@@ -124,7 +124,7 @@ def test_what_is_not_confirmed_is_left_out_and_said(light: Path, bleed_scan: Pat
 
 def test_a_classifier_that_answers_nonsense_is_an_error(light: Path, bleed_scan: Path, tmp_path: Path) -> None:
     broken = with_classifier(light, tmp_path / "broken", float("nan"))
-    with pytest.raises(HemsegError, match="which are no probabilities"):
+    with pytest.raises(HemsegError, match="which are not probabilities"):
         hemseg.segment(bleed_scan, weights=broken)
     (broken / "classifier.onnx").write_bytes(b"")
     with pytest.raises(HemsegError, match=r"classifier\.onnx"):
