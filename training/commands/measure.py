@@ -85,7 +85,9 @@ def _slices(
     out: TablesOption,
     split: SplitOption = None,
     weights: WeightsOption = None,
-    run: Annotated[Path | None, typer.Option(help="Folder of a run whose slice classifier is asked, too.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of a run whose slice classifier is asked in place of the weights'.")
+    ] = None,
     config: RunConfigOption = "best",
 ) -> None:
     """Measure weights on single slices with labels: AUC, found and marked, by kind of hemorrhage."""

@@ -2,8 +2,9 @@
 
     python -m training slices --data rsna-slices --split val --split test --out docs/results/slices
 
-Every slice goes through the path that users take. With ``--run`` the run's slice classifier answers, too. The tables
-count slices at brain level and all of them, and the slices of each kind of hemorrhage, with 95 % intervals.
+Every slice goes through the path that users take. The weights' slice classifier answers, too; with ``--run`` a run's in
+its place. The tables count slices at brain level and all of them, and the slices of each kind of hemorrhage, with 95 %
+intervals.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from scipy.stats import rankdata
 from hemseg.errors import HemsegError
 from hemseg.model import Model
 from hemseg.scan import read
+from hemseg.segmentation import Segmentation
 
 from ..console import console
 from ..data.dataset_tables import SUBTYPES
@@ -40,7 +42,7 @@ def single_slices(
 
     Args:
         areas_px: by case, the clearly intracranial area in pixels of the original; above 6000: brain level.
-        classifier: by case, probability by a slice classifier, if there is one.
+        classifier: by case, probability by a slice classifier; by default the weights' own, if they have one.
     """
     rows = []
     for case in track(dataset.part(split), f"single slices, {dataset.name} {split}", console=console):
@@ -49,8 +51,9 @@ def single_slices(
             result = check_and_segment(volume, model)
             mm2 = float(result.mask.sum() * volume.spacing[0] * volume.spacing[1])
             score, refused = float(result.slice_probability.max()), 0
+            opinion = _opinion(result, model)
         except HemsegError:  # users get no mask of it either: nothing is found, nothing marked
-            mm2, score, refused = 0.0, 0.0, 1
+            mm2, score, refused, opinion = 0.0, 0.0, 1, 0.0
         row = {
             "case": case.name,
             "split": split,
@@ -61,8 +64,18 @@ def single_slices(
             "score": score,
             "refused": refused,
         }
-        rows.append(row | ({"classifier": classifier[case.name]} if classifier else {}))
+        if classifier or model.classifier:
+            row["classifier"] = classifier[case.name] if classifier else opinion
+        rows.append(row)
     return rows
+
+
+def _opinion(result: Segmentation, model: Model) -> float:
+    """What the weights' slice classifier says of a slice, whatever the U-Net says; 0 where they have none."""
+    if model.classifier is None:
+        return 0.0
+    everything = np.ones(result.working.hu.shape, np.float32)
+    return float(model.classifier.opinion(everything, 0.5, result.working, model.manifest.preprocessing).max())
 
 
 def single_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
