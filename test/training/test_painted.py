@@ -16,10 +16,10 @@ from training.data.painted import (
     CONTRAST_HU,
     DISTRACTORS,
     KINDS,
-    distracted,
-    noisy,
-    painted,
-    streaked,
+    add_bleed,
+    add_distractor,
+    add_noise,
+    add_streaks,
 )
 from training.data.painted_place import Place, place_of
 from training.data.phantom import Grid, make_phantom, write_dataset
@@ -40,7 +40,7 @@ def head() -> tuple[np.ndarray, Place]:
 
 def paint(head: tuple[np.ndarray, Place], kind: str, seed: int = 1, **how: float) -> tuple[np.ndarray, np.ndarray]:
     hu, place = head
-    return painted(hu, np.zeros(hu.shape, np.int8), place, np.random.default_rng(seed), kind, **how)
+    return add_bleed(hu, np.zeros(hu.shape, np.int8), place, np.random.default_rng(seed), kind, **how)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,12 +76,12 @@ def test_a_bleed_is_as_large_as_asked(head: tuple[np.ndarray, Place]) -> None:
 def test_what_is_unknown_stays_so_around_a_bleed(head: tuple[np.ndarray, Place]) -> None:
     hu, place = head
     unknown = np.full(hu.shape, LEFT_OUT, np.int8)
-    _, label = painted(hu, unknown, place, np.random.default_rng(1), "intraparenchymal", radius_mm=10.0)
+    _, label = add_bleed(hu, unknown, place, np.random.default_rng(1), "intraparenchymal", radius_mm=10.0)
     assert (label == 1).any()
     assert not (label == 0).any()
     real = np.zeros(hu.shape, np.int8)
     real[12, 50:54, 50:54] = 1
-    assert (painted(hu, real, place, np.random.default_rng(1), "subdural")[1][real == 1] == 1).all()
+    assert (add_bleed(hu, real, place, np.random.default_rng(1), "subdural")[1][real == 1] == 1).all()
 
 
 def test_a_sheet_thinner_than_its_voxels_is_no_negative(head: tuple[np.ndarray, Place]) -> None:
@@ -96,7 +96,7 @@ def test_a_sheet_thinner_than_its_voxels_is_no_negative(head: tuple[np.ndarray, 
 @pytest.mark.parametrize("kind", DISTRACTORS)
 def test_what_is_bright_without_being_blood_changes_the_picture(head: tuple[np.ndarray, Place], kind: str) -> None:
     hu, place = head
-    changed = [distracted(hu, place, np.random.default_rng(seed), kind) for seed in range(3)]
+    changed = [add_distractor(hu, place, np.random.default_rng(seed), kind) for seed in range(3)]
     assert max(np.abs(c - hu).max() for c in changed) > 10
     assert all(c.dtype == np.float32 for c in changed)
 
@@ -106,21 +106,21 @@ def test_with_dura_faint_sheets_are_not_painted_and_more_distracts(head: tuple[n
     brightest = []
     for seed in range(12):
         empty = np.zeros(hu.shape, np.int8)
-        changed, label = painted(hu, empty, place, np.random.default_rng(seed), "sheet", dura=True)
+        changed, label = add_bleed(hu, empty, place, np.random.default_rng(seed), "sheet", dura=True)
         if (label == 1).sum() > 20:
             brightest.append(np.percentile((changed - place.brain)[label == 1], 90))
     assert brightest
     assert min(brightest) > 12  # drawn from 20 HU on, uneven by up to 30 %
-    drawn = [distracted(hu, place, np.random.default_rng(seed), dura=True) for seed in range(6)]
-    plain = [distracted(hu, place, np.random.default_rng(seed)) for seed in range(6)]
+    drawn = [add_distractor(hu, place, np.random.default_rng(seed), dura=True) for seed in range(6)]
+    plain = [add_distractor(hu, place, np.random.default_rng(seed)) for seed in range(6)]
     assert any(not np.array_equal(a, b) for a, b in zip(drawn, plain, strict=True))
 
 
 def test_artefacts_are_as_strong_as_asked(head: tuple[np.ndarray, Place]) -> None:
     hu = head[0]
-    grain = noisy(hu, np.random.default_rng(2), 6.0) - hu
+    grain = add_noise(hu, np.random.default_rng(2), 6.0) - hu
     assert 1.5 < grain.std() < 6.5
-    beams = streaked(hu, np.random.default_rng(2), 80.0) - hu
+    beams = add_streaks(hu, np.random.default_rng(2), 80.0) - hu
     assert 1 <= np.abs(beams).max(axis=(1, 2)).astype(bool).sum() <= 4
     assert np.abs(beams).max() > 5
 
@@ -129,7 +129,7 @@ def test_no_room_no_bleed() -> None:
     hu = np.zeros((3, 20, 20), np.float32)
     place = place_of(hu, np.zeros(hu.shape, bool), MM)
     for kind in KINDS:
-        changed, label = painted(hu, hu.astype(np.int8), place, np.random.default_rng(0), kind)
+        changed, label = add_bleed(hu, hu.astype(np.int8), place, np.random.default_rng(0), kind)
         assert not label.any()
         assert np.array_equal(changed, hu)
 

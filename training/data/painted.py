@@ -31,7 +31,7 @@ BLUR_PX = 0.55  # of the scanner, in plane
 UNKNOWN = -1  # label of voxels of which nothing is known
 
 
-def painted(
+def add_bleed(
     hu: np.ndarray,
     label: np.ndarray,
     place: Place,
@@ -68,13 +68,13 @@ def painted(
     return _filled(hu, place, share, contrast, kind, rng), _labelled(label, share)
 
 
-def distracted(
+def add_distractor(
     hu: np.ndarray, place: Place, rng: np.random.Generator, kind: str = "", dura: bool = False
 ) -> np.ndarray:
     """A scan with something that is bright, or streaks, and is no blood: float32 (z, y, x). Labels stay as they are.
 
     Args:
-        hu, place, rng: as for `painted`.
+        hu, place, rng: as for `add_bleed`.
         kind: of `DISTRACTORS`; drawn when empty: with ``dura`` from all, else from the first four.
         dura: sinuses are more varied, and falx and bright rims are among what is drawn.
     """
@@ -99,7 +99,7 @@ def distracted(
     return result
 
 
-def streaked(hu: np.ndarray, rng: np.random.Generator, most_hu: float = 80.0) -> np.ndarray:
+def add_streaks(hu: np.ndarray, rng: np.random.Generator, most_hu: float = 80.0) -> np.ndarray:
     """Beams of noise through a few slices, as motion, dental metal and dense bone leave: float32 (z, y, x)."""
     result = hu.astype(np.float32).copy()
     count = int(rng.integers(1, min(4, len(hu)) + 1))
@@ -114,7 +114,7 @@ def streaked(hu: np.ndarray, rng: np.random.Generator, most_hu: float = 80.0) ->
     return result
 
 
-def noisy(hu: np.ndarray, rng: np.random.Generator, most_hu: float = 7.0) -> np.ndarray:
+def add_noise(hu: np.ndarray, rng: np.random.Generator, most_hu: float = 7.0) -> np.ndarray:
     """More grain, as a low dose or a sharp kernel leaves: float32 (z, y, x), a few pixels' correlation."""
     grain = rng.standard_normal(hu.shape, dtype=np.float32)
     sigma = float(rng.uniform(0.3, 0.9))

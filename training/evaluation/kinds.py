@@ -27,7 +27,7 @@ from hemseg.volume import Volume
 
 from ..console import console
 from ..data.datasets import Case, DataSet
-from ..data.painted import painted
+from ..data.painted import add_bleed
 from ..data.painted_place import place_of
 from ..data.phantom import Grid, make_phantom
 from ..data.slice_kinds import allowed_kinds
@@ -124,7 +124,7 @@ def _bleeds(
     for bleed in wanted:
         rng = np.random.default_rng(bleed.seed)
         empty = np.zeros(volume.hu.shape, np.int8)
-        hu, label = painted(volume.hu, empty, place, rng, bleed.kind, bleed.contrast_hu, bleed.radius_mm)
+        hu, label = add_bleed(volume.hu, empty, place, rng, bleed.kind, bleed.contrast_hu, bleed.radius_mm)
         if (label == 1).any():
             yield bleed, replace(volume, hu=hu, path=None), label == 1
 

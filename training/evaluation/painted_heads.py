@@ -30,7 +30,7 @@ from hemseg.volume import Volume
 from ..config import CONFIGS
 from ..console import console
 from ..data.datasets import DataSet, Prepared
-from ..data.painted import CONTRAST_HU, DISTRACTORS, KINDS, distracted, painted
+from ..data.painted import CONTRAST_HU, DISTRACTORS, KINDS, add_bleed, add_distractor
 from ..data.painted_place import place_of
 from .metrics import lesion_counts, overlap
 from .robustness import check_and_segment
@@ -93,7 +93,7 @@ def painted_heads(dataset: DataSet, split: str, model: Model, plan: list[Planned
         place = place_of(volume.hu, inside, mm)
         for bleed in wanted:
             rng = np.random.default_rng(bleed.seed)
-            hu, label = painted(
+            hu, label = add_bleed(
                 volume.hu,
                 np.zeros(volume.hu.shape, np.int8),
                 place,
@@ -159,9 +159,9 @@ def sheet(cases: Iterator[Prepared], mm: tuple[float, float, float], seed: int =
             case = heads[int(rng.integers(len(heads)))]
             place, label = place_of(case.hu, case.intracranial, mm), np.zeros(case.hu.shape, np.int8)
             if kind in KINDS:
-                hu, label = painted(case.hu, label, place, rng, kind)
+                hu, label = add_bleed(case.hu, label, place, rng, kind)
             else:
-                hu = distracted(case.hu, place, rng, kind)
+                hu = add_distractor(case.hu, place, rng, kind)
             z = int(np.abs(hu - case.hu).sum(axis=(1, 2)).argmax())
             tiles.append(_tile(hu[z], case.intracranial[z], label[z] == 1, 2 * column >= columns))
         rows.append(np.hstack(tiles))

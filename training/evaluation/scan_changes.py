@@ -10,7 +10,7 @@ import numpy as np
 
 from hemseg.volume import Volume
 
-from ..data.painted import streaked
+from ..data.painted import add_streaks
 
 WINDOWS = ((-20.0, 100.0), (0.0, 80.0), (-10.0, 70.0), (0.0, 75.0), (-5.0, 85.0), (0.0, 100.0))
 SHIFTS = (-10.0, -5.0, 5.0, 10.0)
@@ -72,7 +72,7 @@ def streaky(hu: float) -> Change:
 
     def apply(volume: Volume) -> Volume:
         low, high = float(volume.hu.min()), float(volume.hu.max())
-        changed = streaked(volume.hu, np.random.default_rng(volume.hu.shape), hu)
+        changed = add_streaks(volume.hu, np.random.default_rng(volume.hu.shape), hu)
         return replace(volume, hu=changed.clip(low, high).astype(np.float32), path=None)
 
     return Change("artefact", f"streaks {hu:g} HU", apply)

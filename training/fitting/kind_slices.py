@@ -22,7 +22,7 @@ from hemseg.lesion_features import surroundings
 
 from ..config import Config
 from ..data.datasets import Prepared
-from ..data.painted import painted
+from ..data.painted import add_bleed
 from ..data.painted_place import place_of
 from ..data.slice_kinds import UNKNOWN
 from ..networks.kind_network import KindNetwork
@@ -106,7 +106,7 @@ def painted_copies(
     place = place_of(case.hu, case.intracranial, mm)
     for _ in range(1 if single else COPIES):
         name = str(rng.choice(list(PAINTED), p=list(PAINTED.values())))
-        hu, blood = painted(case.hu, np.zeros(case.hu.shape, np.int8), place, rng, name)
+        hu, blood = add_bleed(case.hu, np.zeros(case.hu.shape, np.int8), place, rng, name)
         seen = (blood == 1).sum(axis=(1, 2)) * mm[1] * mm[2] >= SEEN_MM2
         slices = rng.permutation(np.flatnonzero(seen & (answers[:, -1] != UNKNOWN)))[:MOST]
         if len(slices):

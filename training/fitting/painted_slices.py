@@ -15,7 +15,7 @@ from ..config import Config
 from ..console import console
 from ..data.datasets import Prepared
 from ..data.field_of_view import network_slices
-from ..data.painted import distracted, painted
+from ..data.painted import add_bleed, add_distractor
 from ..data.painted_place import place_of
 from .classifier import Slices
 
@@ -54,9 +54,9 @@ def painted_copy(case: Prepared, config: Config, rng: np.random.Generator) -> tu
     hu, inside = case.hu[box], case.intracranial[box]
     place, label, paint = place_of(hu, inside, mm), np.zeros(hu.shape, np.int8), hu
     for _ in range(int(rng.integers(1, 4))):
-        paint, label = painted(paint, label, place, rng)
+        paint, label = add_bleed(paint, label, place, rng)
     if rng.random() < DISTRACTED:
-        paint = distracted(paint, place, rng)
+        paint = add_distractor(paint, place, rng)
     whole, drawn = case.hu.copy(), np.zeros(case.hu.shape, np.int8)
     whole[box], drawn[box] = paint, label
     seen = (drawn == 1).sum(axis=(1, 2)) * mm[1] * mm[2] >= SEEN_MM2

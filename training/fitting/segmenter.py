@@ -19,7 +19,7 @@ from ..config import Config, Segmenter
 from ..console import console
 from ..data.augmentation import augmented_patches, random_window
 from ..data.datasets import Prepared
-from ..data.painted import distracted, noisy, painted, streaked
+from ..data.painted import add_bleed, add_distractor, add_noise, add_streaks
 from ..data.painted_place import Place, place_of
 from ..networks.unet import LEFT_OUT, MEMORY_FORMAT, build_unet, combined_loss, slice_loss
 from .hardware import Hardware, rank
@@ -144,10 +144,10 @@ def with_paint(
     """
     bleeds, bright = rng.random(2) < (settings.painted, settings.distractors)
     for _ in range(int(rng.integers(1, 4)) if bleeds else 0):
-        hu, label = painted(hu, label, place, rng, dura=settings.dura)
+        hu, label = add_bleed(hu, label, place, rng, dura=settings.dura)
     count = int(rng.integers(1, 4)) if bright and settings.dura else int(bright)
     for _ in range(count):
-        hu = distracted(hu, place, rng, dura=settings.dura)
+        hu = add_distractor(hu, place, rng, dura=settings.dura)
     return hu, inside, label
 
 
@@ -161,7 +161,7 @@ def changed_scan(
     """
     few, narrow, loose = rng.random(3) < (settings.few_slices, settings.narrow, settings.loose_mask)
     if settings.artefacts and rng.random() < settings.artefacts:
-        hu = streaked(hu, rng) if rng.random() < 0.4 else noisy(hu, rng)
+        hu = add_streaks(hu, rng) if rng.random() < 0.4 else add_noise(hu, rng)
     if few:
         count = int(rng.integers(1, min(5, len(hu)) + 1))
         bleeding = np.flatnonzero((label > 0).any(axis=(1, 2)))

@@ -18,7 +18,7 @@ from hemseg.components import numbered_components
 from hemseg.kinds import KINDS
 
 from ..data.datasets import Prepared
-from ..data.painted import painted
+from ..data.painted import add_bleed
 from ..data.painted_place import place_of
 from ..data.slice_kinds import allowed_kinds
 
@@ -91,7 +91,7 @@ def painted_lesions(
     """Bleeds painted into scans, one per copy; kinds as they are drawn.
 
     Args:
-        kinds: what `painted` calls a bleed, and the kind that it is.
+        kinds: what `add_bleed` calls a bleed, and the kind that it is.
         copies: of scans of several slices; single slices get one.
     """
     names = list(kinds)
@@ -102,7 +102,7 @@ def painted_lesions(
         for copy in range(copies if len(case.hu) > 1 else 1):
             rng = np.random.default_rng([seed, 29, zlib.crc32(case.name.encode()), copy])
             name = str(rng.choice(names))
-            hu, label = painted(case.hu, np.zeros(case.hu.shape, np.int8), place, rng, name)
+            hu, label = add_bleed(case.hu, np.zeros(case.hu.shape, np.int8), place, rng, name)
             mask, part = label == 1, slice(None)
             if not mask.any():
                 continue
