@@ -52,7 +52,7 @@ def test_paths_images_arrays_and_volumes_give_the_same(tmp_path: Path, light: Pa
         ("missing.nii.gz", {}, "no such file"),
         (sitk.Image(4, 4, sitk.sitkInt16), {}, "3D"),
         (SCAN, {"weights": "missing"}, "missing"),
-        (SCAN.read_bytes, {}, "method is no scan"),
+        (SCAN.read_bytes, {}, "method is not a scan"),
         ([], {}, "neither one of DICOM files nor of numbers"),
         ([SCAN], {}, "is not a DICOM file"),
         (["missing.dcm"], {}, "no such file"),
