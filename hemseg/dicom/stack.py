@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
-from hemseg.dicom.codestream import check_codestreams
+from hemseg.dicom.codestream import check_bits, check_codestreams, decoded
 from hemseg.dicom.stacks import Instance, Series
 from hemseg.errors import HemsegError, first_line
 from hemseg.resources import check_memory
@@ -30,6 +30,7 @@ EVEN = 0.05  # gaps that differ by less than this share of the median count as e
 COINCIDENT, MISSING = 0.3, 1.7  # gaps, as shares of the median, that are worth a warning
 SPARSE = 1.9  # thicknesses between slices that are worth a warning
 PADDING_HU = -1024.0
+_ALL_FAILED = "exceptions were raised by all available plugins"  # pydicom, of decoders that are there
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +149,7 @@ def _planes(series: Series) -> Iterator[np.ndarray]:
         if dataset is None or instance.source != source:
             source, dataset = instance.source, instance.source.read()
             try:
+                check_bits(dataset)
                 check_codestreams(dataset)
             except Exception as error:  # of many kinds where the frames are damaged
                 raise HemsegError(f"{source}: its pixels cannot be decoded ({first_line(error)}).") from None
@@ -157,9 +159,16 @@ def _planes(series: Series) -> Iterator[np.ndarray]:
 def _pixels(instance: Instance, dataset: Dataset) -> np.ndarray:
     """A slice in HU, float32 (row, column); padding becomes air."""
     try:
-        stored = dataset.pixel_array if instance.frame is None else dataset.pixel_array[instance.frame]
+        stored = decoded(dataset) if instance.frame is None else decoded(dataset)[instance.frame]
     except (NotImplementedError, RuntimeError, ImportError) as error:
         name = getattr(dataset.file_meta.TransferSyntaxUID, "name", "unknown")
+        first, *others = str(error).splitlines() or [""]
+        if _ALL_FAILED in first:
+            reasons = (line.strip()[:80] for line in others if "NoneType" not in line)  # GDCM gives no reason
+            raise HemsegError(
+                f"{instance.source}: its pixels ({name}) cannot be decoded; they are damaged, or of a kind that the "
+                f"decoders do not know ({next(reasons, 'no reason given')}). Copy it again, or convert it to NIfTI."
+            ) from None
         raise HemsegError(
             f"{instance.source}: its pixels ({name}) cannot be decoded; `pip install 'hemseg[dicom]'` brings the "
             f"decoders ({first_line(error, 80)})."
