@@ -40,12 +40,14 @@ _DAMAGED = re.compile(
 
 
 def check_bits(dataset: Dataset) -> None:
-    """Raise if the header's words about the bits of a pixel contradict each other.
+    """Raise if there are no pixels, or the header's words about their bits contradict each other.
 
     Raises:
         ValueError: they do.
         Exception: of pydicom's many kinds: a value cannot be read.
     """
+    if not any(dataset.get(name) for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise ValueError("it holds none")
     if "PixelData" not in dataset:
         return
     allocated, stored = int(dataset.get("BitsAllocated") or 0), int(dataset.get("BitsStored") or 0)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 EVEN = 0.05  # gaps that differ by less than this share of the median count as even
 COINCIDENT, MISSING = 0.3, 1.7  # gaps, as shares of the median, that are worth a warning
 SPARSE = 1.9  # thicknesses between slices that are worth a warning
+LONGEST_MM = 3000.0  # of what is scanned at once
 PADDING_HU = -1024.0
 _ALL_FAILED = "exceptions were raised by all available plugins"  # pydicom, of decoders that are there
 
@@ -77,6 +78,8 @@ def build_volume(series: Series, path: Path) -> Volume:
     step = _step(gaps) if len(gaps) else first.header.get("SpacingBetweenSlices") or thickness
     if not len(gaps) and step <= 0:
         raise HemsegError(f"{path}: holds one slice, and its header does not say how thick it is (SliceThickness).")
+    if np.ptp(depth) > LONGEST_MM:
+        raise HemsegError(f"{path}: its slices lie over more than {LONGEST_MM / 1000:g} m; fix ImagePositionPatient.")
     if not np.isfinite(positions).all() or min(step, mm_x, mm_y) <= 0:
         raise HemsegError(f"{path}: the positions or the pixel size of its slices make no sense; fix the headers.")
     warnings = list(series.warnings) + _gap_warnings(gaps, step, depth)
@@ -97,8 +100,8 @@ def build_volume(series: Series, path: Path) -> Volume:
     depths = depth if even else depth[0] + step * np.arange(count)
     hu = np.stack(list(_planes(series)))
     if corner.any():
-        lean = np.polyfit(depth, moved @ along_column, 1)[0]
-        tilt = abs(np.degrees(np.arctan(lean)))
+        lean = np.polyfit(depth, moved @ first.orientation.T, 1)[0]  # along a row, along a column
+        tilt = np.degrees(np.arctan(np.linalg.norm(lean)))
         warnings.append(f"The gantry was tilted by {tilt:.1f} degrees; slices were shifted back.")
         hu = _shifted(hu, corner)
     if not even:
@@ -132,7 +135,7 @@ def _gap_warnings(gaps: np.ndarray, step: float, depth: np.ndarray) -> list[str]
     warnings: list[str] = []
     if not len(gaps):
         return warnings
-    around = ndimage.median_filter(gaps, size=5, mode="nearest")  # the plan may change on the way, from 4 to 7 mm, say
+    around = ndimage.median_filter(gaps, size=5, mode="mirror")  # the plan may change on the way, from 4 to 7 mm, say
     odd = ((gaps < COINCIDENT * step, "nearly coincide"), (gaps > MISSING * around, "have others missing between them"))
     for near, what in odd:
         if near.any():

@@ -88,7 +88,7 @@ def test_segments_that_are_not_whole(tmp_path: Path, change: Change) -> None:
         ({"BitsStored": 0}, "BitsAllocated, BitsStored and HighBit do not fit together"),
         ({"BitsAllocated": 12}, "BitsAllocated, BitsStored and HighBit do not fit together"),
         ({"BitsAllocated": 32}, "not gray values of at most 16 bits"),
-        ({"PhotometricInterpretation": "RGB"}, "not gray values of at most 16 bits"),
+        ({"PixelRepresentation": 2}, "not gray values of at most 16 bits"),
         ({"SamplesPerPixel": 3}, "not gray values of at most 16 bits"),
         ({"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}, "1 values of 16 bits each"),
     ],
