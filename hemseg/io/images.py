@@ -66,7 +66,7 @@ def check_name(path: Path) -> None:
 
 
 def _read_image(path: Path) -> tuple[sitk.Image, Orientation]:
-    if not path.exists():
+    if not os.path.exists(path):  # for a name that is too long pathlib raises
         raise HemsegError(f"{path}: there is no such file.")
     if not path.is_file():
         raise HemsegError(f"{path}: is not a file.")

@@ -575,6 +575,18 @@ def test_headers_in_legacy_encodings(tmp_path: Path, recwarn: pytest.WarningsRec
         assert np.array_equal(read(tmp_path / str(number)).hu, SCAN.hu)
 
 
+def test_zip_archives_of_a_mac(tmp_path: Path) -> None:
+    """Beside each slice lies a hidden file of its name, which is no slice."""
+    series(tmp_path / "study", name="{}.dcm")
+    with zipfile.ZipFile(tmp_path / "study.zip", "w") as archive:
+        for path in sorted((tmp_path / "study").iterdir()):
+            archive.write(path, f"../study/./{path.name}")
+            archive.writestr(f"__MACOSX/study/._{path.name}", b"\0\5\x16\7\0\2\0\0Mac OS X")
+    volume = read(tmp_path / "study.zip")
+    assert np.array_equal(volume.hu, SCAN.hu)
+    assert volume.warnings == ()
+
+
 def test_zip_archives_with_a_password(tmp_path: Path) -> None:
     path = tmp_path / "study.zip"
     with zipfile.ZipFile(path, "w") as archive:
