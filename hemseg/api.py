@@ -68,6 +68,11 @@ def segment(
         HemsegError: the scan or the weights cannot be read, or are not what they should be; with ``strict``, also
             what looks odd or cannot be.
     """
+    for name, value in (("series", series), ("device", device), ("operating_point", operating_point)):
+        if value is not None and not isinstance(value, str | int):
+            raise HemsegError(f"{name} is a text, not a {type(value).__name__}.")
+    if not isinstance(weights, str | os.PathLike | None):
+        raise HemsegError(f"weights is the path of a folder, not a {type(weights).__name__}.")
     volume = _volume(scan, spacing, series)
     folder = Path(weights) if weights is not None else default_weights()
     model = _model(folder.resolve(), device, _state(folder)).at(operating_point)
@@ -101,6 +106,8 @@ def _volume(scan: Scan, spacing: Sequence[float | str] | np.ndarray | None, seri
         raise HemsegError("spacing is for arrays; this scan has its own.")
     if isinstance(scan, bytes):
         scan = os.fsdecode(scan)
+    if isinstance(scan, str) and not scan:
+        raise HemsegError("an empty path is no scan.")
     if isinstance(scan, str | os.PathLike):
         return read(Path(scan), series)  # looks at the voxels itself
     if isinstance(scan, list | tuple) and not _is_array(scan):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from hemseg.dicom.reading import read_series
@@ -27,6 +28,6 @@ def read(path: str | Path, series: str = "") -> Volume:
 
 def holds_dicom(path: Path) -> bool:
     """Whether a path is a folder, a zip archive, or a file without an image's suffix that begins as DICOM does."""
-    if path.is_dir() or path.suffix.lower() == ".zip":
-        return path.is_dir() or path.is_file()
-    return not suffix(path) and path.is_file() and is_dicom(path)
+    if os.path.isdir(path) or path.suffix.lower() == ".zip":  # for a name that is too long pathlib raises
+        return os.path.isdir(path) or os.path.isfile(path)
+    return not suffix(path) and os.path.isfile(path) and is_dicom(path)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import IO
 
 _failed: OSError | None = None
+_catching = threading.Lock()  # the process has one standard error
 
 
 def open_standard_streams() -> None:
@@ -45,3 +52,35 @@ def flush_standard_output() -> bool:
             return True
         print(f"error: the output could not be printed ({error.strerror}); the masks are written.", file=sys.stderr)
         return False
+
+
+@contextlib.contextmanager
+def caught_library_lines(known: re.Pattern[str]) -> Iterator[list[str]]:
+    """The lines that C libraries print on standard error in a `with` block and that ``known`` matches at their
+    beginning, in a list that is filled when it ends. They are not shown; all else is, then.
+    """
+    caught: list[str] = []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_catching)
+        try:
+            shown = os.dup(2)
+        except OSError:  # it is closed
+            yield caught
+            return
+        stack.callback(os.close, shown)
+        if hasattr(os, "memfd_create"):  # no disk, which may be full or not be there
+            file: IO[bytes] = stack.enter_context(os.fdopen(os.memfd_create("stderr"), "w+b"))
+        else:
+            file = stack.enter_context(tempfile.TemporaryFile())
+        os.dup2(file.fileno(), 2)
+        try:
+            yield caught
+        finally:
+            os.dup2(shown, 2)
+            file.seek(0)
+            for line in file.read().splitlines(keepends=True):
+                text = line.decode(errors="replace").strip()
+                if known.match(text):
+                    caught.append(text)
+                else:
+                    os.write(2, line)

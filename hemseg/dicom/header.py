@@ -76,6 +76,7 @@ FIELDS: dict[str, Callable[[Any], Any]] = {
     "AcquisitionNumber": _whole,
     "InstanceNumber": _whole,
     "NumberOfFrames": _whole,
+    "PhotometricInterpretation": _text,
     "Rows": _whole,
     "Columns": _whole,
     "ImageOrientationPatient": _vector(6),  # along a row, along a column

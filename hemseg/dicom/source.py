@@ -142,7 +142,7 @@ def _without_preamble(head: bytes) -> bool:
 
 
 def members(archive: Path) -> list[Source]:
-    """The files of a zip archive that begin as DICOM files do. Nothing is unpacked to disk.
+    """The files of a zip archive that begin as DICOM files do, without hidden ones. Nothing is unpacked to disk.
 
     Raises:
         HemsegError: it is no zip archive, protected by a password, or far too large.
@@ -155,6 +155,8 @@ def members(archive: Path) -> list[Source]:
             check_members(archive, infos)
             found = []
             for info in infos:
+                if any(p.startswith(".") and p.strip(".") for p in Path(info.filename).parts):
+                    continue  # hidden, as in a folder: a Mac puts such a file beside each slice
                 with opened.open(info) as file:
                     named = Path(info.filename).suffix.lower() in SUFFIXES
                     if begins_as_dicom(file.read(_BEGIN)) or named:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
-from hemseg.dicom.codestream import check_codestreams
+from hemseg.dicom.codestream import check_bits, check_codestreams, decoded
 from hemseg.dicom.stacks import Instance, Series
 from hemseg.errors import HemsegError, first_line
 from hemseg.resources import check_memory
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 EVEN = 0.05  # gaps that differ by less than this share of the median count as even
 COINCIDENT, MISSING = 0.3, 1.7  # gaps, as shares of the median, that are worth a warning
 SPARSE = 1.9  # thicknesses between slices that are worth a warning
+LONGEST_MM = 3000.0  # of what is scanned at once
 PADDING_HU = -1024.0
+_ALL_FAILED = "exceptions were raised by all available plugins"  # pydicom, of decoders that are there
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +78,8 @@ def build_volume(series: Series, path: Path) -> Volume:
     step = _step(gaps) if len(gaps) else first.header.get("SpacingBetweenSlices") or thickness
     if not len(gaps) and step <= 0:
         raise HemsegError(f"{path}: holds one slice, and its header does not say how thick it is (SliceThickness).")
+    if np.ptp(depth) > LONGEST_MM:
+        raise HemsegError(f"{path}: its slices lie over more than {LONGEST_MM / 1000:g} m; fix ImagePositionPatient.")
     if not np.isfinite(positions).all() or min(step, mm_x, mm_y) <= 0:
         raise HemsegError(f"{path}: the positions or the pixel size of its slices make no sense; fix the headers.")
     warnings = list(series.warnings) + _gap_warnings(gaps, step, depth)
@@ -96,8 +100,8 @@ def build_volume(series: Series, path: Path) -> Volume:
     depths = depth if even else depth[0] + step * np.arange(count)
     hu = np.stack(list(_planes(series)))
     if corner.any():
-        lean = np.polyfit(depth, moved @ along_column, 1)[0]
-        tilt = abs(np.degrees(np.arctan(lean)))
+        lean = np.polyfit(depth, moved @ first.orientation.T, 1)[0]  # along a row, along a column
+        tilt = np.degrees(np.arctan(np.linalg.norm(lean)))
         warnings.append(f"The gantry was tilted by {tilt:.1f} degrees; slices were shifted back.")
         hu = _shifted(hu, corner)
     if not even:
@@ -131,7 +135,7 @@ def _gap_warnings(gaps: np.ndarray, step: float, depth: np.ndarray) -> list[str]
     warnings: list[str] = []
     if not len(gaps):
         return warnings
-    around = ndimage.median_filter(gaps, size=5, mode="nearest")  # the plan may change on the way, from 4 to 7 mm, say
+    around = ndimage.median_filter(gaps, size=5, mode="mirror")  # the plan may change on the way, from 4 to 7 mm, say
     odd = ((gaps < COINCIDENT * step, "nearly coincide"), (gaps > MISSING * around, "have others missing between them"))
     for near, what in odd:
         if near.any():
@@ -148,6 +152,7 @@ def _planes(series: Series) -> Iterator[np.ndarray]:
         if dataset is None or instance.source != source:
             source, dataset = instance.source, instance.source.read()
             try:
+                check_bits(dataset)
                 check_codestreams(dataset)
             except Exception as error:  # of many kinds where the frames are damaged
                 raise HemsegError(f"{source}: its pixels cannot be decoded ({first_line(error)}).") from None
@@ -157,9 +162,16 @@ def _planes(series: Series) -> Iterator[np.ndarray]:
 def _pixels(instance: Instance, dataset: Dataset) -> np.ndarray:
     """A slice in HU, float32 (row, column); padding becomes air."""
     try:
-        stored = dataset.pixel_array if instance.frame is None else dataset.pixel_array[instance.frame]
+        stored = decoded(dataset) if instance.frame is None else decoded(dataset)[instance.frame]
     except (NotImplementedError, RuntimeError, ImportError) as error:
         name = getattr(dataset.file_meta.TransferSyntaxUID, "name", "unknown")
+        first, *others = str(error).splitlines() or [""]
+        if _ALL_FAILED in first:
+            reasons = (line.strip()[:80] for line in others if "NoneType" not in line)  # GDCM gives no reason
+            raise HemsegError(
+                f"{instance.source}: its pixels ({name}) cannot be decoded; they are damaged, or of a kind that the "
+                f"decoders do not know ({next(reasons, 'no reason given')}). Copy it again, or convert it to NIfTI."
+            ) from None
         raise HemsegError(
             f"{instance.source}: its pixels ({name}) cannot be decoded; `pip install 'hemseg[dicom]'` brings the "
             f"decoders ({first_line(error, 80)})."

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hemseg.dicom.codestream import GRAY
 from hemseg.dicom.header import ILL_FORMED, Header
 from hemseg.dicom.source import Source
 
@@ -175,6 +176,8 @@ def _cannot_be_placed(instance: Instance) -> str:
     """Why a slice has no place in a volume; '' if it has."""
     if instance.frame is None and instance.header.get("NumberOfFrames", 1) > 1:
         return MANY_FRAMES
+    if instance.get("PhotometricInterpretation") not in ("", *GRAY):
+        return "in color"
     return next((f"without {name}" for name in NEEDED if not instance.header.get(name)), "")
 
 

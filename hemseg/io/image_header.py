@@ -95,8 +95,10 @@ def nifti_orientation(path: Path) -> Orientation:
     columns = sform[:3, :3].astype(float)
     norms = np.linalg.norm(columns, axis=0)
     if not np.isfinite(sform).all() or (norms == 0).any() or np.abs(norms / sizes - 1).max() > SCALED + SHEAR**2:
+        if not np.isfinite(sform).all():
+            raise HeaderError("has an sform that makes no sense; fix it")
         # a shear makes columns longer: the step between slices along their normal is what pixdim gives then
-        if np.isfinite(sform).all() and (norms > 0).all() and _shear(columns / norms) > SHEAR:
+        if (norms > 0).all() and _shear(columns / norms) > SHEAR:
             return _sheared(qform, sizes)
         raise HeaderError(
             f"gives voxels of {_mm(sizes)} by its pixdim and of {_mm(norms)} by its sform; fix one of them"
@@ -162,8 +164,10 @@ def meta_header(path: Path) -> tuple[dict[str, str], int]:
             line = file.readline(1 << 16)
             if b"=" not in line or file.tell() > HEADER_BYTES:
                 raise ValueError("its header is incomplete")
-            key, value = line.decode(errors="replace").split("=", 1)
-            header[key.strip()] = value.strip()
+            key, value = (part.strip() for part in line.decode(errors="replace").split("=", 1))
+            if header.get(key, value) != value and key != "Comment":
+                raise ValueError("a field of its header is there twice, with two values")
+            header[key] = value
         return header, file.tell()
 
 

@@ -27,6 +27,7 @@ _VOXEL_BYTES = {
     **dict.fromkeys((sitk.sitkInt32, sitk.sitkUInt32, sitk.sitkFloat32), 4),
     **dict.fromkeys((sitk.sitkInt64, sitk.sitkUInt64, sitk.sitkFloat64), 8),
 }
+_GZIP, _PLAIN_NIFTI = b"\x1f\x8b", (b"\x5c\x01\0\0", b"\0\0\x01\x5c")  # how they begin
 _FLOATS = (sitk.sitkFloat32, sitk.sitkFloat64)
 NOT_FINITE = "has voxels that are NaN or infinite; replace them (with -1024, say) and try again."
 MAX_VOXELS = 2**31  # a declared size beyond this is a broken header, not a head CT
@@ -65,7 +66,7 @@ def check_name(path: Path) -> None:
 
 
 def _read_image(path: Path) -> tuple[sitk.Image, Orientation]:
-    if not path.exists():
+    if not os.path.exists(path):  # for a name that is too long pathlib raises
         raise HemsegError(f"{path}: there is no such file.")
     if not path.is_file():
         raise HemsegError(f"{path}: is not a file.")
@@ -80,6 +81,7 @@ def _read_image(path: Path) -> tuple[sitk.Image, Orientation]:
     form = FORMATS[kind]
     if form.upper_or_lower and path.name[-len(kind) :] not in (kind, kind.upper()):
         raise HemsegError(f"{path}: its suffix has capitals and small letters, which ITK does not read; rename it.")
+    _check_compression(path, kind)
     reader = _reader(path)
     try:
         voxel_files(path)  # they must lie in its folder
@@ -103,6 +105,17 @@ def _read_image(path: Path) -> tuple[sitk.Image, Orientation]:
         ) from None
     _turn(image, orientation)
     return image, orientation
+
+
+def _check_compression(path: Path, kind: str) -> None:
+    """Raise HemsegError for a file that is compressed as a whole, or not, against what its suffix says."""
+    with path.open("rb") as file:
+        begin = file.read(4)
+    if begin[:2] == _GZIP and kind != ".nii.gz":
+        called = ", or call it .nii.gz" if kind == ".nii" else ""
+        raise HemsegError(f"{path}: is compressed with gzip, and its name says otherwise; unpack it{called}.")
+    if begin in _PLAIN_NIFTI and kind == ".nii.gz":
+        raise HemsegError(f"{path}: is not compressed, and its name says otherwise; call it .nii.")
 
 
 def _reader(path: Path) -> sitk.ImageFileReader:

@@ -66,6 +66,13 @@ def test_paths_images_arrays_and_volumes_give_the_same(tmp_path: Path, light: Pa
         (nibabel.Nifti1Image(np.zeros((4, 5, 6, 2), np.int16), np.eye(4)), {}, "give one 3D volume"),
         (nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), LEANING), {}, "the nibabel image: its header has axes"),
         (SCAN, {"device": "tpu"}, "tpu"),
+        (SCAN, {"device": ["cpu"]}, "device is a text, not a list"),
+        (SCAN, {"operating_point": ["sensitive"]}, "operating_point is a text, not a list"),
+        (SCAN, {"series": b"2"}, "series is a text, not a bytes"),
+        (SCAN, {"weights": 3}, "weights is the path of a folder, not a int"),
+        ("", {}, "an empty path is no scan"),
+        ("x" * 300, {}, "no such file"),
+        ("x" * 300 + ".nii.gz", {}, "no such file"),
     ],
 )
 def test_mistakes_are_hemseg_errors(scan: object, options: dict, said: str) -> None:

@@ -124,6 +124,12 @@ def test_a_table_is_no_head(bleed: Phantom) -> None:
         assert "scalp" not in " ".join(check_scan(scan, Settings())[0].warnings)
 
 
+def test_thick_slices_show_their_scalp() -> None:
+    """In the vault a slice of 10 mm shows the leaning skull where the scalp is."""
+    volume = make_phantom(4, (), Grid((14, 200, 200), (1.0, 1.0, 10.0))).volume
+    assert "scalp" not in " ".join(check_scan(volume, Settings())[0].warnings)
+
+
 @pytest.mark.parametrize("seed", [3, 8, 12])
 def test_a_plain_head_looks_plain(seed: int) -> None:
     kinds = ("subdural", "intraparenchymal") if seed == 8 else ()

@@ -43,6 +43,7 @@ NEEDED = {
     "RescaleSlope": "no rescale slope and intercept",
     "RescaleIntercept": "no rescale slope and intercept",
     "PixelRepresentation": "cannot be decoded",
+    "PhotometricInterpretation": "cannot be decoded",
 }
 SCAN, OTHER = stack(1), stack(2)
 
@@ -388,6 +389,53 @@ def test_what_stays_out_is_counted(tmp_path: Path) -> None:
     assert np.array_equal(read(tmp_path / "no study").hu, SCAN.hu)
 
 
+def test_colors_are_no_scan(tmp_path: Path) -> None:
+    """Maps of perfusion have the class, the modality and the positions of a CT."""
+
+    def colored(dataset: pydicom.Dataset, number: int) -> None:
+        dataset.PhotometricInterpretation = "PALETTE COLOR"
+
+    series(tmp_path / "map", OTHER, colored, study="1.2", SeriesNumber=1)
+    with pytest.raises(HemsegError, match="holds no CT series that can be read: 8 slices in color"):
+        read(tmp_path / "map")
+    series(tmp_path / "plain", SCAN, study="1.2")
+    volume = read(tmp_path)
+    assert np.array_equal(volume.hu, SCAN.hu)
+    assert volume.warnings == ("Of other series of the study stayed out: 8 slices in color.",)
+
+
+def test_slices_far_apart(tmp_path: Path) -> None:
+    def moved(mm: float) -> Edit:
+        return lambda dataset, number: number == 7 and setattr(dataset, "ImagePositionPatient", [0, 0, mm])
+
+    series(tmp_path / "far", edit=moved(1e30))
+    with pytest.raises(HemsegError, match="its slices lie over more than 3 m"):
+        read(tmp_path / "far")
+    series(tmp_path / "last", edit=moved(50))
+    assert "Slices at 30.0 and 50.0 mm have others missing between them." in read(tmp_path / "last").warnings
+
+
+def test_slices_that_lean_along_their_rows(tmp_path: Path) -> None:
+    def leaning(dataset: pydicom.Dataset, number: int) -> None:
+        dataset.ImagePositionPatient = [0.9 * number, 0, 5 * number]
+
+    series(tmp_path, edit=leaning)
+    volume = read(tmp_path)
+    assert volume.warnings == ("The gantry was tilted by 10.2 degrees; slices were shifted back.",)
+    assert volume.stack is not None
+    assert np.array_equal(volume.stack.to_slices(volume.hu), SCAN.hu)
+
+
+def test_a_slice_without_pixels(tmp_path: Path) -> None:
+    def emptied(dataset: pydicom.Dataset, number: int) -> None:
+        if number == 3:
+            dataset.PixelData = b""
+
+    series(tmp_path, edit=emptied)
+    with pytest.raises(HemsegError, match=r"003: its pixels cannot be decoded \(it holds none\)"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
 def test_files_without_preamble(tmp_path: Path, syntax: str) -> None:
     series(tmp_path / "in")
@@ -525,6 +573,18 @@ def test_headers_in_legacy_encodings(tmp_path: Path, recwarn: pytest.WarningsRec
 
         series(tmp_path / str(number), edit=edit)
         assert np.array_equal(read(tmp_path / str(number)).hu, SCAN.hu)
+
+
+def test_zip_archives_of_a_mac(tmp_path: Path) -> None:
+    """Beside each slice lies a hidden file of its name, which is no slice."""
+    series(tmp_path / "study", name="{}.dcm")
+    with zipfile.ZipFile(tmp_path / "study.zip", "w") as archive:
+        for path in sorted((tmp_path / "study").iterdir()):
+            archive.write(path, f"../study/./{path.name}")
+            archive.writestr(f"__MACOSX/study/._{path.name}", b"\0\5\x16\7\0\2\0\0Mac OS X")
+    volume = read(tmp_path / "study.zip")
+    assert np.array_equal(volume.hu, SCAN.hu)
+    assert volume.warnings == ()
 
 
 def test_zip_archives_with_a_password(tmp_path: Path) -> None:

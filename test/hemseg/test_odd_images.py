@@ -345,3 +345,42 @@ def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
     volume = read(nifti(tmp_path / "a.nii"))
     with pytest.raises(HemsegError, match="not valid UTF-8"):
         write_mask(HU > 500, volume, scan.with_suffix(".mha"))
+
+
+def test_compression_against_the_name(tmp_path: Path) -> None:
+    image = sitk.Image([5, 6, 7], sitk.sitkInt16)
+    for suffix in (".nii", ".mha", ".nrrd"):
+        path = tmp_path / f"a{suffix}"
+        sitk.WriteImage(image, str(path))
+        whole = path.read_bytes()
+        path.write_bytes(gzip.compress(whole))
+        with pytest.raises(HemsegError, match=rf"a{suffix}: is compressed with gzip, and its name says otherwise"):
+            read(path)
+    path = tmp_path / "b.nii.gz"
+    sitk.WriteImage(image, str(tmp_path / "b.nii"))
+    path.write_bytes((tmp_path / "b.nii").read_bytes())
+    with pytest.raises(HemsegError, match=r"b\.nii\.gz: is not compressed, and its name says otherwise; call it \.nii"):
+        read(path)
+
+
+def test_a_field_that_is_there_twice(tmp_path: Path) -> None:
+    path = tmp_path / "a.mha"
+    sitk.WriteImage(sitk.Image([5, 6, 7], sitk.sitkInt16), str(path))
+    whole = path.read_bytes()
+    for second, good in ((b"1 1 1", True), (b"2 2 2", False)):
+        path.write_bytes(whole.replace(b"DimSize", b"ElementSpacing = " + second + b"\nDimSize", 1))
+        if good:
+            assert read(path).spacing == (1, 1, 1)
+        else:
+            with pytest.raises(HemsegError, match="a field of its header is there twice, with two values"):
+                read(path)
+
+
+def test_an_sform_that_is_no_number(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii"
+    sitk.WriteImage(sitk.Image([5, 6, 7], sitk.sitkInt16), str(path))
+    content = bytearray(path.read_bytes())
+    content[292:296] = struct.pack("<f", float("nan"))  # the origin's x
+    path.write_bytes(content)
+    with pytest.raises(HemsegError, match="its header has an sform that makes no sense; fix it"):
+        read(path)

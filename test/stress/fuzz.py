@@ -53,6 +53,7 @@ NUMBERS = (
     b"99999999999999999999",
     b"1e-45",
 )
+ENCAPSULATED = b"\xfe\xff\x00\xe0\x00\x00\x00\x00\xfe\xff\x00\xe0"  # an empty table of offsets, then the first item
 WORDS = (
     b"MET_DOUBLE",
     b"MET_FLOAT_ARRAY",
@@ -179,9 +180,11 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
     """A few of the things that happen to files, and some that only an enemy does."""
     data = bytearray(content)
     head = min(len(data), 600)
+    frame = content.find(ENCAPSULATED) + len(ENCAPSULATED)  # where the compressed pixels of a DICOM file begin
+    begin = frame if frame >= len(ENCAPSULATED) and rng.random() < 0.5 else 0
     for _ in range(rng.choice((1, 1, 2, 3, 8))):
         kind, n = rng.randrange(9), max(1, len(data))
-        at = rng.randrange(head if rng.random() < 0.7 else n) % n
+        at = (begin + rng.randrange(head if rng.random() < 0.7 else n)) % n
         if kind == 0 and data:
             data[at] ^= 1 << rng.randrange(8)
         elif kind == 1 and data:
