@@ -19,7 +19,7 @@ import numpy as np
 from rich.progress import track
 
 from hemseg.errors import HemsegError
-from hemseg.manifest import Manifest
+from hemseg.manifest import POINT_KEYS, Manifest
 from hemseg.model import Model
 from hemseg.scan import read
 from hemseg.segmentation import postprocess, working_probability
@@ -33,9 +33,9 @@ from .metrics import lesion_counts, overlap
 from .robustness import check_and_segment
 
 Figure = Callable[[dict[str, Any]], float]
-THRESHOLDS = (0.3, 0.4, 0.5, 0.6)
-PEAKS = (0.7, 0.9, 0.95, 0.98)
-SLICES = (0.0, 0.1, 0.2, 0.3, 0.5)  # of the slice classifier, where the weights have one
+THRESHOLDS = (0.4, 0.5, 0.6)
+PEAKS = (0.6, 0.7, 0.8, 0.9, 0.98)
+SLICES = (0.0, 0.1, 0.2, 0.3)  # of the slice classifier, where the weights have one
 LEAST_ML = (0.1,)
 MUCH_ML, MUCH_MM2 = 0.5, 10.0  # blood in a patient, or in a single slice, without hemorrhage
 
@@ -49,10 +49,17 @@ def points(classifier: bool = False) -> list[dict[str, float]]:
     ]
 
 
+def own_points(manifest: Manifest) -> list[dict[str, float]]:
+    """The operating points that weights come with."""
+    names = ("", *manifest.operating_points)
+    return [{key: float(getattr(manifest.at(name), key)) for key in POINT_KEYS} for name in names]
+
+
 def operating_points(dataset: DataSet, model: Model, split: str = "val") -> list[dict[str, Any]]:
     """One row per point and data set."""
     rows: list[dict[str, Any]] = []
     every = points(model.classifier is not None)
+    every += [point for point in own_points(model.manifest) if point not in every]
     for case in track(dataset.part(split), f"operating points, {dataset.name}", console=console):
         volume = read(case.image)
         try:
