@@ -23,7 +23,7 @@ _SEGMENTS = {0xC4, 0xCC, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xF8, 0xFE}
 _LOSSY, _LOSSY_BITS = {*range(0xC0, 0xD0)} - {0xC3, 0xC7, 0xCB, 0xCF}, (8, 12)
 _JFIF, _JFIF_VERSION = b"JFIF\0", 1
 _SIZE_2000 = b"\xff\x4f\xff\x51"
-MOST_BITS, MOST_TILES = 16, 4096
+LEAST_BITS, MOST_BITS, MOST_TILES = 8, 16, 4096  # GDCM ends the process over fewer bits in a byte
 ALLOCATED_BITS = (8, 16, 32)
 GRAY = ("MONOCHROME1", "MONOCHROME2")
 # how libjpeg (in GDCM) and OpenJPEG begin what they print on standard error; of the second kind, they give pixels all
@@ -73,7 +73,7 @@ def decoded(dataset: Dataset) -> np.ndarray:
 
 
 def check_codestreams(dataset: Dataset) -> None:
-    """Raise if compressed pixels are not of the header's size, one value of at most 16 bits each, or not whole up to
+    """Raise if compressed pixels are not of the header's size, one value of 8 to 16 bits each, or not whole up to
     where the voxels begin: GDCM ends the process over what it does not expect there.
 
     Raises:
@@ -86,8 +86,11 @@ def check_codestreams(dataset: Dataset) -> None:
     if not (syntax in JPEG_2000 or syntax.startswith(JPEG)) or "PixelData" not in dataset:
         return
     gray = int(dataset.SamplesPerPixel) == 1 and dataset.PhotometricInterpretation in GRAY
-    if not gray or int(dataset.PixelRepresentation) not in (0, 1) or int(dataset.BitsAllocated) > MOST_BITS:
-        raise ValueError("the header says that its compressed pixels are not gray values of at most 16 bits")
+    bits = int(dataset.BitsAllocated) <= MOST_BITS and int(dataset.BitsStored) >= LEAST_BITS
+    if not gray or not bits or int(dataset.PixelRepresentation) not in (0, 1):
+        raise ValueError(
+            f"the header says that its compressed pixels are not gray, of {LEAST_BITS} to {MOST_BITS} bits"
+        )
     number = int(dataset.get("NumberOfFrames") or 1)
     shape = (int(dataset.Rows), int(dataset.Columns))
     for frame in generate_frames(dataset.PixelData, number_of_frames=number):
@@ -98,7 +101,7 @@ def check_codestreams(dataset: Dataset) -> None:
             raise ValueError(
                 f"the compressed pixels are {found[0]} x {found[1]}, the header says {shape[0]} x {shape[1]}"
             )
-        if found[2] != 1 or not 1 <= found[3] <= int(dataset.BitsAllocated):
+        if found[2] != 1 or not LEAST_BITS <= found[3] <= int(dataset.BitsAllocated):
             raise ValueError(f"the compressed pixels have {found[2]} values of {found[3]} bits each")
 
 

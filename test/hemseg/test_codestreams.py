@@ -87,9 +87,10 @@ def test_segments_that_are_not_whole(tmp_path: Path, change: Change) -> None:
         ({"BitsStored": 40}, "BitsAllocated, BitsStored and HighBit do not fit together"),
         ({"BitsStored": 0}, "BitsAllocated, BitsStored and HighBit do not fit together"),
         ({"BitsAllocated": 12}, "BitsAllocated, BitsStored and HighBit do not fit together"),
-        ({"BitsAllocated": 32}, "not gray values of at most 16 bits"),
-        ({"PixelRepresentation": 2}, "not gray values of at most 16 bits"),
-        ({"SamplesPerPixel": 3}, "not gray values of at most 16 bits"),
+        ({"BitsAllocated": 32}, "not gray, of 8 to 16 bits"),
+        ({"BitsStored": 1}, "not gray, of 8 to 16 bits"),
+        ({"PixelRepresentation": 2}, "not gray, of 8 to 16 bits"),
+        ({"SamplesPerPixel": 3}, "not gray, of 8 to 16 bits"),
         ({"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}, "1 values of 16 bits each"),
     ],
 )
