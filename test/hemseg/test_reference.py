@@ -96,9 +96,8 @@ def plain_mask(
     manifest = model.manifest
     pieces, n = ndimage.label(probability >= manifest.threshold, np.ones((3, 3, 3)))
     for i in range(1, n + 1):
-        if probability[pieces == i].max() < manifest.min_peak:
-            probability = np.where(pieces == i, 0, probability)
-        elif opinion[np.flatnonzero((pieces == i).any(axis=(1, 2)))].max() < manifest.min_slice_probability:
+        certain = probability[pieces == i].max() >= manifest.min_peak
+        if not certain or opinion[(pieces == i).any(axis=(1, 2))].max() < manifest.min_slice_probability:
             probability = np.where(pieces == i, 0, probability)
     _, spacing = volume.in_lps()
     for axis in (1, 2):

@@ -10,7 +10,7 @@ from hemseg.model import Model
 from hemseg.volume import Volume
 from training.data.datasets import load_dataset
 from training.data.phantom import Grid, make_phantom, write_dataset
-from training.evaluation.operating_point import operating_points, points, write_froc
+from training.evaluation.operating_point import SLICES, operating_points, points, write_froc
 from training.evaluation.robustness import allowed_space, change_summary, changed_scans, few_slices, few_summary
 from training.evaluation.scan_changes import (
     CHANGES,
@@ -88,13 +88,16 @@ def test_tables_of_changed_and_cut_scans(model: Model, tmp_path: Path) -> None:
 
 def test_operating_points_on_val(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dataset(tmp_path, 2, seed=3, grid=COARSE, split=(0.0, 1.0))
-    few = [{"threshold": t, "min_peak": p, "min_lesion_ml": 0.1} for t, p in ((0.3, 0.6), (0.3, 1.01))]
-    monkeypatch.setattr("training.evaluation.operating_point.points", lambda: few)
+    fixed = {"threshold": 0.3, "min_lesion_ml": 0.1, "min_slice_probability": 0.0}
+    few = [fixed | {"min_peak": p} for p in (0.6, 1.01)]
+    monkeypatch.setattr("training.evaluation.operating_point.points", lambda classifier: list(few))
     rows = operating_points(load_dataset(tmp_path), model)
-    assert [row["min_peak"] for row in rows] == [0.6, 1.01]
+    assert [row["min_peak"] for row in rows[:2]] == [0.6, 1.01]
+    assert len(rows) == 2 + 1 + len(model.manifest.operating_points)  # the weights' own points come after
     assert rows[0]["ill"] + rows[0]["healthy"] == 2
     assert rows[0]["found"] >= 1
     assert rows[1]["found"] == 0  # no peak is that high
     write_froc(rows, model.manifest, tmp_path / "froc.png")
     assert (tmp_path / "froc.png").stat().st_size > 5000
     assert all(point["min_peak"] > point["threshold"] for point in points())
+    assert len(points(classifier=True)) == len(SLICES) * len(points())
