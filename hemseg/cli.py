@@ -19,6 +19,7 @@ from hemseg.options import Device, Overlay, Overwrite, Redo, Report, Series, Wei
 
 if TYPE_CHECKING:
     from hemseg.folder.rows import Row
+    from hemseg.manifest import Manifest
 
     FormatName = str
 else:
@@ -194,10 +195,16 @@ def info(weights: Weights = None, device: Device = "auto") -> None:
     print(f"for training  {states if states.is_dir() else 'no torch weights beside these'}")
     print(f"kinds         {'named' if manifest.kinds_file else 'not named by these weights'}")
     points = [manifest, *(manifest.at(name) for name in manifest.operating_points)]
-    print("points       ", ", ".join(f"{p.operating_point} ({p.threshold:g}, peak {p.min_peak:g})" for p in points))
+    print("points       ", ", ".join(map(_in_words, points)))
     print(f"working grid  {manifest.preprocessing.in_plane_mm:g} mm in plane, slices of about ", end="")
     print(f"{manifest.preprocessing.slice_mm:g} mm, patch {'x'.join(map(str, manifest.patch))} (z, y, x)")
     print(f"device        {model.provider}")
+
+
+def _in_words(point: Manifest) -> str:
+    """An operating point and its thresholds."""
+    opinion = f", slice classifier {point.min_slice_probability:g}" if point.classifier_file else ""
+    return f"{point.operating_point} ({point.threshold:g}, peak {point.min_peak:g}{opinion})"
 
 
 app.command()(node)
