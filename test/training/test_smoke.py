@@ -89,6 +89,8 @@ def test_smoke_leaves_weights_that_inference_loads(smoke: Path) -> None:
     model = load(smoke / "export", "cpu")
     assert model.manifest.provenance["supervision"] == "slice labels"
     assert model.manifest.provenance["config"] == "smoke"
+    assert model.classifier is not None  # the second opinion
+    assert model.manifest.classifier_field == (112, 96)  # of 2 mm
     assert model.manifest.preprocessing == load_config("smoke").preprocessing
     done = json.loads((smoke / "export" / "done.json").read_text())
     assert done["figures"]["difference_to_torch"] < 1e-4
