@@ -8,10 +8,10 @@ from importlib.resources import files
 from typing import Any
 
 from hemseg.compare.change import Band
-from hemseg.manifest import Manifest
+from hemseg.manifest import POINT_KEYS, Manifest
 
 FILE = "retest_limits.json"
-MEASURED_WITH = ("sha256", "threshold", "min_peak", "min_lesion_ml")
+MEASURED_WITH = ("sha256", *POINT_KEYS)
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class RetestLimits:
     """95 % limits of agreement (Bland & Altman, Lancet 327:307, 1986) of the volume of one hemorrhage, measured twice.
 
     Attributes:
-        weights, sha256, threshold, min_peak, min_lesion_ml: what segmented, see `hemseg.manifest.Manifest`.
+        weights, sha256, threshold, min_peak, min_lesion_ml, min_slice_probability: what segmented, see
+            `hemseg.manifest.Manifest`.
         pairs: how many pairs of scans were measured; hemorrhage of at least ``above_ml`` in ``pairs_above``.
         above_ml: from here on the limits are given in percent, below it in mL.
         mean_percent, low_percent, high_percent: of the mean of both volumes.
@@ -31,6 +32,7 @@ class RetestLimits:
     threshold: float
     min_peak: float
     min_lesion_ml: float
+    min_slice_probability: float
     pairs: int
     pairs_above: int
     above_ml: float

@@ -18,7 +18,7 @@ def test_stages_of_a_scan(tmp_path: Path) -> None:
     output = python("-m", "benchmarks.inference", "--child", "stages", SCAN, tmp_path).stdout
     rows = json.loads(output.splitlines()[-1])
     assert [row["what"].partition(":")[0] for row in rows] == [
-        "start-up", "read", "preprocess and check", "network", "restore and write",
+        "start-up", "read", "preprocess and check", "network", "second opinion", "restore and write",
     ]  # fmt: skip
     assert all(row["cpu_seconds"] > 0 and row["wall_seconds"] > 0 for row in rows)
     peaks = [row["peak_mib"] for row in rows]

@@ -142,10 +142,10 @@ def test_samples_look_plain() -> None:
         assert not check_scan(read(path), Settings())[0].warnings
 
 
-def test_warnings_are_told_and_strict_refuses(bleed: Phantom, tmp_path: Path) -> None:
+def test_warnings_are_told_and_strict_refuses(bleed: Phantom, light: Path, tmp_path: Path) -> None:
     write_image(np.clip(bleed.volume.hu, -20, 100), bleed.volume, tmp_path / "in" / "windowed.nii.gz")
     write_image(bleed.volume.hu, bleed.volume, tmp_path / "in" / "plain.nii.gz")
-    arguments = ["segment", str(tmp_path / "in"), str(tmp_path / "out"), "--report"]
+    arguments = ["segment", str(tmp_path / "in"), str(tmp_path / "out"), "--report", "--weights", str(light)]
     assert CliRunner().invoke(app, arguments).exit_code == 0
     rows = {row["case"]: row for row in csv.DictReader((tmp_path / "out" / "summary.csv").open())}
     assert "window" in rows["windowed.nii.gz"]["warnings"]

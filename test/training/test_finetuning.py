@@ -94,7 +94,9 @@ def tuned(study: Path) -> tuple[Path, str]:
 def exported(stages: dict[str, Stage], folder: Path, monkeypatch: Any) -> Manifest:
     """What an export would say, without the seconds that ONNX takes."""
 
-    def write(network: Any, config: Config, place: Path, provenance: dict[str, Any], strip: Any) -> dict[str, Any]:
+    def write(
+        network: Any, config: Config, place: Path, provenance: dict[str, Any], strip: Any, beside: Any
+    ) -> dict[str, Any]:
         settings = config.segmenter
         manifest = Manifest(config.name, "1", "hemseg.onnx", "1" * 64, settings.patch, config.preprocessing)
         replace(manifest, license=config.weights_license, provenance=provenance).write(place)
