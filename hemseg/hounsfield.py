@@ -81,10 +81,12 @@ def _blocks(plane: np.ndarray, spacing: tuple[float, ...], bottom: float, top: f
     """Averages and standard deviations (2, n) of a slice's blocks without background or saturated voxels."""
     rows, columns = (max(1, round(n * mm / BLOCK_MM)) for n, mm in zip(plane.shape, spacing, strict=True))
     size = (min(columns, plane.shape[1]), min(rows, plane.shape[0]))
-    means, squares = (cv2.resize(a, size, interpolation=cv2.INTER_AREA) for a in (plane, plane * plane))
+    with np.errstate(over="ignore", invalid="ignore"):  # values of 1e30, which are refused in a sentence of their own
+        means, squares = (cv2.resize(a, size, interpolation=cv2.INTER_AREA) for a in (plane, plane * plane))
+        variance = np.maximum(squares - means * means, 0)
     ends = ((plane <= bottom) | (plane >= top)).astype(np.float32)
     whole = cv2.resize(ends, size, interpolation=cv2.INTER_AREA) == 0
-    return np.stack([means[whole], np.sqrt(np.maximum(squares - means * means, 0)[whole])])
+    return np.stack([means[whole], np.sqrt(variance[whole])])
 
 
 def _mode(values: np.ndarray) -> float:
