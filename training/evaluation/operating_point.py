@@ -60,6 +60,7 @@ def operating_points(dataset: DataSet, model: Model, split: str = "val") -> list
     rows: list[dict[str, Any]] = []
     every = points(model.classifier is not None)
     every += [point for point in own_points(model.manifest) if point not in every]
+    lowest = min(point["threshold"] for point in every)
     for case in track(dataset.part(split), f"operating points, {dataset.name}", console=console):
         volume = read(case.image)
         try:
@@ -72,7 +73,7 @@ def operating_points(dataset: DataSet, model: Model, split: str = "val") -> list
         opinion = None
         if model.classifier:
             settings = model.manifest.preprocessing
-            opinion = model.classifier.opinion(probability, min(THRESHOLDS), first.working, settings)
+            opinion = model.classifier.opinion(probability, lowest, first.working, settings)
         for point in every:
             result = postprocess(volume, first.working, probability, _at(model.manifest, point), opinion)
             rows.append({"dataset": case.source or dataset.name, **point, **_counts(result.mask, case, volume)})
