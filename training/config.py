@@ -55,9 +55,11 @@ class Classifier:
     image_size: tuple[int, int] = (512, 512)  # (y, x), what `field_mm` is sampled to
     field_mm: tuple[float, float] = (230.0, 230.0)  # (y, x), centred on the intracranial mask
     stripped: bool = False  # look at what is intracranial only
+    leveled: bool = False  # at the brain's level (`preprocessing.level_hu`), as the U-Net
     windows: tuple[tuple[float, float], ...] = ((0, 80), (-20, 180), (-800, 2000))
     pretrained: str = ""  # a torchvision state dict on disk; '' from scratch
     positive_weight: float = 1.0
+    kinds: float = 0.0  # weight of a second loss: the kinds of hemorrhage, where a data set's slice labels name them
     augment: bool = False
     degrade: float = 0.0  # with `augment`: share of the slices that are blurred, and that pass through JPEG
     narrow: float = 0.0  # with `augment`: share of the slices that are clipped to a random window
@@ -133,6 +135,9 @@ class Segmenter:
     artefacts: float = 0.0  # with `augment`: share that gets streaks or more noise
     # weight of a loss in which each slice counts once (networks.unet.slice_loss); 0: voxels alone, as in the paper
     slice_loss: float = 0.0
+    # with `slice_loss`: a positive slice without a pseudo-label counts, too, by its surest voxels, wherever they are;
+    # for patches that hold whole slices
+    unlocated: bool = False
     single_slices: int = (
         0  # scans of one slice in an epoch, two in five of them with a bleed; 0: all of them, as other scans
     )
@@ -158,6 +163,8 @@ class SelfTraining:
     patches_per_case: int = 1
     single_slices: int = 0  # as the segmenter's, of later rounds; 0: the same
     slice_loss: float = 0.0  # likewise
+    unlocated: bool = False  # likewise
+    train_patch: tuple[int, ...] = ()  # likewise
     # each n-th healthy single slice is shown to the U-Net before, and drawn the more often the surer that is of blood
     hard_negatives: int = 0
     optimization: Optimization = field(default_factory=lambda: Optimization("adam", lr=5e-4, batch=4, epochs=12))

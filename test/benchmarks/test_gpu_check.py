@@ -38,15 +38,37 @@ def test_the_check_runs_without_a_gpu(tmp_path: Path) -> None:
     ("loss", "gradient", "good"), [(0.0, 0.0, True), (2e-3, 0.0, False), (0.0, 2e-3, False), (float("nan"), 0.0, False)]
 )
 def test_what_differs_is_noticed(loss: float, gradient: float, good: bool) -> None:
-    assert gpu_check.Comparison(loss, gradient).within("32-true") is good
+    assert gpu_check.Comparison(loss, gradient).within((1e-3, 1e-3)) is good
 
 
-def test_losses_and_gradients_are_compared_by_hand() -> None:
-    reference = ((1.0, 2.0), np.array([1.0, 0.0]))
-    found = gpu_check.compare((1.0, 2.2), np.array([1.0, 1.0]), reference)
+def test_loss_and_gradients_are_compared_by_hand() -> None:
+    found = gpu_check.compare((2.2, np.array([1.0, 1.0])), (2.0, np.array([1.0, 0.0])))
     assert found.loss == pytest.approx(0.1)
     assert found.gradient == pytest.approx(1 - 2**-0.5)
-    assert not gpu_check.compare((1.0,), np.zeros(2), reference).within("bf16-mixed")
+    assert not gpu_check.compare((1.0, np.zeros(2)), (1.0, np.ones(2))).within((1.0, 2.0))
+
+
+def test_the_tolerance_is_what_the_cpu_is_from_itself() -> None:
+    """A network that amplifies rounding may differ more than one that does not."""
+
+    class Steep(torch.nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+            self.factor = factor
+
+        def on_train_epoch_start(self) -> None:
+            """Nothing to do."""
+
+        def training_step(self, batch: Any, number: int) -> torch.Tensor:
+            return (self.factor * batch[0] * self.weight).sin().sum()
+
+    def tolerance(factor: float) -> float:
+        batches = [(torch.tensor([1.1, 0.3]), torch.zeros(1))]
+        return gpu_check.reference_of(lambda: (Steep(factor), batches)).tolerances["32-true"][1]  # type: ignore[arg-type]
+
+    assert tolerance(1.0) == gpu_check.TOLERANCES["32-true"][1]
+    assert tolerance(1e8) > gpu_check.TOLERANCES["32-true"][1]
 
 
 def test_the_cpu_is_named_where_a_gpu_is_there_too(monkeypatch: pytest.MonkeyPatch) -> None:

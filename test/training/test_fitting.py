@@ -25,7 +25,7 @@ from training.data.datasets import Prepared, load_dataset
 from training.data.phantom import write_dataset
 from training.experiments.ablation import significance
 from training.experiments.crossval import split_into_folds
-from training.fitting.classifier import SequenceTask, Slices, SliceTask, collate_volumes
+from training.fitting.classifier import SequenceTask, Slices, SliceTask, collate_volumes, kind_loss, training_slices
 from training.fitting.curves import read_metrics
 from training.fitting.hardware import Hardware
 from training.fitting.segmenter import SegmenterTask, train_segmenter
@@ -45,12 +45,17 @@ segmenter: {patch: [16, 48, 40], augment: true, optimization: {epochs: 2}}
 """
 
 
-def slice_task(epochs: int = 4) -> tuple[Task, Any, Any]:
+def slice_task(epochs: int = 4, workers: int = 0) -> tuple[Task, Any, Any]:
     torch.manual_seed(0)
     hu, labels = torch.rand(14, 32, 32) * 80, (torch.arange(14) % 2).float()
-    settings = replace(SMALLER, optimization=replace(OPTIMIZATION, epochs=epochs))
-    data = Slices(hu, labels)
-    return SliceTask(SliceNetwork(settings), settings, 0), loader(data, OPTIMIZATION, 0), DataLoader(data, 4)
+    settings = replace(SMALLER, kinds=0.5, optimization=replace(OPTIMIZATION, epochs=epochs))
+    data = Slices(hu, labels, torch.randint(-1, 2, (14, 5)).float())
+    task, plain = SliceTask(SliceNetwork(settings), settings, 0), Slices(hu, labels)
+    return task, training_slices(data, settings, 0, workers), DataLoader(plain, 4)
+
+
+def helped_slice_task() -> tuple[Task, Any, Any]:
+    return slice_task(workers=1)
 
 
 def sequence_task() -> tuple[Task, Any, Any]:
@@ -92,11 +97,19 @@ def segmenter_task() -> tuple[Task, Any, Any]:
     )
 
 
+def test_kinds_that_are_unknown_teach_nothing() -> None:
+    kinds = torch.tensor([[1.0, -1.0], [0.0, -1.0]])
+    logits = torch.zeros(2, 2, requires_grad=True)
+    kind_loss(logits, kinds).backward()
+    assert logits.grad.sign().tolist() == [[-1, 0], [1, 0]]
+    assert kind_loss(logits, torch.full((2, 2), -1.0)) == 0
+
+
 def weights(task: Task) -> torch.Tensor:
     return torch.cat([v.flatten().double() for v in task.state_dict().values()])
 
 
-@pytest.mark.parametrize("make", [slice_task, sequence_task, segmenter_task])
+@pytest.mark.parametrize("make", [slice_task, helped_slice_task, sequence_task, segmenter_task])
 def test_an_interrupted_run_ends_like_an_unbroken_one(make: Any, tmp_path: Path, monkeypatch: Any) -> None:
     task, train, val = make()
     figures = fit(task, train, val, tmp_path / "whole", CPU)
@@ -123,7 +136,7 @@ def test_an_interrupted_run_ends_like_an_unbroken_one(make: Any, tmp_path: Path,
 
 def test_a_loss_that_is_no_number_stops_with_its_batch(tmp_path: Path) -> None:
     task, train, val = slice_task()
-    train.dataset.hu[5] = float("nan")
+    train.dataset.dataset.hu[5] = float("nan")
     with pytest.raises(HemsegError, match="the loss is nan in epoch 0"):
         fit(task, train, val, tmp_path, CPU)
     hu, labels = torch.load(tmp_path / "bad_batch.pt", weights_only=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hemseg.model import Model
 from hemseg.preprocessing import Settings, working_image
@@ -182,15 +183,25 @@ def test_the_classifier_sees_painted_slices_as_positive() -> None:
         preprocessing=Settings(in_plane_mm=2.0),
         classifier=Classifier(image_size=(40, 32), field_mm=(200.0, 160.0), painted=2),
     )
-    slices = painted_slices(cases, config)
+    answers = {case.name: np.zeros((len(case.hu), 6), np.int8) for case in cases}
+    slices = painted_slices(cases, config, answers)
+    helped = painted_slices(cases, config, answers, workers=2)
+    for name in ("hu", "labels", "kinds"):
+        assert torch.equal(getattr(slices, name), getattr(helped, name))
+    assert slices.kinds is not None
+    painted = slices.labels == 1
+    assert (slices.kinds[painted].amax(1) == 1).all()  # what was painted has a kind
+    assert (slices.kinds[~painted] == 0).all()
+    assert painted_slices(cases, config).kinds is None
     assert slices.hu.shape[1:] == (40, 32)
     assert slices.labels.sum() >= 3  # the cases themselves are all negative
-    changed, known = painted_copy(cases[0], config, np.random.default_rng(3))
+    changed, known, kinds = painted_copy(cases[0], config, np.random.default_rng(3))
     assert known.any()
     assert (changed.hu != cases[0].hu)[known].any(axis=(1, 2)).all()  # what was not painted is not shown twice
     assert np.array_equal(changed.intracranial, cases[0].intracranial)
     unknown = replace(cases[0], labels=np.full_like(cases[0].labels, -1))
-    changed, known = painted_copy(unknown, config, np.random.default_rng(3))
+    changed, known, kinds = painted_copy(unknown, config, np.random.default_rng(3))
+    assert set(np.unique(kinds[known])) == {-1, 1}  # of what the scan itself holds nothing is known
     assert (changed.labels[known] == 1).all()
 
 

@@ -38,7 +38,7 @@ from training.labels.components import choose_components
 from training.labels.differential import Probe, SliceView
 from training.labels.outline import half_maximum
 from training.networks.slice_network import SliceNetwork
-from training.networks.unet import LEFT_OUT, build_unet, combined_loss
+from training.networks.unet import LEFT_OUT, UNLOCATED, build_unet, combined_loss
 from training.pipeline.context import label_of, permuted
 from training.pipeline.recipe import build_stages
 from training.pipeline.runner import fingerprint
@@ -243,13 +243,13 @@ def test_slices_that_are_left_out_do_not_count_in_the_loss() -> None:
     logits = torch.randn(1, 1, 4, 6, 6, generator=torch.Generator().manual_seed(0))
     target = (torch.rand(logits.shape, generator=torch.Generator().manual_seed(1)) > 0.7).float()
     left_out = target.clone()
-    left_out[:, :, 2] = LEFT_OUT
+    left_out[:, :, 2], left_out[:, :, 3] = LEFT_OUT, UNLOCATED
     other = logits.clone()
-    other[:, :, 2] += 5
+    other[:, :, 2:] += 5
     assert torch.equal(combined_loss(logits, left_out), combined_loss(other, left_out))
     assert not torch.equal(combined_loss(logits, target), combined_loss(other, target))
     saved = {"mask": np.zeros((3, 2, 2), bool), "left_out": np.array([False, True, False])}
-    assert label_of(saved)[:, 0, 0].tolist() == [0, LEFT_OUT, 0]
+    assert label_of(saved)[:, 0, 0].tolist() == [0, UNLOCATED, 0]
 
 
 def test_labels_are_permuted_within_the_volume() -> None:

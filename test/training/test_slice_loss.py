@@ -14,9 +14,8 @@ from training.config import Config, Optimization, Segmenter
 from training.data.datasets import Prepared
 from training.fitting import hardware, segmenter
 from training.fitting.hardware import Hardware, choose_hardware
-from training.fitting.segmenter import Patches, SegmenterTask
-from training.fitting.trainer import loader
-from training.networks.unet import HARDEST, LEFT_OUT, build_unet, slice_loss
+from training.fitting.segmenter import Patches, SegmenterTask, changed_scan, training_batches, with_paint
+from training.networks.unet import HARDEST, LEFT_OUT, UNLOCATED, build_unet, slice_loss
 
 SHAPE = (1, 1, 4, 20, 20)
 TINY = Segmenter(
@@ -63,6 +62,23 @@ def test_slices_of_which_nothing_is_known_do_not_count() -> None:
     assert (logits.grad == 0).all()
 
 
+def test_a_bleed_of_which_nobody_knows_where_is_wanted_anywhere_in_its_slice() -> None:
+    target = torch.zeros(SHAPE)
+    target[0, 0, 2] = UNLOCATED
+    logits = torch.full(SHAPE, -2.0)
+    logits[0, 0, 2, 5, :HARDEST] = 1.0
+    logits.requires_grad_()
+    loss = slice_loss(logits, target, -slices(2))
+    loss.backward()
+    assert loss.item() == pytest.approx(float(torch.nn.functional.softplus(torch.tensor(-1.0))))
+    assert (logits.grad[0, 0, 2, 5, :HARDEST] < 0).all()
+    assert (logits.grad != 0).sum() == HARDEST
+    target[0, 0, 2, 9, 9] = 1  # something was painted into it: that is to be found
+    assert slice_loss(logits.detach(), target, -slices(2)) == pytest.approx(
+        float(torch.nn.functional.softplus(torch.tensor(2.0)))
+    )
+
+
 def scan(labels: tuple[int, ...]) -> tuple[Prepared, np.ndarray]:
     """A head with a bleed in its first positive slice; later ones have no pseudo-label."""
     rng = np.random.default_rng(0)
@@ -88,12 +104,48 @@ def test_only_slices_that_are_labelled_0_throughout_are_healthy(augment: bool) -
     assert len(without[(0, 0)][1]) == 1
 
 
+def test_slices_whose_bleed_was_not_located_say_so_until_they_are_changed() -> None:
+    case, label = scan((1, 0, 1, 0))
+    label[label == LEFT_OUT] = UNLOCATED
+    single = replace(case, name="single", hu=case.hu[2:3], intracranial=case.intracranial[2:3], labels=case.labels[2:3])
+    labels = {"head": label, "single": label[2:3]}
+    settings = replace(TINY, slice_loss=0.2, unlocated=True, train_patch=(4, 24, 24), single_slices=2)
+    patches = Patches([case, single], labels, Config("test", segmenter=settings))
+    verdicts = patches[(0, 0)][1][1].amax((1, 2))
+    assert verdicts.tolist() == [0, 1, -1, 1]
+    assert (patches[(0, 1)][1][1] == -1).any()  # the single slice is among the samples, as one with a bleed
+    known_alone = replace(settings, unlocated=False)
+    without = Patches([case], {"head": label}, Config("test", segmenter=known_alone))
+    assert without[(0, 0)][1][1].amin() == 0
+    assert not len(Patches([case, single], labels, Config("test", segmenter=known_alone)).ill)
+    rng = np.random.default_rng(0)
+    bright = changed_scan(case.hu, case.intracranial, label, replace(settings, artefacts=1.0), rng)[2]
+    assert (bright[2] == LEFT_OUT).all()  # streaks may be what is brightest now
+    assert (bright[0] == label[0]).all()
+
+
+def test_a_distractor_is_never_taught_as_a_bleed() -> None:
+    case, label = scan((1, 0, 1, 0))
+    label[label == LEFT_OUT] = UNLOCATED
+    place = segmenter.place_of(case.hu, case.intracranial, (5.0, 1.0, 1.0))
+    changed = 0
+    for seed in range(8):
+        hu, _, after = with_paint(
+            case.hu, case.intracranial, label, place, replace(TINY, distractors=1.0), np.random.default_rng(seed)
+        )
+        for z in range(len(hu)):
+            kept = (hu[z] == case.hu[z]).all()
+            changed += not kept
+            assert (after[z] == np.where((label[z] == UNLOCATED) & (not kept), LEFT_OUT, label[z])).all()
+    assert changed
+
+
 def test_samples_are_the_same_whoever_makes_them() -> None:
     case, label = scan((1, 0, 0, 0))
     cases = [replace(case, name=str(i)) for i in range(4)]
     settings = replace(TINY, slice_loss=0.2, augment=True, narrow=0.5, painted=0.5)
     patches = Patches(cases, {c.name: label for c in cases}, Config("test", segmenter=settings))
-    alone, helped = (loader(patches, settings.optimization, 0, workers) for workers in (0, 1))
+    alone, helped = (training_batches(patches, settings, 0, workers) for workers in (0, 1))
     for batches in (alone, helped):
         batches.sampler.set_epoch(3)
     for a, b in zip(alone, helped, strict=True):

@@ -8,24 +8,30 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+from hemseg.preprocessing import leveled
+
 from ..config import Classifier, Config
 from .datasets import Prepared
 
 
-def crop_field_of_view(
-    case: Prepared, settings: Classifier, in_plane_mm: float, background: float
-) -> tuple[np.ndarray, tuple[int, int]]:
+def crop_field_of_view(case: Prepared, config: Config) -> tuple[np.ndarray, tuple[int, int]]:
     """Cut the classifier's field of view out of a prepared scan.
 
     Returns:
-        HU (z, y, x) on the working grid, padded with ``background`` where the field leaves the scan (and outside
-        the intracranial mask if ``stripped``); and the field's corner (y, x) on the working grid, possibly negative.
+        HU (z, y, x) on the working grid, at the brain's level if ``classifier.leveled``; padded with the lowest of
+        ``hu_range`` where the field leaves the scan (and outside the intracranial mask if ``stripped``). And the
+        field's corner (y, x) on the working grid, possibly negative.
     """
-    size = [round(mm / in_plane_mm) for mm in settings.field_mm]
+    settings, grid = config.classifier, config.preprocessing
+    size = [round(mm / grid.in_plane_mm) for mm in settings.field_mm]
     found = ndimage.find_objects(case.intracranial.any(axis=0).astype(np.uint8))
     middle = [(s.start + s.stop) // 2 for s in found[0]] if found else [n // 2 for n in case.hu.shape[1:]]
     corner = (middle[0] - size[0] // 2, middle[1] - size[1] // 2)
-    hu = np.where(case.intracranial, case.hu, background) if settings.stripped else case.hu
+    hu, background = case.hu, grid.hu_range[0]
+    if settings.leveled:
+        hu = leveled(hu, case.intracranial, grid)
+    if settings.stripped:
+        hu = np.where(case.intracranial, hu, np.float32(background))
     return cut(hu, corner, (size[0], size[1]), background), corner
 
 
@@ -59,6 +65,5 @@ def to_network_size(hu: Tensor, settings: Classifier) -> Tensor:
 
 def network_slices(case: Prepared, config: Config) -> Tensor:
     """All slices of a prepared scan as the classifier sees them, float32 (z, *image_size), HU."""
-    background = config.preprocessing.hu_range[0]
-    hu, _ = crop_field_of_view(case, config.classifier, config.preprocessing.in_plane_mm, background)
+    hu, _ = crop_field_of_view(case, config)
     return to_network_size(torch.from_numpy(np.ascontiguousarray(hu)), config.classifier)

@@ -20,6 +20,7 @@ from .painted_place import Place
 from .painted_shapes import PAINTERS, any_sinus, ellipsoid_in, lumps, thick_sheet
 
 KINDS = ("intraparenchymal", "subdural", "epidural", "sheet", "subarachnoid", "intraventricular")
+ODDS = (0.32, 0.2, 0.08, 0.1, 0.2, 0.1)  # of `KINDS`
 DISTRACTORS = ("calcification", "metal", "air", "sinus", "falx", "rim")
 CONTRAST_HU = (10.0, 48.0)
 # With `dura`: normal dura lies 5-20 HU above the brain, a sinus up to 30; fainter blood of that shape looks the same.
@@ -55,7 +56,7 @@ def add_bleed(
     Returns:
         HU float32 and the label, both new arrays.
     """
-    kind = kind or str(rng.choice(KINDS, p=(0.32, 0.2, 0.08, 0.1, 0.2, 0.1)))
+    kind = kind or str(rng.choice(KINDS, p=ODDS))
     painter = thick_sheet if dura and kind == "sheet" else PAINTERS.get(kind)
     share = painter(place, rng) if painter else ellipsoid_in(place, rng, radius_mm)
     if share is None:

@@ -6,6 +6,7 @@ none of them; of one with hemorrhage but no kind named, or no such columns, the 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,19 @@ def read_slice_kinds(folder: Path, dataset: DataSet) -> dict[str, np.ndarray]:
             answers[name][z] = slice_answers(row)
     for case in dataset.cases:  # slices to leave out
         answers[case.name][np.array(case.labels) < 0] = UNKNOWN
+    return answers
+
+
+def kinds_of_data_sets(dataset: DataSet) -> dict[str, np.ndarray]:
+    """As `read_slice_kinds`, of all the data sets that were put together in one; nothing of those without a table."""
+    answers: dict[str, np.ndarray] = {}
+    for source in dataset.sources():
+        folder, prefix = source.cases[0].image.parent.parent, f"{source.cases[0].source}_"
+        if not (folder / "slice_labels.csv").exists():
+            continue
+        alone = replace(source, cases=tuple(replace(c, name=c.name.removeprefix(prefix)) for c in source.cases))
+        whole = dict(zip((c.name for c in alone.cases), (c.name for c in source.cases), strict=True))
+        answers |= {whole[name]: rows for name, rows in read_slice_kinds(folder, alone).items()}
     return answers
 
 

@@ -8,21 +8,27 @@ space plus the bias is the logit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import binary_auroc
+
+from hemseg.kinds import KINDS
 
 from ..config import Classifier, Config
 from ..data.augmentation import augmented_slices
 from ..data.datasets import Prepared
 from ..data.field_of_view import network_slices
+from ..data.slice_kinds import UNKNOWN
 from ..networks.slice_network import SequenceNetwork, SliceNetwork
 from .hardware import Hardware
 from .trainer import Task, fit, load_network, loader, micro_batch, save_network
@@ -33,12 +39,22 @@ from .trainer import Task, fit, load_network, loader, micro_batch, save_network
 class Volumes(Dataset):
     """Whole scans in memory, as sequences of labelled slices; what carries no label is left out."""
 
-    def __init__(self, cases: Iterable[Prepared], config: Config) -> None:
-        self.items = []
+    def __init__(
+        self, cases: Iterable[Prepared], config: Config, answers: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Args:
+        cases: prepared scans.
+        config: the recipe.
+        answers: by case, int8 (slice, answer) of 1, 0 and -1, as `training.data.slice_kinds` reads them; what is
+            unknown in one that is not named.
+        """
+        self.items, kinds = [], []
         for case in cases:
             known = torch.from_numpy((case.labels >= 0) & case.intracranial.any(axis=(1, 2)))
             if known.any():
                 self.items.append((network_slices(case, config)[known], torch.from_numpy(case.labels)[known].float()))
+                kinds.append(torch.from_numpy(kinds_of(case, answers or {}))[known].float())
+        self.kinds = kinds if answers else []
 
     def __len__(self) -> int:
         return len(self.items)
@@ -49,26 +65,54 @@ class Volumes(Dataset):
     def sequences(self) -> Volumes:
         """Those of two slices and more: a single slice has no neighbours to learn from."""
         longer = Volumes.__new__(Volumes)
+        longer.kinds = []
         longer.items = [item for item in self.items if len(item[1]) > 1]
         return longer
 
     def slices(self) -> Slices:
         """The same slices, one by one."""
-        return Slices(torch.cat([i[0] for i in self.items]), torch.cat([i[1] for i in self.items]))
+        kinds = torch.cat(self.kinds) if self.kinds else None
+        return Slices(torch.cat([i[0] for i in self.items]), torch.cat([i[1] for i in self.items]), kinds)
+
+
+def kinds_of(case: Prepared, answers: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Which kinds of hemorrhage the slices of a case hold, int8 (slice, kind) of 1, 0 and -1 (unknown)."""
+    if case.name in answers and len(answers[case.name]) == len(case.labels):  # not where slices were averaged
+        return answers[case.name][:, : len(KINDS)]
+    return np.repeat(np.where(case.labels == 0, 0, UNKNOWN).astype(np.int8)[:, None], len(KINDS), axis=1)
 
 
 class Slices(Dataset):
-    """Single slices (y, x) in HU with their labels."""
+    """Single slices (y, x) in HU with their labels, and their kinds (kind,) of 1, 0, -1 (unknown) where there are."""
 
-    def __init__(self, hu: Tensor, labels: Tensor) -> None:
-        self.hu, self.labels = hu, labels
+    def __init__(self, hu: Tensor, labels: Tensor, kinds: Tensor | None = None) -> None:
+        self.hu, self.labels, self.kinds = hu, labels, kinds
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, ...]:
         index = key if isinstance(key, int) else key[1]
-        return self.hu[index], self.labels[index]
+        pair = self.hu[index], self.labels[index]
+        return pair if self.kinds is None else (*pair, self.kinds[index])
+
+    def with_more(self, others: Slices) -> Slices:
+        """These and others."""
+        kinds = None if self.kinds is None or others.kinds is None else torch.cat([self.kinds, others.kinds])
+        return Slices(torch.cat([self.hu, others.hu]), torch.cat([self.labels, others.labels]), kinds)
+
+
+def training_slices(slices: Slices, settings: Classifier, seed: int, workers: int = 0) -> DataLoader:
+    """Batches of slices, moved, roughened and mixed at random where the recipe says so."""
+    change = partial(_augmented, settings=settings) if settings.augment else None
+    return loader(slices, settings.optimization, seed, workers, change)
+
+
+def _augmented(batch: list[Tensor], generator: torch.Generator, settings: Classifier) -> list[Tensor]:
+    hu, *labels = batch
+    windows = torch.tensor(settings.windows, dtype=torch.float32)
+    hu = augmented_slices(hu, generator, windows, share_degraded=settings.degrade, share_narrow=settings.narrow)
+    return [hu, *labels]
 
 
 # --- ResNet on slices -------------------------------------------------------------------------------------------------
@@ -80,23 +124,20 @@ class SliceTask(Task):
     def __init__(self, network: SliceNetwork, settings: Classifier, seed: int) -> None:
         super().__init__(settings.optimization, seed)
         self.network, self.settings = network, settings
+        features = network.fc.in_features
+        self.kinds = nn.Linear(features, len(KINDS)) if settings.kinds else None  # teaches the features, is not kept
         self.scores: list[tuple[Tensor, Tensor]] = []
 
     def bce(self, logits: Tensor, labels: Tensor) -> Tensor:
         weight = torch.tensor(self.settings.positive_weight, device=logits.device)
         return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        hu, labels = batch
-        if self.settings.augment:
-            hu = augmented_slices(
-                hu,
-                self.generator(batch_idx),
-                self.network.windows,
-                share_degraded=self.settings.degrade,
-                share_narrow=self.settings.narrow,
-            )
-        loss = self.bce(self.network(hu), labels)
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        hu, labels, *kinds = batch
+        features = self.network.features(hu)
+        loss = self.bce(self.network.fc(features)[:, 0], labels)
+        if self.kinds is not None and kinds:
+            loss = loss + self.settings.kinds * kind_loss(self.kinds(features), kinds[0])
         self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(labels))
         return loss
 
@@ -112,6 +153,13 @@ class SliceTask(Task):
         self.scores.clear()
         self.log("val_loss", self.bce(logits, labels), prog_bar=True)
         self.log("val_auc", binary_auroc(logits, labels.long()), prog_bar=True)
+
+
+def kind_loss(logits: Tensor, kinds: Tensor) -> Tensor:
+    """Binary cross-entropy of each kind (slice, kind); what is unknown, -1, does not count."""
+    known = (kinds >= 0).to(logits)
+    losses = F.binary_cross_entropy_with_logits(logits, kinds.clamp(min=0), weight=known, reduction="sum")
+    return losses / known.sum().clamp(min=1)
 
 
 def train_classifier(
@@ -141,8 +189,8 @@ def train_classifier(
     optimization = config.classifier.optimization
     slices = train.slices()
     if painted:
-        slices = Slices(torch.cat([slices.hu, painted.hu]), torch.cat([slices.labels, painted.labels]))
-    batches = loader(slices, optimization, config.seed)
+        slices = slices.with_more(painted)
+    batches = training_slices(slices, config.classifier, config.seed, hardware.workers)
     figures = fit(task, batches, DataLoader(val.slices(), micro_batch(optimization)), folder, hardware)
     save_network(network, folder / "network.pt")
     return figures | {"val_auc": slice_auc(network, val)}
@@ -169,7 +217,7 @@ class SequenceTask(SliceTask):
     """Train a `SequenceNetwork` on whole volumes; loss over real slices."""
 
     def __init__(self, sequence: SequenceNetwork, config: Config) -> None:
-        super().__init__(sequence.network, config.classifier, config.seed + 1)
+        super().__init__(sequence.network, replace(config.classifier, kinds=0.0), config.seed + 1)
         self.optimization = config.sequence.optimization
         self.sequence = sequence
 

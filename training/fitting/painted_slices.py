@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
 
 import numpy as np
 import torch
 from rich.progress import track
+from torch import Tensor
 
+from hemseg.kinds import KINDS
 from hemseg.segmentation import input_box
 
 from ..config import Config
 from ..console import console
 from ..data.datasets import Prepared
 from ..data.field_of_view import network_slices
-from ..data.painted import add_bleed, add_distractor
+from ..data.painted import KINDS as PAINTED
+from ..data.painted import ODDS, add_bleed, add_distractor
 from ..data.painted_place import place_of
-from .classifier import Slices
+from .classifier import Slices, kinds_of
+from .kind_slices import KIND_OF
 
 SEEN_MM2 = 25.0  # so much of a slice must be painted for a yes
 DISTRACTED = 0.5  # share of the copies with something bright that is no blood, too
 
 
-def painted_slices(cases: Iterable[Prepared], config: Config) -> Slices:
+def painted_slices(
+    cases: Iterable[Prepared], config: Config, answers: Mapping[str, np.ndarray] | None = None, workers: int = 0
+) -> Slices:
     """Slices of copies of scans with bleeds painted in, as the classifier sees them (`network_slices`).
 
     A slice in which `SEEN_MM2` and more were painted is positive. Slices that only got something else that is bright
@@ -32,35 +41,60 @@ def painted_slices(cases: Iterable[Prepared], config: Config) -> Slices:
     Args:
         cases: of the training split; their slice labels are used, nothing else.
         config: ``classifier.painted`` copies of each scan are made.
+        answers: kinds of the slices by case, as for `Volumes`.
+        workers: processes that paint; 0: this one does. The slices are the same.
     """
-    hu, labels = [], []
-    for number, case in enumerate(track(list(cases), "painted", console=console)):
-        for copy in range(config.classifier.painted):
-            rng = np.random.default_rng([config.seed, 17, number, copy])
-            changed, known = painted_copy(case, config, rng)
-            if known.any():
-                part = torch.from_numpy(known)
-                hu.append(network_slices(changed, config)[part])
-                labels.append(torch.from_numpy(changed.labels)[part].float())
-    return Slices(torch.cat(hu), torch.cat(labels))
+    tasks = [(n, copy, case) for n, case in enumerate(cases) for copy in range(config.classifier.painted)]
+    one = partial(_of_copy, config=config, answers=answers or {})
+    if workers:
+        with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+            made = list(track(pool.map(one, tasks, chunksize=16), "painted", len(tasks), console=console))
+    else:
+        made = [one(task) for task in track(tasks, "painted", console=console)]
+    hu, labels, kinds = (torch.cat(parts) for parts in zip(*(m for m in made if m), strict=True))
+    return Slices(hu, labels, kinds if answers else None)
 
 
-def painted_copy(case: Prepared, config: Config, rng: np.random.Generator) -> tuple[Prepared, np.ndarray]:
-    """A scan with bleeds painted in and the labels of its slices; and which slices are of use, bool (z,)."""
+def _of_copy(
+    task: tuple[int, int, Prepared], config: Config, answers: Mapping[str, np.ndarray]
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    number, copy, case = task
+    rng = np.random.default_rng([config.seed, 17, number, copy])
+    changed, known, kinds = painted_copy(case, config, rng, answers)
+    if not known.any():
+        return None
+    part = torch.from_numpy(known)
+    labels, of_kinds = torch.from_numpy(changed.labels)[part], torch.from_numpy(kinds)[part]
+    return network_slices(changed, config)[part], labels.float(), of_kinds.float()
+
+
+def painted_copy(
+    case: Prepared, config: Config, rng: np.random.Generator, answers: Mapping[str, np.ndarray] | None = None
+) -> tuple[Prepared, np.ndarray, np.ndarray]:
+    """A scan with bleeds painted in and the labels of its slices; which slices are of use, bool (z,); and their kinds,
+    int8 (z, kind) of 1, 0 and -1 (unknown)."""
     grid, mm = config.preprocessing, config.preprocessing.spacing
-    box = input_box(case.intracranial, grid)
+    box, kinds = input_box(case.intracranial, grid), kinds_of(case, answers or {}).copy()
     if box is None:
-        return case, np.zeros(len(case.hu), bool)
+        return case, np.zeros(len(case.hu), bool), kinds
     hu, inside = case.hu[box], case.intracranial[box]
     place, label, paint = place_of(hu, inside, mm), np.zeros(hu.shape, np.int8), hu
     for _ in range(int(rng.integers(1, 4))):
-        paint, label = add_bleed(paint, label, place, rng)
+        kind = str(rng.choice(PAINTED, p=ODDS))
+        paint, one = add_bleed(paint, np.zeros_like(label), place, rng, kind)
+        where = np.flatnonzero(_seen(one, mm)) + box[0].start
+        kinds[where, KINDS.index(KIND_OF[kind])] = 1
+        label = np.where(one != 0, one, label)
     if rng.random() < DISTRACTED:
         paint = add_distractor(paint, place, rng)
     whole, drawn = case.hu.copy(), np.zeros(case.hu.shape, np.int8)
     whole[box], drawn[box] = paint, label
-    seen = (drawn == 1).sum(axis=(1, 2)) * mm[1] * mm[2] >= SEEN_MM2
+    seen = _seen(drawn, mm)
     trace = (drawn != 0).any(axis=(1, 2)) & ~seen
     changed = (whole != case.hu).any(axis=(1, 2))
     labels = np.where(seen, 1, case.labels).astype(case.labels.dtype)
-    return replace(case, hu=whole, labels=labels), changed & ~trace & (labels >= 0)
+    return replace(case, hu=whole, labels=labels), changed & ~trace & (labels >= 0), kinds
+
+
+def _seen(label: np.ndarray, mm: tuple[float, float, float]) -> np.ndarray:
+    return np.asarray((label == 1).sum(axis=(1, 2)) * mm[1] * mm[2] >= SEEN_MM2)

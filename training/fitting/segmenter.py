@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..data.augmentation import augmented_patches, random_window
 from ..data.datasets import Prepared
 from ..data.painted import add_bleed, add_distractor, add_noise, add_streaks
 from ..data.painted_place import Place, place_of
-from ..networks.unet import LEFT_OUT, MEMORY_FORMAT, build_unet, combined_loss, slice_loss
+from ..networks.unet import LEFT_OUT, MEMORY_FORMAT, UNLOCATED, build_unet, combined_loss, slice_loss
 from .hardware import Hardware, rank
 from .trainer import Task, fit, load_network, loader, save_network
 
@@ -33,7 +34,9 @@ VALIDATED_SINGLES = 50  # single slices that a validation looks at, at most
 class Patches(Dataset):
     """Patches of prepared scans with their (pseudo-)labels; half of them are centred on hemorrhage.
 
-    A target has one channel, the label; with `slice_loss` a second one, 1 on slices that are labelled 0 throughout.
+    A target has one channel, the label; with `slice_loss` a second one: 1 on slices that are labelled 0 throughout,
+    with `unlocated` -1 on slices that hold a bleed nobody knows where.
+
     Where the scan itself is changed at random (`changed_scan`), the network's input is made anew for each patch.
     """
 
@@ -53,10 +56,11 @@ class Patches(Dataset):
         volumes, singles = cases, []
         if s.single_slices:
             volumes = [c for c in cases if len(c.hu) > 1]
+            least = UNLOCATED if s.unlocated else 0
             singles = [
-                c for c in cases if len(c.hu) == 1 and c.intracranial.any() and (labels[c.name] > LEFT_OUT).any()
+                c for c in cases if len(c.hu) == 1 and c.intracranial.any() and (known_label(c, labels) >= least).any()
             ]
-        ill = [(labels[c.name] > 0).any() for c in singles]
+        ill = [bool((labels[c.name] != 0).any()) for c in singles]
         self.volumes = len(volumes)
         self.ill, self.healthy = (self.volumes + np.flatnonzero(np.equal(ill, has)) for has in (True, False))
         self.odds = None
@@ -94,7 +98,9 @@ class Patches(Dataset):
         image = network_input(hu, inside, self.preprocessing)
         target = [label]
         if self.settings.slice_loss:
-            target.append(np.broadcast_to((label == 0).all(axis=(1, 2), keepdims=True), label.shape))
+            well, somewhere = ((label == value).all(axis=(1, 2), keepdims=True) for value in (0, UNLOCATED))
+            verdict = well.astype(np.float32) - (somewhere & self.settings.unlocated)
+            target.append(np.broadcast_to(verdict, label.shape))
         item = np.concatenate([image, np.stack(target).astype(np.float32)])
         return pad_to_patch(item, self.size, self.preprocessing.edge_slices)
 
@@ -126,9 +132,14 @@ class Patches(Dataset):
 def around_brain(case: Prepared, label: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """HU, intracranial mask and label in the box that inference sees, all (z, y, x); slices that carry no slice label
     (blanked ones, or missing) are left out."""
-    label = np.where(case.labels[:, None, None] < 0, np.int8(LEFT_OUT), label)
+    label = known_label(case, {case.name: label})
     box = input_box(case.intracranial, settings) or (slice(None),) * 3
     return case.hu[box], case.intracranial[box], label[box]
+
+
+def known_label(case: Prepared, labels: dict[str, np.ndarray]) -> np.ndarray:
+    """The label of a case, int8 (z, y, x), `LEFT_OUT` on slices that carry no slice label."""
+    return np.where(case.labels[:, None, None] < 0, np.int8(LEFT_OUT), labels[case.name])
 
 
 def with_paint(
@@ -146,9 +157,18 @@ def with_paint(
     for _ in range(int(rng.integers(1, 4)) if bleeds else 0):
         hu, label = add_bleed(hu, label, place, rng, dura=settings.dura)
     count = int(rng.integers(1, 4)) if bright and settings.dura else int(bright)
+    bare = hu
     for _ in range(count):
         hu = add_distractor(hu, place, rng, dura=settings.dura)
+    if count:
+        label = forgotten(label, (hu != bare).any(axis=(1, 2)))
     return hu, inside, label
+
+
+def forgotten(label: np.ndarray, slices: np.ndarray) -> np.ndarray:
+    """The label without what is known of the slices (z,) as a whole, where that is all: what is brightest in them now
+    may be what was put there."""
+    return np.where((label == UNLOCATED) & slices[:, None, None], np.int8(LEFT_OUT), label)
 
 
 def changed_scan(
@@ -162,6 +182,7 @@ def changed_scan(
     few, narrow, loose = rng.random(3) < (settings.few_slices, settings.narrow, settings.loose_mask)
     if settings.artefacts and rng.random() < settings.artefacts:
         hu = add_streaks(hu, rng) if rng.random() < 0.4 else add_noise(hu, rng)
+        label = forgotten(label, np.ones(len(hu), bool))
     if few:
         count = int(rng.integers(1, min(5, len(hu)) + 1))
         bleeding = np.flatnonzero((label > 0).any(axis=(1, 2)))
@@ -176,6 +197,17 @@ def changed_scan(
     return hu, inside, label
 
 
+def training_batches(patches: Patches, settings: Segmenter, seed: int, workers: int = 0) -> DataLoader:
+    """Batches of patches, moved and roughened at random where the recipe says so."""
+    change = partial(_augmented, settings=settings) if settings.augment else None
+    return loader(patches, settings.optimization, seed, workers, change)
+
+
+def _augmented(batch: list[Tensor], generator: torch.Generator, settings: Segmenter) -> tuple[Tensor, Tensor]:
+    image, target = batch
+    return augmented_patches(image, target, generator, settings.degrade, settings.turned)
+
+
 class SegmenterTask(Task):
     """Train the U-Net; the validation loss is against validation (pseudo-)labels, never against reference masks."""
 
@@ -187,9 +219,6 @@ class SegmenterTask(Task):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         image, target = batch
-        if self.settings.augment:
-            generator = self.generator(batch_idx)
-            image, target = augmented_patches(image, target, generator, self.settings.degrade, self.settings.turned)
         image = image.contiguous(memory_format=MEMORY_FORMAT)
         logits = (self.compiled or [self.network])[0](image)
         loss = combined_loss(logits, target[:, :1])
@@ -203,7 +232,7 @@ class SegmenterTask(Task):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         logits = self.network(batch[0])
         self.log("val_loss", combined_loss(logits, batch[1]), prog_bar=True, batch_size=len(batch[0]))
-        known = batch[1] != LEFT_OUT
+        known = batch[1] > LEFT_OUT
         found, label = (logits > 0) & known, batch[1] > 0
         dice = (2 * (found & label).sum() + 1) / (found.sum() + label.sum() + 1)
         self.log("val_label_dice", dice, prog_bar=True, batch_size=len(batch[0]))
@@ -245,7 +274,7 @@ def train_segmenter(
     network.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]
     task = SegmenterTask(network, settings, config.seed, hardware.compile)
     patches = Patches(train, labels, config, false_peaks)
-    batches = loader(patches, settings.optimization, config.seed, hardware.workers)
+    batches = training_batches(patches, settings, config.seed, hardware.workers)
     figures = fit(task, batches, DataLoader(_whole_scans(val, labels, config), 1), folder, hardware)
     save_network(network, folder / "network.pt")
     return figures

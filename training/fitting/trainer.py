@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProg
 from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import load_file
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from hemseg.errors import HemsegError, first_line
 from hemseg.io.files import atomic_write
@@ -119,31 +120,59 @@ def micro_batch(optimization: Optimization) -> int:
     return micro
 
 
-def loader(dataset: Dataset, optimization: Optimization, seed: int, workers: int = 0) -> DataLoader:
+Change = Callable[[Any, torch.Generator], Any]  # of a batch, at random
+
+
+class Named(Dataset):
+    """A dataset whose samples come with their (epoch, index): what a batch's random numbers are drawn from."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[tuple[int, int], Any]:
+        return key, self.dataset[key]
+
+
+def collate_changed(items: list[tuple[tuple[int, int], Any]], change: Change, seed: int) -> Any:
+    """A batch, changed at random as a function of the seed and of its first sample's (epoch, index)."""
+    epoch, index = items[0][0]
+    numbers = torch.Generator().manual_seed(((seed * 1009 + epoch) * 1_000_003 + index) % 2**63)
+    return change(default_collate([sample for _, sample in items]), numbers)
+
+
+def loader(
+    dataset: Dataset, optimization: Optimization, seed: int, workers: int = 0, change: Change | None = None
+) -> DataLoader:
     """Training batches in seeded order; an incomplete last batch is dropped unless it is the only one.
 
     Args:
         dataset: gives a sample for each (epoch, index).
         optimization: its batch.
         seed: of the order.
-        workers: processes that make samples ahead; 0: this one makes them. The samples are the same.
+        workers: processes that make batches ahead; 0: this one makes them. The batches are the same.
+        change: augmentation of whole batches, where they are made.
     """
     sampler = EpochSampler(len(dataset), seed)  # type: ignore[arg-type]
     micro = micro_batch(optimization)
     return DataLoader(
-        dataset,
+        Named(dataset) if change else dataset,
         micro,
         sampler=sampler,
         drop_last=len(sampler) >= micro,
         num_workers=workers,
         worker_init_fn=_alone,
         persistent_workers=workers > 0,
+        collate_fn=partial(collate_changed, change=change, seed=seed) if change else None,
     )
 
 
 def _alone(worker: int) -> None:
     """OpenCV's threads do not survive the fork that made a loader's process, and would wait for each other."""
     cv2.setNumThreads(0)
+    torch.set_num_threads(1)
 
 
 class TimeLeft(TQDMProgressBar):
@@ -245,6 +274,9 @@ def fit(task: Task, train: DataLoader, val: DataLoader, folder: Path, hardware: 
     )
     checkpoint = folder / "last.ckpt"
     L.seed_everything(task.seed, verbose=False)
+    if checkpoint.exists() and isinstance(train.sampler, EpochSampler):
+        # Lightning asks for the first batches before it names the epoch, and workers make them at once
+        train.sampler.set_epoch(torch.load(checkpoint, map_location="cpu", weights_only=False)["epoch"] + 1)
     trainer.fit(task, train, val, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=False)
     state = torch.load(folder / f"{o.keep}.ckpt", map_location="cpu", weights_only=False)
     task.cpu().load_state_dict(state["state_dict"])

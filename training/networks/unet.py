@@ -18,7 +18,8 @@ INITIAL_LOGIT = (
 MEMORY_FORMAT = torch.channels_last_3d  # two CPU cores train 1.9 times as fast with it
 
 
-LEFT_OUT = UNKNOWN
+LEFT_OUT = UNKNOWN  # label of voxels that do not count
+UNLOCATED = LEFT_OUT - 1  # of all voxels of a slice that holds a bleed of which nobody knows where; they do not count
 HARDEST = 16  # voxels of a slice; 16 mm² on a working grid of 1 mm
 
 
@@ -54,26 +55,28 @@ def combined_loss(logits: Tensor, target: Tensor, epsilon: float = 1.0) -> Tenso
     return dice + F.binary_cross_entropy_with_logits(logits, target, weight=known)
 
 
-def slice_loss(logits: Tensor, target: Tensor, healthy: Tensor) -> Tensor:
+def slice_loss(logits: Tensor, target: Tensor, verdict: Tensor) -> Tensor:
     """Binary cross-entropy in which each slice counts once, however small its bleed (beyond the paper).
 
     In `combined_loss` a bright falx of fifty voxels is nothing beside a million dark ones, and a thin bleed nothing
     beside a large one. Here a slice that was labelled without hemorrhage is as wrong as its `HARDEST` brightest
     voxels, all of which are surely none (the one label that is exact); a slice with a bleed is as wrong as the
-    `HARDEST` surest voxels of that bleed: it is to be found, and its outline is left to the other loss.
+    `HARDEST` surest voxels of that bleed: it is to be found, and its outline is left to the other loss. Where nobody
+    knows where the bleed is, they are the surest of the whole slice (multiple-instance learning, Maron 1998).
 
     Args:
         logits, target: (n, 1, z, y, x); target as for `combined_loss`.
-        healthy: (n, 1, z, y, x), above 0.5 somewhere in the slices that hold no hemorrhage as a whole, beyond the
-            patch, too.
+        verdict: (n, 1, z, y, x) on whole slices, beyond the patch, too: above 0.5 somewhere in those that hold no
+            hemorrhage, below -0.5 in those that hold one somewhere.
     """
-    logits, target, healthy = (t.float().flatten(3) for t in (logits, target, healthy))
+    logits, target, verdict = (t.float().flatten(3) for t in (logits, target, verdict))
     bleeding = target > 0.5
-    ill, well = bleeding.any(-1), healthy.amax(-1) > 0.5
+    ill, well, somewhere = bleeding.any(-1), verdict.amax(-1) > 0.5, verdict.amin(-1) < -0.5
     count = min(HARDEST, logits.shape[-1])
     brightest = logits[well & ~ill].topk(count).values
     surest = logits.masked_fill(~bleeding, -torch.inf)[ill].topk(count).values
     there = surest.isfinite()
     found = F.softplus(-surest.masked_fill(~there, 0)) * there
-    losses = torch.cat([F.softplus(brightest).mean(-1), found.sum(-1) / there.sum(-1)])
+    unlocated = logits[somewhere & ~ill & ~well].topk(count).values
+    losses = torch.cat([F.softplus(brightest).mean(-1), found.sum(-1) / there.sum(-1), F.softplus(-unlocated).mean(-1)])
     return losses.sum() / max(1, len(losses))

@@ -16,11 +16,12 @@ from hemseg.manifest import Manifest, default_weights
 
 from ..config import Config
 from ..data.datasets import Case, DataSet, Prepared, prepared
+from ..data.slice_kinds import kinds_of_data_sets
 from ..fitting.classifier import Volumes
 from ..fitting.hardware import Hardware
 from ..fitting.trainer import load_network
 from ..networks.slice_network import SliceNetwork
-from ..networks.unet import LEFT_OUT, build_unet
+from ..networks.unet import UNLOCATED, build_unet
 from ..stage_names import StageNames, Variant, stage_names
 from .initial_weights import InitialWeights, find_initial_weights
 from .train_masks import described, masked_cases
@@ -112,7 +113,14 @@ class Context:
     def volumes(self, without: tuple[str, ...]) -> tuple[Volumes, Volumes]:
         """The same as the classifier sees them."""
         train, val = self.train_and_val(without)
-        return Volumes(train, self.config), Volumes(val, self.config)
+        return Volumes(train, self.config, self.slice_kinds), Volumes(val, self.config)
+
+    @cached_property
+    def slice_kinds(self) -> dict[str, np.ndarray]:
+        """Kinds of hemorrhage of slices, by case, where the classifier is to learn them and labels are not permuted."""
+        if not self.config.classifier.kinds or self.variant.permuted:
+            return {}
+        return kinds_of_data_sets(self.dataset)
 
     def labels(self, stage: str) -> dict[str, np.ndarray]:
         """The labels that a stage wrote for all weak cases, as the U-Net is to learn them; masks where they count."""
@@ -162,10 +170,10 @@ def strip_path(config: Config) -> Path | None:
 
 
 def label_of(saved: dict[str, np.ndarray]) -> np.ndarray:
-    """A saved pseudo-label as the U-Net is to learn it, int8 (z, y, x): 1, 0, and `LEFT_OUT` for whole slices."""
+    """A saved pseudo-label as the U-Net is to learn it, int8 (z, y, x): 1, 0, and `UNLOCATED` for whole slices."""
     label = saved["mask"].astype(np.int8)
     if "left_out" in saved:
-        label[saved["left_out"]] = LEFT_OUT
+        label[saved["left_out"]] = UNLOCATED
     return label
 
 

@@ -20,11 +20,11 @@ from hemseg.resources import available_bytes
 
 from ..config import Config, Optimization
 from ..data.datasets import DataSet, Prepared
-from ..fitting.classifier import SliceTask, Volumes
+from ..fitting.classifier import SliceTask, Volumes, training_slices
 from ..fitting.hardware import Hardware, processor, world_size
-from ..fitting.segmenter import Patches, SegmenterTask
+from ..fitting.segmenter import Patches, SegmenterTask, training_batches
 from ..fitting.timed_steps import timed_steps, training_device
-from ..fitting.trainer import loader, micro_batch
+from ..fitting.trainer import micro_batch
 from ..networks.slice_network import SliceNetwork
 from ..networks.unet import MEMORY_FORMAT, build_unet
 from .runner import Stage, fingerprint, is_done
@@ -147,7 +147,7 @@ def _classifier(head: Prepared, config: Config) -> tuple[SliceTask, Any]:
     copies = -(-micro_batch(optimization) // len(slices))
     slices.hu, slices.labels = slices.hu.repeat(copies, 1, 1), slices.labels.repeat(copies)
     task = SliceTask(SliceNetwork(replace(config.classifier, pretrained="")), config.classifier, config.seed)
-    return task, loader(slices, optimization, config.seed)
+    return task, training_slices(slices, replace(config.classifier, optimization=optimization), config.seed)
 
 
 def _unet(head: Prepared, config: Config) -> tuple[SegmenterTask, Any]:
@@ -157,7 +157,9 @@ def _unet(head: Prepared, config: Config) -> tuple[SegmenterTask, Any]:
     labels = {h.name: (h.hu > 60) & h.intracranial for h in heads}
     network = build_unet(settings, len(config.preprocessing.channels)).to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]
     patches = Patches(heads, labels, replace(config, segmenter=settings))
-    return SegmenterTask(network, settings, config.seed), loader(patches, optimization, config.seed)
+    return SegmenterTask(network, settings, config.seed), training_batches(
+        patches, replace(settings, optimization=optimization), config.seed
+    )
 
 
 def _alone(optimization: Optimization) -> Optimization:

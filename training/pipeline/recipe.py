@@ -33,7 +33,7 @@ from ..stage_names import Variant
 from . import steps
 from .context import Context, vary
 from .initial_weights import started
-from .runner import Stage
+from .runner import Stage, fingerprint
 from .train_masks import mask_fingerprints
 
 
@@ -65,6 +65,7 @@ def prepare(context: Context) -> Stage:
 def classifier(context: Context) -> list[Stage]:
     """The slice classifier, alone and through the LSTM."""
     config, names = context.config, context.names
+    kinds = tuple(fingerprint(name, rows.tolist()) for name, rows in sorted(context.slice_kinds.items()))
     return [
         Stage(
             names.classify,
@@ -75,6 +76,7 @@ def classifier(context: Context) -> list[Stage]:
                 context.dataset.splits,
                 *_unless_empty(config.without.classify),
                 *started(context.initial, "classifier"),
+                *_unless_empty(kinds),
             ),
             partial(steps.train_on_slices, context),
             distributed=True,

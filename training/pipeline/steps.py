@@ -53,7 +53,8 @@ def train_on_slices(context: Context, folder: Path) -> dict[str, Any]:
     without = context.config.without.classify
     paint = None
     if context.config.classifier.painted:
-        paint = painted_slices(context.cases("train", without=without), context.config)
+        cases, workers = context.cases("train", without=without), context.hardware.workers
+        paint = painted_slices(cases, context.config, context.slice_kinds, workers)
     start = context.initial.classifier if context.initial else None
     return train_classifier(*context.volumes(without), context.config, folder, context.hardware, paint, start)
 
@@ -68,10 +69,9 @@ def train_through_lstm(context: Context, folder: Path) -> dict[str, Any]:
 def make_maps(context: Context, folder: Path) -> dict[str, Any]:
     """Activation maps of the positive slices, on the working grid; float16 (slice, y, x), one .npz per case."""
     config, cases = context.config, context.cases(*WEAK)
-    background = config.preprocessing.hu_range[0]
     for case in track(cases, "cam", console=console):
         positive = np.flatnonzero(case.labels == 1)
-        hu, corner = crop_field_of_view(case, config.classifier, config.preprocessing.in_plane_mm, background)
+        hu, corner = crop_field_of_view(case, config)
         maps = np.zeros((0, *case.hu.shape[1:]), np.float16)
         if len(positive):
             window = torch.from_numpy(np.ascontiguousarray(hu[positive]))
@@ -111,7 +111,7 @@ def make_pseudolabels(context: Context, folder: Path) -> dict[str, Any]:
 def slice_views(case: Prepared, config: Config, maps: Path) -> Iterator[tuple[int, tuple[int, int], SliceView]]:
     """Each positive slice as the methods see it: its number, the corner of the field of view, and the view."""
     grid = config.preprocessing
-    hu, corner = crop_field_of_view(case, config.classifier, grid.in_plane_mm, grid.hu_range[0])
+    hu, corner = crop_field_of_view(case, config)
     size = (hu.shape[1], hu.shape[2])
     inside = cut(case.intracranial, corner, size, False)
     intensities = smoothed(hu, grid) if config.pseudolabels.smooth else hu
@@ -220,6 +220,8 @@ def later_round(config: Config, number: int) -> Config:
         patches_per_case=own.patches_per_case,
         single_slices=own.single_slices or config.segmenter.single_slices,
         slice_loss=own.slice_loss or config.segmenter.slice_loss,
+        unlocated=own.unlocated or config.segmenter.unlocated,
+        train_patch=own.train_patch or config.segmenter.train_patch,
     )
     return replace(config, seed=config.seed + number, segmenter=segmenter)
 
