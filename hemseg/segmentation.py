@@ -20,7 +20,7 @@ from hemseg.kinds import CODES, UNSURE_CODE, Kind
 from hemseg.lesions import Lesion, MeasuredLesion, components, lesions_of, measured_lesions
 from hemseg.manifest import Manifest
 from hemseg.model import Model
-from hemseg.preprocessing import Settings, WorkingImage, network_input, working_image
+from hemseg.preprocessing import Settings, WorkingImage, leveled, network_input, working_image
 from hemseg.sanity import implausible
 from hemseg.second_opinion import drop_unconfirmed_components
 from hemseg.volume import Volume
@@ -144,7 +144,9 @@ def lesion_kinds(mask: np.ndarray, volume: Volume, working: WorkingImage, model:
     if model.kinds is None:
         return ()
     lesions = [working.grid.nearest(volume.indices_in_lps(voxels)) for voxels in components(mask)]
-    return tuple(model.kinds.kinds(lesions, working.hu, working.intracranial, working.grid.spacing))
+    settings = model.manifest.preprocessing
+    hu = leveled(working.hu, working.intracranial, settings) if settings.level_hu else working.hu
+    return tuple(model.kinds.kinds(lesions, hu, working.intracranial, working.grid.spacing))
 
 
 def second_opinion(probability: np.ndarray, working: WorkingImage, model: Model) -> np.ndarray | None:

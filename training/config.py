@@ -160,6 +160,7 @@ class SelfTraining:
     core: float = 0.7  # probability from which the first U-Net adds to a label
     sure: float = 0.95  # and what a component must reach somewhere to be added
     doubt: float = 0.1  # a component of the pseudo-label with a lower mean probability is taken out
+    keep_emptied: bool = False  # a positive slice in which the U-Net leaves nothing keeps the label that it had
     patches_per_case: int = 1
     single_slices: int = 0  # as the segmenter's, of later rounds; 0: the same
     slice_loss: float = 0.0  # likewise

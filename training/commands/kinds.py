@@ -73,7 +73,8 @@ def _data(config: str, folders: list[Path], run: Path, labels: str, seed: int | 
         answers |= {prefix + name: rows for name, rows in read_slice_kinds(folder, dataset).items()}
         areas = intracranial_areas(folder)
         not_brain |= {prefix + name for name, area in areas.items() if area <= BRAIN_LEVEL_PX}
-    return settings, KindData(whole, answers, run, run / labels, frozenset(not_brain))
+    level = settings.preprocessing if settings.preprocessing.level_hu else None  # as in inference
+    return settings, KindData(whole, answers, run, run / labels, frozenset(not_brain), level)
 
 
 def _network(config: Config, path: Path):  # type: ignore[no-untyped-def]  # torch is imported late

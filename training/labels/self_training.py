@@ -3,6 +3,8 @@
 The classifier's pseudo-labels are made slice by slice, and errors that are not the same from slice to slice average
 out in the 3D U-Net. So on positive slices the U-Net may add components of which it is sure and take out those in
 which it sees nothing; negative slices stay empty, and the outline is again put at half maximum. No mask is looked at.
+A U-Net that misses a kind of bleed would take it out of its own labels for good: with `keep_emptied` a positive slice
+never loses its last component.
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ def relabel_case(
         kept = _components_that(label[z], probability[z], lambda p: p.mean() >= settings.doubt)
         added = _components_that(probability[z] >= settings.core, probability[z], lambda p: p.max() >= settings.sure)
         result[z] = kept | added
-        if reach_mm:
+        if settings.keep_emptied and not result[z].any():
+            result[z] = label[z]  # with the outline that it has
+        elif reach_mm:
             reach = round(reach_mm / grid.in_plane_mm)
             result[z] = half_maximum(result[z], intensities[z], case.intracranial[z], reach, grid.in_plane_mm)
     return result

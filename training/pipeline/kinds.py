@@ -21,6 +21,7 @@ from rich.progress import track
 from hemseg.errors import HemsegError
 from hemseg.kinds import ANSWERS, KINDS, UNSURE, Head, lesion_inputs
 from hemseg.lesion_features import FEATURES
+from hemseg.preprocessing import Settings, leveled
 
 from ..config import Config
 from ..console import console
@@ -59,6 +60,7 @@ class KindData:
         run: folder with the prepared scans.
         labels: folder with pseudo-labels.
         not_brain: cases of single slices that are not at brain level: no figure counts them.
+        level: the grid's settings, where scans are to be seen at the brain's level; as they are where None.
     """
 
     dataset: DataSet
@@ -66,10 +68,12 @@ class KindData:
     run: Path
     labels: Path
     not_brain: frozenset[str] = frozenset()
+    level: Settings | None = None
 
     def scans(self, split: str, without: tuple[str, ...] = ()) -> Iterator[Prepared]:
         """The prepared scans of a split."""
-        yield from prepared(self.run / "prepare", self.dataset.without(without), split)
+        for case in prepared(self.run / "prepare", self.dataset.without(without), split):
+            yield replace(case, hu=leveled(case.hu, case.intracranial, self.level)) if self.level else case
 
     @property
     def source(self) -> dict[str, str]:
@@ -171,7 +175,8 @@ def samples_key(data: KindData, network: KindNetwork | None, config: Config) -> 
     for name, values in (network.state_dict() if network else {}).items():
         digest.update(name.encode() + values.numpy().tobytes())
     scans = mark_of(data.run / "prepare")
-    return fingerprint(digest.hexdigest(), scans, config.preprocessing, config.classifier, config.seed, COPIES, SINGLES)
+    settings = (config.preprocessing, config.classifier, config.seed, COPIES, SINGLES, data.level is not None)
+    return fingerprint(digest.hexdigest(), scans, *settings)
 
 
 def _kept(path: Path, key: str) -> dict[str, np.ndarray] | None:
