@@ -204,7 +204,8 @@ def info(weights: Weights = None, device: Device = "auto") -> None:
 def _in_words(point: Manifest) -> str:
     """An operating point and its thresholds."""
     opinion = f", slice classifier {point.min_slice_probability:g}" if point.classifier_file else ""
-    return f"{point.operating_point} ({point.threshold:g}, peak {point.min_peak:g}{opinion})"
+    outline = f", outline {point.outline_threshold:g}" if point.outline_threshold else ""
+    return f"{point.operating_point} ({point.threshold:g}{outline}, peak {point.min_peak:g}{opinion})"
 
 
 app.command()(node)

@@ -13,11 +13,17 @@ from hemseg.io.files import write_text
 from hemseg.manifest_values import check_values
 from hemseg.preprocessing import Settings
 
-FORMAT = 8  # of the manifest; raised when an older hemseg could misread a newer one
+FORMAT = 9  # of the manifest; raised when an older hemseg could misread a newer one
 MANIFEST = "manifest.json"
 PLATFORM_MODEL = Path("/opt/ml/model")  # where Grand Challenge unpacks a model tarball
 DEFAULT_POINT = "balanced"
-POINT_KEYS = ("threshold", "min_peak", "min_lesion_ml", "min_slice_probability")  # what an operating point may set
+POINT_KEYS = (  # what an operating point may set
+    "threshold",
+    "outline_threshold",
+    "min_peak",
+    "min_lesion_ml",
+    "min_slice_probability",
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,9 @@ class Manifest:
         patch: (z, y, x) voxels of the working grid that the network takes at once.
         preprocessing: see `hemseg.preprocessing.Settings`.
         threshold: probability from which a voxel is hemorrhage.
+        outline_threshold: where it is higher, a lesion's outline lies at this probability (`hemseg.outline`; format 9);
+            0: at ``threshold``.
+        outline_ml: of lesions of which so much reaches it; others keep the outline at ``threshold``.
         min_lesion_ml: smaller connected components are dropped.
         min_peak: connected components whose highest probability stays below it are dropped (format 2).
         max_median_hu: connected components with a higher median of the scan's HU are dropped: clotted blood stays
@@ -66,6 +75,8 @@ class Manifest:
     patch: tuple[int, int, int]
     preprocessing: Settings
     threshold: float = 0.5
+    outline_threshold: float = 0.0
+    outline_ml: float = 0.5
     min_lesion_ml: float = 0.1
     min_peak: float = 0.0
     max_median_hu: float = 0.0

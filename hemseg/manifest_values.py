@@ -19,6 +19,8 @@ RANGES = {  # of numbers; lowest and highest
     "hu_range": (-1e5, 1e5),
     "patch": (1, 1024),
     "threshold": (0.0, 1.0),
+    "outline_threshold": (0.0, 1.0),
+    "outline_ml": (0.0, 1e4),
     "min_peak": (0.0, 1.0),
     "min_slice_probability": (0.0, 1.0),
     "classifier_field": (0, 1024),

@@ -20,6 +20,7 @@ from hemseg.kinds import CODES, UNSURE_CODE, Kind
 from hemseg.lesions import Lesion, MeasuredLesion, components, lesions_of, measured_lesions
 from hemseg.manifest import Manifest
 from hemseg.model import Model
+from hemseg.outline import narrowed
 from hemseg.preprocessing import Settings, WorkingImage, leveled, network_input, working_image
 from hemseg.sanity import implausible
 from hemseg.second_opinion import drop_unconfirmed_components
@@ -231,6 +232,8 @@ def postprocessed_mask(
     certain = drop_uncertain_components(probability, manifest.threshold, manifest.min_peak)
     if opinion is not None:
         certain = drop_unconfirmed_components(certain, manifest.threshold, opinion, manifest.min_slice_probability)
+    voxel_ml = float(np.prod(working.grid.spacing)) / 1000
+    certain = narrowed(certain, manifest.threshold, manifest.outline_threshold, manifest.outline_ml, voxel_ml)
     mask = volume.from_lps(mask_on_scan(certain, working, manifest.threshold))
     return _drop_implausible_components(mask, volume, manifest)
 

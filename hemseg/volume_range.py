@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from hemseg.errors import HemsegError
+from hemseg.manifest import Manifest
 from hemseg.model import Model
 from hemseg.preprocessing import WorkingImage, network_input
 from hemseg.segmentation import Segmentation, input_box, postprocessed_mask, sliding_window
@@ -63,6 +64,13 @@ def changed_probabilities(working: WorkingImage, model: Model) -> list[np.ndarra
     return found
 
 
+def cut_at(manifest: Manifest, level: float) -> Manifest:
+    """The same weights with lesions that are outlined at another probability."""
+    if not manifest.outline_threshold:
+        return replace(manifest, threshold=level)
+    return replace(manifest, threshold=min(manifest.threshold, level), outline_threshold=level)
+
+
 def volumes_at(result: Segmentation, model: Model, thresholds: tuple[float, ...]) -> dict[float, list[float]]:
     """The volumes in mL, by threshold, of the scan as it is, mirrored, and shifted.
 
@@ -75,7 +83,7 @@ def volumes_at(result: Segmentation, model: Model, thresholds: tuple[float, ...]
     volume, working = result.volume, result.working
     found = {}
     for threshold in thresholds:
-        manifest = replace(model.manifest, threshold=threshold)
+        manifest = cut_at(model.manifest, threshold)
         masks = (
             postprocessed_mask(volume, working, probability, manifest, result.opinion) for probability in probabilities
         )

@@ -177,6 +177,12 @@ def test_workers_and_compiler_are_chosen(monkeypatch: Any) -> None:
     assert choose_hardware("1", 1, "32-true", "auto")[0] == Hardware(workers=1)
     monkeypatch.setattr(hardware.sys, "platform", "darwin")
     assert choose_hardware("1", 1, "32-true", "auto")[0] == Hardware(workers=0)
+    monkeypatch.setattr(hardware.sys, "platform", "linux")
+    monkeypatch.setattr(hardware, "cuda_devices", lambda: 2)
+    for cores, processes, workers in ((16, 1, 15), (64, 1, 16), (16, 2, 7), (1, 1, 0)):
+        monkeypatch.setattr(hardware, "cores", lambda n=cores: n)
+        assert hardware.default_workers(processes) == workers
+    monkeypatch.setattr(hardware, "cuda_devices", lambda: 0)
     with pytest.raises(HemsegError, match="--workers some: give a number from 0 on, or auto"):
         choose_hardware("1", 1, "32-true", "some")
     monkeypatch.setattr(hardware.shutil, "which", lambda name: None)

@@ -40,7 +40,11 @@ PrecisionOption = Annotated[
     typer.Option("--precision", help="Of the arithmetic in training. auto: bf16-mixed where the device has it."),
 ]
 WorkersOption = Annotated[
-    str, typer.Option("--workers", help="Processes that make samples ahead. auto: half of the cores, at most four.")
+    str,
+    typer.Option(
+        "--workers",
+        help="Processes that make samples ahead. auto: half of the cores, at most four; beside a GPU all but one.",
+    ),
 ]
 CompileOption = Annotated[
     bool,

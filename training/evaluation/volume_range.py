@@ -29,7 +29,7 @@ from ..data.references import read_reference
 from .robustness import check_and_segment
 
 COVERAGE = 0.9
-PAIRS = ((0.4, 0.6), (0.3, 0.7), (0.2, 0.8), (0.1, 0.9), (0.05, 0.95))
+PAIRS = ((0.6, 0.8), (0.5, 0.9), (0.4, 0.6), (0.3, 0.7), (0.2, 0.8), (0.1, 0.9), (0.05, 0.95))
 
 
 @dataclass(frozen=True)

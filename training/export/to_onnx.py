@@ -96,6 +96,7 @@ def export_model(
         patch=settings.patch,
         preprocessing=config.preprocessing,
         threshold=settings.threshold,
+        outline_threshold=settings.outline_threshold,
         min_lesion_ml=settings.min_lesion_ml,
         min_peak=settings.min_peak,
         max_median_hu=settings.max_median_hu,

@@ -14,7 +14,8 @@ from hemseg.resources import cores
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")  # Lightning's names
 BF16_FLAGS = ("amx_bf16", "avx512_bf16")  # of a processor that multiplies bfloat16 itself; others emulate it, slowly
 CPU_INFO = Path("/proc/cpuinfo")
-MOST_WORKERS = 4  # loader's processes beside a training process
+MOST_WORKERS = 4  # loader's processes beside a training process that needs the cores itself
+MOST_BESIDE_GPU = 16  # and beside one that a GPU does the computing for: making the samples is what takes the time then
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def choose_hardware(
         devices: processes per node; ``auto``: as many as were started.
         nodes: how many.
         precision: of `PRECISIONS`, or ``auto``.
-        workers: loader's processes beside each of them; ``auto``: half of the cores, at most `MOST_WORKERS`.
+        workers: loader's processes beside each of them; ``auto``: see `default_workers`.
         compile: the U-Net, with `torch.compile`.
 
     Raises:
@@ -98,8 +99,13 @@ def choose_hardware(
 
 
 def default_workers(processes: int) -> int:
-    """Loader's processes for each training process: half of the cores together; none where a process cannot fork."""
-    return min(MOST_WORKERS, cores() // 2 // processes) if sys.platform == "linux" else 0
+    """Loader's processes for each training process: half of the cores together, beside GPUs all but those of the
+    training processes; none where a process cannot fork."""
+    if sys.platform != "linux":
+        return 0
+    if cuda_devices():
+        return min(MOST_BESIDE_GPU, max(0, cores() // processes - 1))
+    return min(MOST_WORKERS, cores() // 2 // processes)
 
 
 def _compiler() -> str | None:

@@ -160,6 +160,7 @@ def results(context: Context) -> list[Stage]:
         hemseg.__version__,
         *([network.operating_points] if network.operating_points else []),
         *([network.min_slice_probability] if network.min_slice_probability else []),
+        *([{"outline": network.outline_threshold}] if network.outline_threshold else []),
         *_unless_empty((own_license,) if own_license else ()),
         *([context.initial.provenance] if context.initial else []),
     )
@@ -175,6 +176,7 @@ def trained_part(settings: Segmenter) -> Segmenter:
     return replace(
         settings,
         threshold=0.5,
+        outline_threshold=0.0,
         min_lesion_ml=0.0,
         min_peak=0.0,
         max_median_hu=0.0,
