@@ -36,6 +36,7 @@ LAYERS = (
         "hemseg.fields_of_view",
         "hemseg.kinds",
         "hemseg.second_opinion",
+        "hemseg.outline",
     ),
     ("hemseg.manifest", "hemseg.onnx_session", "hemseg.model"),
     ("hemseg.checks", "hemseg.sanity", "hemseg.segmentation", "hemseg.volume_range"),

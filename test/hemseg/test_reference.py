@@ -99,6 +99,10 @@ def plain_mask(
         certain = probability[pieces == i].max() >= manifest.min_peak
         if not certain or opinion[(pieces == i).any(axis=(1, 2))].max() < manifest.min_slice_probability:
             probability = np.where(pieces == i, 0, probability)
+        core = (probability >= manifest.outline_threshold) & (pieces == i)
+        if core.sum() * np.prod(grid.spacing) / 1000 >= manifest.outline_ml:
+            ratio = manifest.threshold / manifest.outline_threshold
+            probability = np.where(pieces == i, probability * ratio, probability)
     _, spacing = volume.in_lps()
     for axis in (1, 2):
         weights = tents(grid.shape[axis], grid.spacing[axis], grid.scan_shape[axis], spacing[axis])

@@ -17,7 +17,7 @@ from hemseg.folder.rows import settings_key
 from hemseg.model import load
 from hemseg.scan import read
 from hemseg.segmentation import segment
-from hemseg.volume_range import changed_probabilities, volume_range
+from hemseg.volume_range import changed_probabilities, cut_at, volume_range
 
 
 def test_mirrored_and_shifted_runs_come_back_to_their_place(bleed_scan: Path, light: Path) -> None:
@@ -34,11 +34,16 @@ def test_mirrored_and_shifted_runs_come_back_to_their_place(bleed_scan: Path, li
         model.manifest = replace(model.manifest, range_thresholds=(low, high), range_margin=margin)
         return volume_range(result, model)
 
-    ml = result.volume_ml
-    assert range_with(0.5, 0.5, 0.0) == pytest.approx((ml, ml), rel=1e-3)
-    assert range_with(0.5, 0.5, 0.25) == pytest.approx((ml / 1.25, ml * 1.25), rel=1e-3)
+    ml, at = result.volume_ml, model.manifest.outline_threshold
+    assert at > model.manifest.threshold
+    assert range_with(at, at, 0.0) == pytest.approx((ml, ml), rel=1e-3)
+    assert range_with(at, at, 0.25) == pytest.approx((ml / 1.25, ml * 1.25), rel=1e-3)
     low, high = range_with(0.1, 0.9, 0.0)
     assert 0 < low < ml < high < 2 * ml
+    plain = replace(model.manifest, threshold=0.5, outline_threshold=0.0)  # one threshold for both
+    assert cut_at(plain, 0.9) == replace(plain, threshold=0.9)
+    assert cut_at(model.manifest, 0.1) == replace(model.manifest, threshold=0.1, outline_threshold=0.1)
+    assert cut_at(model.manifest, 0.9).threshold == model.manifest.threshold
     with pytest.raises(HemsegError, match="has no range"):
         volume_range(replace(result, working_probability=None), model)
 
