@@ -23,12 +23,16 @@ def fields_of_view(
     Returns:
         float32 (slice, *field), and the field's corner (y, x) on the working grid, possibly negative.
     """
-    rows, columns = field
-    found = ndimage.find_objects(inside.any(axis=0).astype(np.uint8))
-    middle = [(s.start + s.stop) // 2 for s in found[0]] if found else [n // 2 for n in hu.shape[1:]]
-    corner = (middle[0] - rows // 2, middle[1] - columns // 2)
+    corner = corner_of(inside, field)
     planes = [cut(np.where(inside[z], hu[z], background), corner, field, background) for z in slices]
     return np.stack(planes).astype(np.float32), corner
+
+
+def corner_of(inside: np.ndarray, field: tuple[int, int]) -> tuple[int, int]:
+    """The corner (y, x) of a field of view that is centred on the inside of the skull, bool (z, y, x)."""
+    found = ndimage.find_objects(inside.any(axis=0).astype(np.uint8))
+    middle = [(s.start + s.stop) // 2 for s in found[0]] if found else [n // 2 for n in inside.shape[1:]]
+    return middle[0] - field[0] // 2, middle[1] - field[1] // 2
 
 
 def cut(plane: np.ndarray, corner: tuple[int, int], size: tuple[int, ...], fill: float) -> np.ndarray:

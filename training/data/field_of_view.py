@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 
+from hemseg.fields_of_view import corner_of
 from hemseg.preprocessing import leveled
 
 from ..config import Classifier, Config
@@ -23,16 +23,14 @@ def crop_field_of_view(case: Prepared, config: Config) -> tuple[np.ndarray, tupl
         field's corner (y, x) on the working grid, possibly negative.
     """
     settings, grid = config.classifier, config.preprocessing
-    size = [round(mm / grid.in_plane_mm) for mm in settings.field_mm]
-    found = ndimage.find_objects(case.intracranial.any(axis=0).astype(np.uint8))
-    middle = [(s.start + s.stop) // 2 for s in found[0]] if found else [n // 2 for n in case.hu.shape[1:]]
-    corner = (middle[0] - size[0] // 2, middle[1] - size[1] // 2)
+    size = (round(settings.field_mm[0] / grid.in_plane_mm), round(settings.field_mm[1] / grid.in_plane_mm))
+    corner = corner_of(case.intracranial, size)
     hu, background = case.hu, grid.hu_range[0]
     if settings.leveled:
         hu = leveled(hu, case.intracranial, grid)
     if settings.stripped:
         hu = np.where(case.intracranial, hu, np.float32(background))
-    return cut(hu, corner, (size[0], size[1]), background), corner
+    return cut(hu, corner, size, background), corner
 
 
 def cut(array: np.ndarray, corner: tuple[int, int], size: tuple[int, int], fill: float) -> np.ndarray:
