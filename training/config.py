@@ -166,7 +166,7 @@ class SelfTraining:
     single_slices: int = 0  # as the segmenter's, of later rounds; 0: the same
     slice_loss: float = 0.0  # likewise
     unlocated: bool = False  # likewise
-    train_patch: tuple[int, ...] = ()  # likewise
+    train_patch: tuple[int, int, int] = (0, 0, 0)  # likewise
     # each n-th healthy single slice is shown to the U-Net before, and drawn the more often the surer that is of blood
     hard_negatives: int = 0
     optimization: Optimization = field(default_factory=lambda: Optimization("adam", lr=5e-4, batch=4, epochs=12))

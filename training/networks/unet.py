@@ -62,7 +62,8 @@ def slice_loss(logits: Tensor, target: Tensor, verdict: Tensor) -> Tensor:
     beside a large one. Here a slice that was labelled without hemorrhage is as wrong as its `HARDEST` brightest
     voxels, all of which are surely none (the one label that is exact); a slice with a bleed is as wrong as the
     `HARDEST` surest voxels of that bleed: it is to be found, and its outline is left to the other loss. Where nobody
-    knows where the bleed is, they are the surest of the whole slice (multiple-instance learning, Dietterich et al. 1997).
+    knows where the bleed is, they are the surest of the whole slice (multiple-instance learning, Dietterich et al.
+    1997).
 
     Args:
         logits, target: (n, 1, z, y, x); target as for `combined_loss`.

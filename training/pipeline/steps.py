@@ -221,7 +221,7 @@ def later_round(config: Config, number: int) -> Config:
         single_slices=own.single_slices or config.segmenter.single_slices,
         slice_loss=own.slice_loss or config.segmenter.slice_loss,
         unlocated=own.unlocated or config.segmenter.unlocated,
-        train_patch=own.train_patch or config.segmenter.train_patch,
+        train_patch=own.train_patch if any(own.train_patch) else config.segmenter.train_patch,
     )
     return replace(config, seed=config.seed + number, segmenter=segmenter)
 
