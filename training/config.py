@@ -66,6 +66,7 @@ class Classifier:
     painted: int = (
         0  # copies of each training scan with painted bleeds, whose slices are added (training/data/painted.py)
     )
+    unpainted: int = 0  # epochs of a second network without painted slices: both together give the second opinion
     optimization: Optimization = field(default_factory=Optimization)
 
 

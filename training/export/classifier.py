@@ -22,19 +22,25 @@ CLASSIFIER = "classifier.onnx"
 
 
 class SliceProbability(nn.Module):
-    """HU (n, y, x) of fields of view -> probability of hemorrhage in each slice, (n,)."""
+    """HU (n, y, x) of fields of view -> probability of hemorrhage in each slice, (n,): the mean of all networks'."""
 
-    def __init__(self, network: SliceNetwork, config: Config) -> None:
+    def __init__(self, networks: list[SliceNetwork], config: Config) -> None:
         super().__init__()
-        self.network = network
+        self.networks = nn.ModuleList(networks)
         self.sampled = FieldSampling(field_size(config), config.classifier.image_size)
 
     def forward(self, hu: Tensor) -> Tensor:
-        return self.network(self.sampled(hu)).sigmoid()
+        slices = self.sampled(hu)
+        return torch.stack([network(slices).sigmoid() for network in self.networks]).mean(dim=0)
 
 
-def export_classifier(network: SliceNetwork, config: Config, folder: Path) -> dict[str, Any]:
+def export_classifier(networks: list[SliceNetwork], config: Config, folder: Path) -> dict[str, Any]:
     """Write ``classifier.onnx``; check it against torch.
+
+    Args:
+        networks: one, or several whose probabilities are averaged.
+        config: of all of them.
+        folder: where to.
 
     Returns:
         What the manifest says of it.
@@ -42,7 +48,7 @@ def export_classifier(network: SliceNetwork, config: Config, folder: Path) -> di
     Raises:
         HemsegError: ONNX Runtime and torch differ by more than 1e-4.
     """
-    model, path = SliceProbability(network, config).eval(), folder / CLASSIFIER
+    model, path = SliceProbability(networks, config).eval(), folder / CLASSIFIER
     slices = torch.rand(2, *field_size(config)) * 100 - 20
     write_onnx(model, slices, path, names=("slices", "probability"))
     answer = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"slices": slices.numpy()})

@@ -125,7 +125,7 @@ def write_states(networks: dict[str, nn.Module], config: Config, folder: Path) -
 def network_settings(config: Config) -> dict[str, dict[str, Any]]:
     """What a classifier and a U-Net were given, and how they are put together: plain values by part and field."""
     classifier, segmenter = dataclasses.asdict(config.classifier), dataclasses.asdict(config.segmenter)
-    shown = ("backbone", "widths", "output_stride", "image_size", "field_mm", "stripped", "windows")
+    shown = ("backbone", "widths", "output_stride", "image_size", "field_mm", "stripped", "leveled", "windows")
     return {
         "preprocessing": dataclasses.asdict(config.preprocessing),
         "classifier": {key: classifier[key] for key in shown},

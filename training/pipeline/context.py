@@ -26,6 +26,7 @@ from ..stage_names import StageNames, Variant, stage_names
 from .initial_weights import InitialWeights, find_initial_weights
 from .train_masks import described, masked_cases
 
+UNPAINTED = "unpainted"  # folder, in the classifier's, of the one without painted slices
 WEAK = ("train", "val")  # what the weakly supervised stages may see, and of it the slice labels alone
 
 
@@ -86,6 +87,14 @@ class Context:
     def classifier(self) -> SliceNetwork:
         """The trained slice classifier that makes the maps; evaluation asks for it once per case."""
         return self.slice_network(self.names.sequence)
+
+    @cached_property
+    def doubters(self) -> list[SliceNetwork]:
+        """The slice classifiers that give the second opinion: before the LSTM, and that without painted slices."""
+        stages = [self.names.classify]
+        if self.config.classifier.unpainted:
+            stages.append(f"{self.names.classify}/{UNPAINTED}")
+        return [self.slice_network(stage) for stage in stages]
 
     def slice_network(self, stage: str) -> SliceNetwork:
         """The slice classifier as a stage left it."""

@@ -55,6 +55,12 @@ class InitialWeights:
         """The slice classifier's file."""
         return self.folder / "classifier.safetensors"
 
+    @property
+    def unpainted(self) -> Path:
+        """The file of the classifier without painted slices; the classifier's, where there is none."""
+        own = self.folder / "classifier_unpainted.safetensors"
+        return own if own.is_file() else self.classifier
+
     @cached_property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of both files, by network."""

@@ -36,7 +36,7 @@ from ..labels.differential import Choice, Probe, SliceView
 from ..labels.methods import choose_method
 from ..labels.outline import half_maximum
 from ..labels.self_training import false_peak, relabel_case, teacher_probability
-from .context import WEAK, Context, load_case
+from .context import UNPAINTED, WEAK, Context, load_case
 from .initial_weights import combined_supervision, copy_license, licensed
 from .runner import fingerprint, minutes
 from .train_masks import write_mask_labels
@@ -49,14 +49,26 @@ def prepare_scans(context: Context, folder: Path) -> dict[str, Any]:
 
 
 def train_on_slices(context: Context, folder: Path) -> dict[str, Any]:
-    """The slice classifier, on slices and, if so configured, on painted copies of them."""
+    """The slice classifier, on slices and, if so configured, on painted copies of them; and one without these."""
     without = context.config.without.classify
     paint = None
     if context.config.classifier.painted:
         cases, workers = context.cases("train", without=without), context.hardware.workers
         paint = painted_slices(cases, context.config, context.slice_kinds, workers)
-    start = context.initial.classifier if context.initial else None
-    return train_classifier(*context.volumes(without), context.config, folder, context.hardware, paint, start)
+    start, volumes = context.initial.classifier if context.initial else None, context.volumes(without)
+    figures = train_classifier(*volumes, context.config, folder, context.hardware, paint, start)
+    if context.config.classifier.unpainted:
+        start, config = context.initial.unpainted if context.initial else None, without_paint(context.config)
+        other = train_classifier(*volumes, config, folder / UNPAINTED, context.hardware, start=start)
+        figures |= {f"{UNPAINTED}_{name}": value for name, value in other.items()}
+    return figures
+
+
+def without_paint(config: Config) -> Config:
+    """The configuration of the classifier that learns the data's own slices alone."""
+    own = config.classifier
+    schedule = replace(own.optimization, epochs=own.unpainted, patience=own.unpainted)
+    return replace(config, classifier=replace(own, painted=0, optimization=schedule))
 
 
 def train_through_lstm(context: Context, folder: Path) -> dict[str, Any]:
@@ -240,13 +252,15 @@ def export(context: Context, folder: Path) -> dict[str, Any]:
         "torch": torch.__version__,
     }
     networks = {"unet": network} | ({} if context.variant.reference else {"classifier": context.classifier})
+    doubters = context.doubters
+    networks |= {"classifier_unpainted": network for network in doubters[1:]}
     write_states(networks, context.config, folder / STATES)
     if initial:
         provenance["initial_weights"] = initial.provenance
         copy_license(initial, folder)
     beside = None
     if context.config.segmenter.min_slice_probability and not context.variant.reference:
-        beside = export_classifier(context.slice_network(context.names.classify), context.config, folder)
+        beside = export_classifier(doubters, context.config, folder)
     return export_model(network, licensed(context.config, initial), folder, provenance, context.strip_file, beside)
 
 
