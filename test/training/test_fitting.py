@@ -38,7 +38,7 @@ CPU = Hardware(accelerator="cpu")
 OPTIMIZATION = Optimization("sgd", lr=0.05, batch=4, epochs=4, schedule="onecycle")
 SMALLER = replace(TINY, image_size=(32, 32), windows=((0, 80),), augment=True, optimization=OPTIMIZATION)
 DIFFERENCES = """
-classifier: {augment: true, optimization: {schedule: onecycle, epochs: 6}}
+classifier: {augment: true, kinds: 0.5, painted: 1, optimization: {schedule: onecycle, epochs: 6}}
 sequence: {optimization: {epochs: 2}}
 pseudolabels: {clusters: 3}
 segmenter: {patch: [16, 48, 40], augment: true, optimization: {epochs: 2}}

@@ -95,7 +95,8 @@ def test_smoke_leaves_weights_that_inference_loads(smoke: Path) -> None:
     done = json.loads((smoke / "export" / "done.json").read_text())
     assert done["figures"]["difference_to_torch"] < 1e-4
     assert list((smoke / "panels").glob("*.png"))
-    for name, stage in (("unet", "segment"), ("classifier", "sequence")):
+    kept = (("unet", "segment"), ("classifier", "sequence"), ("classifier_unpainted", "classify/unpainted"))
+    for name, stage in kept:
         state = load_file(smoke / "export" / "torch" / f"{name}.safetensors")
         trained = torch.load(smoke / stage / "network.pt", weights_only=True)
         assert state.keys() == trained.keys()
