@@ -251,16 +251,18 @@ def export(context: Context, folder: Path) -> dict[str, Any]:
         "hemseg": hemseg.__version__,
         "torch": torch.__version__,
     }
-    networks = {"unet": network} | ({} if context.variant.reference else {"classifier": context.classifier})
-    doubters = context.doubters
-    networks |= {"classifier_unpainted": network for network in doubters[1:]}
+    networks = {"unet": network}
+    if not context.variant.reference:
+        networks["classifier"] = context.classifier
+        if context.config.classifier.unpainted:
+            networks["classifier_unpainted"] = context.doubters[-1]
     write_states(networks, context.config, folder / STATES)
     if initial:
         provenance["initial_weights"] = initial.provenance
         copy_license(initial, folder)
     beside = None
     if context.config.segmenter.min_slice_probability and not context.variant.reference:
-        beside = export_classifier(doubters, context.config, folder)
+        beside = export_classifier(context.doubters, context.config, folder)
     return export_model(network, licensed(context.config, initial), folder, provenance, context.strip_file, beside)
 
 
