@@ -19,8 +19,8 @@ class RetestLimits:
     """95 % limits of agreement (Bland & Altman, Lancet 327:307, 1986) of the volume of one hemorrhage, measured twice.
 
     Attributes:
-        weights, sha256, threshold, min_peak, min_lesion_ml, min_slice_probability: what segmented, see
-            `hemseg.manifest.Manifest`.
+        weights, sha256, threshold, outline_threshold, min_peak, min_lesion_ml, min_slice_probability: what segmented,
+            see `hemseg.manifest.Manifest`.
         pairs: how many pairs of scans were measured; hemorrhage of at least ``above_ml`` in ``pairs_above``.
         above_ml: from here on the limits are given in percent, below it in mL.
         mean_percent, low_percent, high_percent: of the mean of both volumes.
@@ -30,6 +30,7 @@ class RetestLimits:
     weights: str
     sha256: str
     threshold: float
+    outline_threshold: float
     min_peak: float
     min_lesion_ml: float
     min_slice_probability: float

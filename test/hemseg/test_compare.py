@@ -35,7 +35,7 @@ from training.data.phantom import make_phantom, write_image
 STRAIGHT = Grid((25, 84, 84), (2.6, 2.6, 6.0))
 DEGREES, LEFT_MM, LOWER_MM = (7.0, -4.0, 11.0), 6.0, 3.0  # off by half a slice
 CENTRE = np.array([26.0, 4.0, 16.0])  # of a hemorrhage, in the head (x, y, z; mm)
-LIMITS = RetestLimits("light", "", 0.5, 0.6, 0.1, 0.0, 20, 15, 3.0, 0.5, -7.0, 8.0, 0.0, -0.6, 0.7)
+LIMITS = RetestLimits("light", "", 0.5, 0.0, 0.6, 0.1, 0.0, 20, 15, 3.0, 0.5, -7.0, 8.0, 0.0, -0.6, 0.7)
 
 
 @dataclass(frozen=True, eq=False)
