@@ -21,11 +21,12 @@ from hemseg.compare.comparison import Options, Scan, compare, prepared
 from hemseg.compare.pairs import Pair, read_pairs, refuse_conflicts, run_pair
 from hemseg.compare.poses import POSES, frame, halfway
 from hemseg.compare.registration import Registration, register
-from hemseg.compare.retest_limits import RetestLimits, read_limits
+from hemseg.compare.retest_limits import MEASURED_WITH, RetestLimits, read_limits
 from hemseg.compare.tables import COLUMNS
 from hemseg.errors import HemsegError
 from hemseg.io.files import exclusive_access
 from hemseg.io.writers import to_itk
+from hemseg.manifest import Manifest
 from hemseg.measure import read_given_mask
 from hemseg.model import Model, load
 from hemseg.volume import Volume
@@ -35,6 +36,13 @@ from training.data.phantom import make_phantom, write_image
 STRAIGHT = Grid((25, 84, 84), (2.6, 2.6, 6.0))
 DEGREES, LEFT_MM, LOWER_MM = (7.0, -4.0, 11.0), 6.0, 3.0  # off by half a slice
 CENTRE = np.array([26.0, 4.0, 16.0])  # of a hemorrhage, in the head (x, y, z; mm)
+
+
+def measured_with(manifest: Manifest) -> RetestLimits:
+    """The limits below as if these weights had been measured."""
+    return replace(LIMITS, **{name: getattr(manifest, name) for name in MEASURED_WITH})
+
+
 LIMITS = RetestLimits("light", "", 0.5, 0.0, 0.6, 0.1, 0.0, 20, 15, 3.0, 0.5, -7.0, 8.0, 0.0, -0.6, 0.7)
 
 
@@ -226,7 +234,7 @@ def test_limits_hold_for_the_weights_that_they_were_measured_with(
 ) -> None:
     monkeypatch.setattr(comparison, "register", lambda *pair: registration)
     options = Options(poses=POSES[:1])
-    for limits, known in ((None, False), (LIMITS, False), (replace(LIMITS, sha256=light_model.manifest.sha256), True)):
+    for limits, known in ((None, False), (LIMITS, False), (measured_with(light_model.manifest), True)):
         monkeypatch.setattr(comparison, "read_limits", lambda limits=limits: limits)
         found = compare(*scans, light_model, options)
         assert (found.change.band is not None) == known
@@ -256,7 +264,7 @@ def test_the_command_on_dicom_studies(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(comparison, "read_limits", lambda: replace(LIMITS, sha256=light_model.manifest.sha256))
+    monkeypatch.setattr(comparison, "read_limits", lambda: measured_with(light_model.manifest))
     out = tmp_path / "out"
     said = hemseg_here("compare", *studies, out, "--weights", light)
     found = json.loads((out / "compare.json").read_text())
