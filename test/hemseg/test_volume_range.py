@@ -23,6 +23,7 @@ from hemseg.volume_range import changed_probabilities, cut_at, volume_range
 def test_mirrored_and_shifted_runs_come_back_to_their_place(bleed_scan: Path, light: Path) -> None:
     """A network that looks at each voxel alone answers the same, however the head lies."""
     model = load(light, "cpu")
+    model.manifest = replace(model.manifest, threshold=0.3, outline_threshold=0.7)
     result = segment(read(bleed_scan), model)
     mirrored, shifted = changed_probabilities(result.working, model)
     assert result.working_probability is not None
@@ -35,7 +36,6 @@ def test_mirrored_and_shifted_runs_come_back_to_their_place(bleed_scan: Path, li
         return volume_range(result, model)
 
     ml, at = result.volume_ml, model.manifest.outline_threshold
-    assert at > model.manifest.threshold
     assert range_with(at, at, 0.0) == pytest.approx((ml, ml), rel=1e-3)
     assert range_with(at, at, 0.25) == pytest.approx((ml / 1.25, ml * 1.25), rel=1e-3)
     low, high = range_with(0.1, 0.9, 0.0)

@@ -58,7 +58,8 @@ def own_points(manifest: Manifest) -> list[dict[str, float]]:
 def operating_points(dataset: DataSet, model: Model, split: str = "val") -> list[dict[str, Any]]:
     """One row per point and data set."""
     rows: list[dict[str, Any]] = []
-    every = points(model.classifier is not None)
+    outline = {"outline_threshold": model.manifest.outline_threshold}
+    every = [point | outline for point in points(model.classifier is not None)]
     every += [point for point in own_points(model.manifest) if point not in every]
     lowest = min(point["threshold"] for point in every)
     for case in track(dataset.part(split), f"operating points, {dataset.name}", console=console):
