@@ -139,7 +139,7 @@ def test_a_loss_that_is_no_number_stops_with_its_batch(tmp_path: Path) -> None:
     train.dataset.dataset.hu[5] = float("nan")
     with pytest.raises(HemsegError, match="the loss is nan in epoch 0"):
         fit(task, train, val, tmp_path, CPU)
-    hu, labels = torch.load(tmp_path / "bad_batch.pt", weights_only=True)
+    hu, labels, _ = torch.load(tmp_path / "bad_batch.pt", weights_only=True)
     assert torch.isnan(hu).any()
     assert len(hu) == len(labels)
     assert all(torch.isfinite(p).all() for p in task.parameters())
