@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from scipy import ndimage
 
@@ -22,6 +24,22 @@ def labeled_sizes(mask: np.ndarray, structure: np.ndarray | None = None) -> tupl
     sizes = np.bincount(labels.ravel(), minlength=n + 1)
     sizes[0] = 0
     return labels, sizes
+
+
+def components_above(probability: np.ndarray, threshold: float) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+    """The 26-connected components in which a probability (z, y, x) reaches a threshold.
+
+    They are found before the first one is given: the array may be changed meanwhile.
+
+    Yields:
+        The box (z, y, x) of a component in the array, and the component within it, bool.
+    """
+    above = probability >= threshold
+    for box in ndimage.find_objects(above.astype(np.uint8)):  # one, around all of them: the rest need not be labelled
+        labels, _ = ndimage.label(above[box], TOUCHING)
+        for i, where in enumerate(ndimage.find_objects(labels), start=1):
+            whole = tuple(slice(b.start + w.start, b.start + w.stop) for b, w in zip(box, where, strict=True))
+            yield whole, labels[where] == i
 
 
 def numbered_components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

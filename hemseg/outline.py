@@ -8,9 +8,8 @@ reaches that keeps the outline that found it. Two thresholds are Canny's idea (1
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
-from hemseg.components import TOUCHING, labeled_sizes
+from hemseg.components import components_above
 
 
 def narrowed(probability: np.ndarray, threshold: float, outline: float, least_ml: float, voxel_ml: float) -> np.ndarray:
@@ -29,10 +28,7 @@ def narrowed(probability: np.ndarray, threshold: float, outline: float, least_ml
     if outline <= threshold or not (probability >= outline).any():
         return probability
     result = probability.copy()
-    labels, _ = labeled_sizes(probability >= threshold, TOUCHING)
-    for i, where in enumerate(ndimage.find_objects(labels), start=1):
-        component, own = labels[where] == i, probability[where]
-        if int((component & (own >= outline)).sum()) * voxel_ml < least_ml:
-            continue
-        result[where][component] *= np.float32(threshold / outline)
+    for where, component in components_above(probability, threshold):
+        if int((component & (probability[where] >= outline)).sum()) * voxel_ml >= least_ml:
+            result[where][component] *= np.float32(threshold / outline)
     return result

@@ -333,10 +333,12 @@ def brain_level(hu: np.ndarray, intracranial: np.ndarray) -> float:
 
 
 def leveled(hu: np.ndarray, intracranial: np.ndarray, settings: Settings) -> np.ndarray:
-    """HU shifted so that the brain's median is ``level_hu``, within ``hu_range``; by at most 15 HU.
+    """HU shifted so that the brain's median is ``level_hu``, within ``hu_range``; by at most 15 HU. 0: as they are.
 
     Scanners differ by some HU, and exports by more: blood differs from the brain beside it.
     """
+    if not settings.level_hu:
+        return hu
     shift = settings.level_hu - brain_level(hu, intracranial)
     if not np.isfinite(shift):
         return hu
@@ -349,8 +351,7 @@ def network_input(hu: np.ndarray, intracranial: np.ndarray, settings: Settings) 
     ``hu`` is the window ``hu_range`` (absolute: blood is 50-90 HU in every scan), ``equalized`` the paper's
     contrast enhancement (relative: what is bright in this scan).
     """
-    if settings.level_hu:
-        hu = leveled(hu, intracranial, settings)
+    hu = leveled(hu, intracranial, settings)
     low, high = settings.hu_range
     made = {
         "hu": lambda: np.where(intracranial, ((hu - low) / (high - low)).clip(0, 1), 0).astype(np.float32),

@@ -12,9 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
-from hemseg.components import TOUCHING, labeled_sizes
+from hemseg.components import components_above
 from hemseg.fields_of_view import fields_of_view
 from hemseg.preprocessing import Settings, WorkingImage, leveled
 
@@ -48,7 +47,7 @@ class SliceClassifier:
         slices = np.flatnonzero((probability >= least).any(axis=(1, 2)))
         if not len(slices):
             return result
-        hu = leveled(working.hu, working.intracranial, settings) if settings.level_hu else working.hu
+        hu = leveled(working.hu, working.intracranial, settings)
         windows, _ = fields_of_view(slices, hu, working.intracranial, self.field, settings.hu_range[0])
         parts = [windows[at : at + SLICES_AT_ONCE] for at in range(0, len(windows), SLICES_AT_ONCE)]
         result[slices] = np.concatenate([self.network(part) for part in parts])
@@ -70,9 +69,7 @@ def drop_unconfirmed_components(
     if not least or not (opinion < least).any():
         return probability
     result = probability.copy()
-    labels, _ = labeled_sizes(probability >= threshold, TOUCHING)
-    for i, where in enumerate(ndimage.find_objects(labels), start=1):
-        component = labels[where] == i
+    for where, component in components_above(probability, threshold):
         asked = opinion[where[0]][component.any(axis=(1, 2))]
         asked = asked[~np.isnan(asked)]
         if len(asked) and asked.max() < least:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from hemseg.components import TOUCHING, labeled_sizes
+from hemseg.components import components_above
 from hemseg.errors import HemsegError
 from hemseg.io.masks import write_mask
 from hemseg.io.result_writers import RESULT_WRITERS
@@ -145,8 +145,7 @@ def lesion_kinds(mask: np.ndarray, volume: Volume, working: WorkingImage, model:
     if model.kinds is None:
         return ()
     lesions = [working.grid.nearest(volume.indices_in_lps(voxels)) for voxels in components(mask)]
-    settings = model.manifest.preprocessing
-    hu = leveled(working.hu, working.intracranial, settings) if settings.level_hu else working.hu
+    hu = leveled(working.hu, working.intracranial, model.manifest.preprocessing)
     return tuple(model.kinds.kinds(lesions, hu, working.intracranial, working.grid.spacing))
 
 
@@ -278,15 +277,12 @@ def input_box(intracranial: np.ndarray, settings: Settings) -> tuple[slice, slic
 
 def drop_uncertain_components(probability: np.ndarray, threshold: float, min_peak: float) -> np.ndarray:
     """Probability (z, y, x) without the components above ``threshold`` whose highest value stays below ``min_peak``."""
-    box = _bounding_box(probability >= threshold)
-    if min_peak <= threshold or box is None:
+    if min_peak <= threshold:
         return probability
     result = probability.copy()
-    labels, _ = labeled_sizes(probability[box] >= threshold, TOUCHING)
-    for i, where in enumerate(ndimage.find_objects(labels), start=1):
-        here, component = result[box][where], labels[where] == i
-        if here[component].max() < min_peak:
-            here[component] = 0
+    for where, component in components_above(probability, threshold):
+        if probability[where][component].max() < min_peak:
+            result[where][component] = 0
     return result
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hemseg.kinds import ANSWERS, INPUTS, KINDS, View
+from hemseg.preprocessing import Settings
 from training.config import Config, load_config
 from training.data.datasets import Case, DataSet, Prepared
 from training.data.slice_kinds import UNKNOWN, allowed_kinds, read_slice_kinds
@@ -198,7 +199,7 @@ def test_samples_are_taken_up_only_where_they_were_made_of_the_same(tmp_path: Pa
     np.savez(tmp_path / "relabel" / "a.npz", mask=mask)
     case = Case("a", tmp_path / "a.nii.gz", "train", (1, 1), None, source="d")
     answers = {"a": np.array([of("subdural"), of("subdural")], np.int8)}
-    data = KindData(DataSet("d", (case,)), answers, tmp_path, tmp_path / "relabel")
+    data = KindData(DataSet("d", (case,)), answers, tmp_path, tmp_path / "relabel", Settings())
     made: list[int] = []
 
     def inputs(lesions: list[np.ndarray], hu: np.ndarray, inside: np.ndarray, name: str) -> np.ndarray:

@@ -25,6 +25,7 @@ from training.data.painted import (
 from training.data.painted_place import Place, place_of
 from training.data.phantom import Grid, make_phantom, write_dataset
 from training.evaluation.painted_heads import make_plan, painted_heads, painted_summary, read_plan, sheet
+from training.fitting.classifier import kinds_of
 from training.fitting.painted_slices import painted_copy, painted_slices
 from training.fitting.segmenter import Patches, with_paint
 from training.networks.unet import LEFT_OUT
@@ -195,12 +196,12 @@ def test_the_classifier_sees_painted_slices_as_positive() -> None:
     assert painted_slices(cases, config).kinds is None
     assert slices.hu.shape[1:] == (40, 32)
     assert slices.labels.sum() >= 3  # the cases themselves are all negative
-    changed, known, kinds = painted_copy(cases[0], config, np.random.default_rng(3))
+    changed, known, kinds = painted_copy(cases[0], kinds_of(cases[0], {}), config, np.random.default_rng(3))
     assert known.any()
     assert (changed.hu != cases[0].hu)[known].any(axis=(1, 2)).all()  # what was not painted is not shown twice
     assert np.array_equal(changed.intracranial, cases[0].intracranial)
     unknown = replace(cases[0], labels=np.full_like(cases[0].labels, -1))
-    changed, known, kinds = painted_copy(unknown, config, np.random.default_rng(3))
+    changed, known, kinds = painted_copy(unknown, kinds_of(unknown, {}), config, np.random.default_rng(3))
     assert set(np.unique(kinds[known])) == {-1, 1}  # of what the scan itself holds nothing is known
     assert (changed.labels[known] == 1).all()
 

@@ -73,8 +73,7 @@ def _data(config: str, folders: list[Path], run: Path, labels: str, seed: int | 
         answers |= {prefix + name: rows for name, rows in read_slice_kinds(folder, dataset).items()}
         areas = intracranial_areas(folder)
         not_brain |= {prefix + name for name, area in areas.items() if area <= BRAIN_LEVEL_PX}
-    level = settings.preprocessing if settings.preprocessing.level_hu else None  # as in inference
-    return settings, KindData(whole, answers, run, run / labels, frozenset(not_brain), level)
+    return settings, KindData(whole, answers, run, run / labels, settings.preprocessing, frozenset(not_brain))
 
 
 def _network(config: Config, path: Path):  # type: ignore[no-untyped-def]  # torch is imported late

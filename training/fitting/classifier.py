@@ -37,17 +37,18 @@ from .trainer import Task, fit, load_network, loader, micro_batch, save_network
 
 
 class Volumes(Dataset):
-    """Whole scans in memory, as sequences of labelled slices; what carries no label is left out."""
+    """Whole scans in memory, as sequences of labelled slices; what carries no label is left out.
 
-    def __init__(
-        self, cases: Iterable[Prepared], config: Config, answers: Mapping[str, np.ndarray] | None = None
-    ) -> None:
-        """Args:
+    Args:
         cases: prepared scans.
         config: the recipe.
         answers: by case, int8 (slice, answer) of 1, 0 and -1, as `training.data.slice_kinds` reads them; what is
             unknown in one that is not named.
-        """
+    """
+
+    def __init__(
+        self, cases: Iterable[Prepared], config: Config, answers: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         self.items, kinds = [], []
         for case in cases:
             known = torch.from_numpy((case.labels >= 0) & case.intracranial.any(axis=(1, 2)))
@@ -103,7 +104,7 @@ class Slices(Dataset):
 
 
 def training_slices(slices: Slices, settings: Classifier, seed: int, workers: int = 0) -> DataLoader:
-    """Batches of slices, moved, roughened and mixed at random where the recipe says so."""
+    """Batches of slices, moved and roughened at random where the recipe says so."""
     change = partial(_augmented, settings=settings) if settings.augment else None
     return loader(slices, settings.optimization, seed, workers, change)
 

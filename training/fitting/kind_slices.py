@@ -107,13 +107,22 @@ def painted_copies(
     for _ in range(1 if single else COPIES):
         name = str(rng.choice(list(PAINTED), p=list(PAINTED.values())))
         hu, blood = add_bleed(case.hu, np.zeros(case.hu.shape, np.int8), place, rng, name)
-        seen = (blood == 1).sum(axis=(1, 2)) * mm[1] * mm[2] >= SEEN_MM2
-        slices = rng.permutation(np.flatnonzero(seen & (answers[:, -1] != UNKNOWN)))[:MOST]
+        slices = rng.permutation(np.flatnonzero(seen_slices(blood, mm) & (answers[:, -1] != UNKNOWN)))[:MOST]
         if len(slices):
             own = answers.copy()
             own[slices, KINDS.index(KIND_OF[name])] = 1
             own[slices, -1] = 1
             yield replace(case, hu=hu), slices, own
+
+
+def seen_slices(painted: np.ndarray, mm: tuple[float, float, float]) -> np.ndarray:
+    """The slices of which `SEEN_MM2` and more were painted (label 1), bool (z,).
+
+    Args:
+        painted: label (z, y, x).
+        mm: a voxel, (z, y, x).
+    """
+    return np.asarray((painted == 1).sum(axis=(1, 2)) * mm[1] * mm[2] >= SEEN_MM2)
 
 
 @torch.no_grad()

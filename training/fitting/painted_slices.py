@@ -24,9 +24,8 @@ from ..data.painted import KINDS as PAINTED
 from ..data.painted import ODDS, add_bleed, add_distractor
 from ..data.painted_place import place_of
 from .classifier import Slices, kinds_of
-from .kind_slices import KIND_OF
+from .kind_slices import KIND_OF, seen_slices
 
-SEEN_MM2 = 25.0  # so much of a slice must be painted for a yes
 DISTRACTED = 0.5  # share of the copies with something bright that is no blood, too
 
 
@@ -44,8 +43,9 @@ def painted_slices(
         answers: kinds of the slices by case, as for `Volumes`.
         workers: processes that paint; 0: this one does. The slices are the same.
     """
-    tasks = [(n, copy, case) for n, case in enumerate(cases) for copy in range(config.classifier.painted)]
-    one = partial(_of_copy, config=config, answers=answers or {})
+    copies = range(config.classifier.painted)
+    tasks = [(n, copy, case, kinds_of(case, answers or {})) for n, case in enumerate(cases) for copy in copies]
+    one = partial(_of_copy, config=config)
     if workers:
         with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
             made = list(track(pool.map(one, tasks, chunksize=16), "painted", len(tasks), console=console))
@@ -55,12 +55,10 @@ def painted_slices(
     return Slices(hu, labels, kinds if answers else None)
 
 
-def _of_copy(
-    task: tuple[int, int, Prepared], config: Config, answers: Mapping[str, np.ndarray]
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    number, copy, case = task
+def _of_copy(task: tuple[int, int, Prepared, np.ndarray], config: Config) -> tuple[Tensor, Tensor, Tensor] | None:
+    number, copy, case, own = task
     rng = np.random.default_rng([config.seed, 17, number, copy])
-    changed, known, kinds = painted_copy(case, config, rng, answers)
+    changed, known, kinds = painted_copy(case, own, config, rng)
     if not known.any():
         return None
     part = torch.from_numpy(known)
@@ -69,12 +67,12 @@ def _of_copy(
 
 
 def painted_copy(
-    case: Prepared, config: Config, rng: np.random.Generator, answers: Mapping[str, np.ndarray] | None = None
+    case: Prepared, kinds: np.ndarray, config: Config, rng: np.random.Generator
 ) -> tuple[Prepared, np.ndarray, np.ndarray]:
     """A scan with bleeds painted in and the labels of its slices; which slices are of use, bool (z,); and their kinds,
     int8 (z, kind) of 1, 0 and -1 (unknown)."""
     grid, mm = config.preprocessing, config.preprocessing.spacing
-    box, kinds = input_box(case.intracranial, grid), kinds_of(case, answers or {}).copy()
+    box, kinds = input_box(case.intracranial, grid), kinds.copy()
     if box is None:
         return case, np.zeros(len(case.hu), bool), kinds
     hu, inside = case.hu[box], case.intracranial[box]
@@ -82,19 +80,15 @@ def painted_copy(
     for _ in range(int(rng.integers(1, 4))):
         kind = str(rng.choice(PAINTED, p=ODDS))
         paint, one = add_bleed(paint, np.zeros_like(label), place, rng, kind)
-        where = np.flatnonzero(_seen(one, mm)) + box[0].start
+        where = np.flatnonzero(seen_slices(one, mm)) + box[0].start
         kinds[where, KINDS.index(KIND_OF[kind])] = 1
         label = np.where(one != 0, one, label)
     if rng.random() < DISTRACTED:
         paint = add_distractor(paint, place, rng)
     whole, drawn = case.hu.copy(), np.zeros(case.hu.shape, np.int8)
     whole[box], drawn[box] = paint, label
-    seen = _seen(drawn, mm)
+    seen = seen_slices(drawn, mm)
     trace = (drawn != 0).any(axis=(1, 2)) & ~seen
     changed = (whole != case.hu).any(axis=(1, 2))
     labels = np.where(seen, 1, case.labels).astype(case.labels.dtype)
     return replace(case, hu=whole, labels=labels), changed & ~trace & (labels >= 0), kinds
-
-
-def _seen(label: np.ndarray, mm: tuple[float, float, float]) -> np.ndarray:
-    return np.asarray((label == 1).sum(axis=(1, 2)) * mm[1] * mm[2] >= SEEN_MM2)

@@ -157,9 +157,8 @@ def _unet(head: Prepared, config: Config) -> tuple[SegmenterTask, Any]:
     labels = {h.name: (h.hu > 60) & h.intracranial for h in heads}
     network = build_unet(settings, len(config.preprocessing.channels)).to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]
     patches = Patches(heads, labels, replace(config, segmenter=settings))
-    return SegmenterTask(network, settings, config.seed), training_batches(
-        patches, replace(settings, optimization=optimization), config.seed
-    )
+    task = SegmenterTask(network, settings, config.seed)
+    return task, training_batches(patches, replace(settings, optimization=optimization), config.seed)
 
 
 def _alone(optimization: Optimization) -> Optimization:

@@ -59,21 +59,21 @@ class KindData:
         answers: by case, int8 (slice, answer) on the working grid.
         run: folder with the prepared scans.
         labels: folder with pseudo-labels.
+        grid: scans are seen at its brain level, as in inference.
         not_brain: cases of single slices that are not at brain level: no figure counts them.
-        level: the grid's settings, where scans are to be seen at the brain's level; as they are where None.
     """
 
     dataset: DataSet
     answers: dict[str, np.ndarray]
     run: Path
     labels: Path
+    grid: Settings
     not_brain: frozenset[str] = frozenset()
-    level: Settings | None = None
 
     def scans(self, split: str, without: tuple[str, ...] = ()) -> Iterator[Prepared]:
         """The prepared scans of a split."""
         for case in prepared(self.run / "prepare", self.dataset.without(without), split):
-            yield replace(case, hu=leveled(case.hu, case.intracranial, self.level)) if self.level else case
+            yield replace(case, hu=leveled(case.hu, case.intracranial, self.grid))
 
     @property
     def source(self) -> dict[str, str]:
@@ -175,7 +175,7 @@ def samples_key(data: KindData, network: KindNetwork | None, config: Config) -> 
     for name, values in (network.state_dict() if network else {}).items():
         digest.update(name.encode() + values.numpy().tobytes())
     scans = mark_of(data.run / "prepare")
-    settings = (config.preprocessing, config.classifier, config.seed, COPIES, SINGLES, data.level is not None)
+    settings = (data.grid, config.preprocessing, config.classifier, config.seed, COPIES, SINGLES)
     return fingerprint(digest.hexdigest(), scans, *settings)
 
 

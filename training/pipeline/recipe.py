@@ -65,7 +65,7 @@ def prepare(context: Context) -> Stage:
 def classifier(context: Context) -> list[Stage]:
     """The slice classifier, alone and through the LSTM."""
     config, names = context.config, context.names
-    kinds = tuple(fingerprint(name, rows.tolist()) for name, rows in sorted(context.slice_kinds.items()))
+    kinds = [(name, rows.tolist()) for name, rows in sorted(context.slice_kinds.items())]
     return [
         Stage(
             names.classify,
@@ -76,7 +76,7 @@ def classifier(context: Context) -> list[Stage]:
                 context.dataset.splits,
                 *_unless_empty(config.without.classify),
                 *started(context.initial, "classifier"),
-                *_unless_empty(kinds),
+                *([fingerprint(kinds)] if kinds else []),
             ),
             partial(steps.train_on_slices, context),
             distributed=True,
