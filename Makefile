@@ -11,10 +11,10 @@ demo: $(VENV)/.inference  ## segment the sample scans; masks and pictures go to 
 	$(BIN)/hemseg segment test/cases demo-output --overlay
 
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
-test: $(VENV)/.development  ## the test suite, a worker a core (ten minutes on two)
+test: $(VENV)/.development  ## the test suite, a worker a core (nine minutes on two)
 	$(PYTEST) -m "not slow"
 
-slow: $(VENV)/.development  ## the rest of it: whole trainings, one with permuted labels, dying clusters (three minutes)
+slow: $(VENV)/.development  ## the rest of it: whole trainings, one with permuted labels, dying clusters (eight minutes)
 	$(PYTEST) -m slow
 
 shim: $(VENV)/.development  ## the built images under Grand Challenge's own shim, where Python 3.12 is available (SHIM=--short: three runs)

@@ -27,10 +27,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +107,7 @@ def tiny(config: Config) -> Config:
 def phantom_cases(config: Config, grid: Grid, count: int) -> tuple[list[Prepared], dict[str, np.ndarray]]:
     """Prepared phantoms with blood, and their masks on the working grid in place of pseudo-labels."""
     one = partial(_phantom_case, config=config, grid=grid)
-    with ProcessPoolExecutor(min(count, cores()), mp_context=get_context("spawn")) as pool:
+    with ThreadPoolExecutor(min(count, cores())) as pool:  # numpy and SciPy work beside the GIL
         made = list(pool.map(one, range(count)))
     return [case for case, _ in made], {case.name: mask for case, mask in made}
 

@@ -27,6 +27,9 @@ from training.evaluation.evaluate import network_predictor, threshold_predictor
 SAME_EVERYWHERE = ("--precision", "32-true")  # on processors with bfloat16, too
 
 
+pytestmark = pytest.mark.slow  # a whole training of three minutes, whichever of them is run
+
+
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole pipeline on phantoms, from slice labels to ONNX, as a user would run it."""
@@ -56,14 +59,12 @@ def dice_of_cases(folder: Path) -> list[float]:
     return [float(row["dice"]) for row in csv.DictReader((folder / "per_case.csv").open())]
 
 
-@pytest.mark.slow
 def test_smoke_fails_with_permuted_labels(smoke: Path, control: dict[str, float]) -> None:
     """Training on nonsense gives nonsense."""
     assert control["slice labels"] == pytest.approx(np.mean(dice_of_cases(smoke / "evaluate")), abs=1e-3)
     assert control["permuted slice labels"] < 0.5 * control["slice labels"]
 
 
-@pytest.mark.slow
 def test_learning_beats_a_threshold(smoke: Path, control: dict[str, float]) -> None:
     """Without learning, calcifications and sinuses are called blood, so half of these unseen heads have none of it.
 
@@ -141,7 +142,6 @@ def test_weak_stages_need_no_masks(smoke: Path, tmp_path: Path) -> None:
         assert not a[case.labels != 1].any()
 
 
-@pytest.mark.slow
 def test_monai_bundle_verifies_and_runs(smoke: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     training("bundle", "--config", "smoke", "--run", smoke, "--out", bundle)
