@@ -12,6 +12,7 @@ from hemseg.errors import HemsegError
 
 from .inputs import config_and_data, hardware_of, phantoms_of, require_training
 from .options import (
+    CompileOption,
     ConfigOption,
     DataOption,
     DevicesOption,
@@ -23,6 +24,7 @@ from .options import (
     RunOption,
     SeedOption,
     TablesOption,
+    WorkersOption,
 )
 
 app = typer.Typer()
@@ -37,13 +39,21 @@ def _ablate(
     devices: DevicesOption = "auto",
     nodes: NodesOption = 1,
     precision: PrecisionOption = "auto",
+    workers: WorkersOption = "auto",
+    compile: CompileOption = False,
     seed: SeedOption = None,
     masks: MasksOption = False,
 ) -> None:
     """Run the paper's ablation (Table 2), the supervised upper bound and the threshold; write the tables to OUT."""
     from ..experiments.ablation import ablate
 
-    ablate(*config_and_data(config, data, run, seed), run, out, hardware_of(devices, nodes, precision), masks)
+    ablate(
+        *config_and_data(config, data, run, seed),
+        run,
+        out,
+        hardware_of(devices, nodes, precision, workers, compile),
+        masks,
+    )
 
 
 @app.command("crossval")
@@ -56,11 +66,15 @@ def _crossval(
     devices: DevicesOption = "auto",
     nodes: NodesOption = 1,
     precision: PrecisionOption = "auto",
+    workers: WorkersOption = "auto",
+    compile: CompileOption = False,
 ) -> None:
     """Cross-validate the whole recipe by patient; write the tables to OUT."""
     from ..experiments.crossval import crossvalidate
 
-    crossvalidate(*config_and_data(config, data, run), run, folds, out, hardware_of(devices, nodes, precision))
+    crossvalidate(
+        *config_and_data(config, data, run), run, folds, out, hardware_of(devices, nodes, precision, workers, compile)
+    )
 
 
 @app.command("control")
@@ -71,12 +85,14 @@ def _control(
     devices: DevicesOption = "auto",
     nodes: NodesOption = 1,
     precision: PrecisionOption = "auto",
+    workers: WorkersOption = "auto",
+    compile: CompileOption = False,
     seed: SeedOption = None,
 ) -> None:
     """Train once more with slice labels permuted within each volume: it must fail. Dice beside the threshold's."""
     from ..experiments.ablation import control
 
-    hardware = hardware_of(devices, nodes, precision)
+    hardware = hardware_of(devices, nodes, precision, workers, compile)
     for name, dice in control(*config_and_data(config, data, run, seed), run, hardware).items():
         for source, value in dice.items():
             print(f"{name}, {source} {value:.4f}" if source else f"{name} {value:.4f}")
@@ -98,6 +114,8 @@ def _finetuning(
     devices: DevicesOption = "auto",
     nodes: NodesOption = 1,
     precision: PrecisionOption = "auto",
+    workers: WorkersOption = "auto",
+    compile: CompileOption = False,
     seed: SeedOption = None,
 ) -> None:
     """Measure what fine-tuning gains on new scans and forgets of old ones, by the number of patients."""
@@ -111,7 +129,7 @@ def _finetuning(
     settings = replace(settings, init=init or settings.init, seed=settings.seed if seed is None else seed)
     mine, before = load_dataset(data, settings.seed), [load_dataset(folder, settings.seed) for folder in old or ()]
     beside = [phantoms_of(settings, run)] if settings.phantoms.beside_data else []
-    hardware = hardware_of(devices, nodes, precision)
+    hardware = hardware_of(devices, nodes, precision, workers, compile)
     for row in finetuning(settings, mine, beside, before, patients or [10, 30], run, out, hardware):
         print(in_words(row))
 
