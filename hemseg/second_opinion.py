@@ -47,8 +47,9 @@ class SliceClassifier:
         slices = np.flatnonzero((probability >= least).any(axis=(1, 2)))
         if not len(slices):
             return result
-        hu = leveled(working.hu, working.intracranial, settings)
-        windows, _ = fields_of_view(slices, hu, working.intracranial, self.field, settings.hu_range[0])
+        hu, inside = working.upright
+        hu = leveled(hu, inside, settings)
+        windows, _ = fields_of_view(slices, hu, inside, self.field, settings.hu_range[0])
         parts = [windows[at : at + SLICES_AT_ONCE] for at in range(0, len(windows), SLICES_AT_ONCE)]
         result[slices] = np.concatenate([self.network(part) for part in parts])
         return result

@@ -240,7 +240,8 @@ def postprocessed_mask(
 def working_probability(working: WorkingImage, model: Model) -> np.ndarray:
     """Probability of hemorrhage on the working grid, float32 (z, y, x); 0 outside the skull's inside."""
     manifest = model.manifest
-    return network_probability(working.hu, working.intracranial, manifest.preprocessing, model, manifest.patch)
+    upright = network_probability(*working.upright, manifest.preprocessing, model, manifest.patch)
+    return working.from_upright(upright)
 
 
 def network_probability(
