@@ -153,6 +153,8 @@ def _odd_anatomy(working: WorkingImage, settings: Settings) -> list[str]:
     low, high = _air_below_and_above(working, hull, settings)
     if high > UPSIDE_DOWN * max(low, LEAST_AIR):
         findings.append("has the sinuses' air in the upper half of the head: is it upside down?")
+    if working.quarters:
+        findings.append("shows a head that lies across, with the face to the side: is its direction right?")
     if losing := slices_losing_brain(hu, inside, working.grid.spacing):
         number = f"{len(losing)} slices" if len(losing) > 1 else "a slice"
         findings.append(f"loses part of the brain to skull stripping in {number}: blood there would be missed")

@@ -19,6 +19,7 @@ import numpy as np
 from scipy import ndimage, sparse
 
 from hemseg.components import TOUCHING, drop_small_components, largest_component
+from hemseg.upright import quarters_to_upright, turned
 from hemseg.volume import Volume
 
 PREPROCESSING_VERSION = 3  # raised when the same settings give other voxels: training then prepares anew
@@ -170,12 +171,23 @@ class WorkingImage:
         intracranial: bool (z, y, x), what skull stripping leaves.
         grid: how to get back.
         learned: the learned strip made the mask, not the paper's steps.
+        quarters: turns that bring a head upright which lies across (`hemseg.upright`); networks are shown it turned.
     """
 
     hu: np.ndarray
     intracranial: np.ndarray
     grid: WorkingGrid
     learned: bool = False
+    quarters: int = 0
+
+    @property
+    def upright(self) -> tuple[np.ndarray, np.ndarray]:
+        """``hu`` and ``intracranial`` as networks are shown them; `from_upright` is the way back."""
+        return turned(self.hu, self.quarters), turned(self.intracranial, self.quarters)
+
+    def from_upright(self, array: np.ndarray) -> np.ndarray:
+        """An array (z, y, x) of what a network answered, as the scan lies."""
+        return turned(array, -self.quarters)
 
 
 def working_image(volume: Volume, settings: Settings, strip: Strip | None = None) -> WorkingImage:
@@ -190,9 +202,15 @@ def working_image(volume: Volume, settings: Settings, strip: Strip | None = None
     hu, spacing = volume.in_lps()
     grid = WorkingGrid.of(hu.shape, spacing, settings)
     hu = grid.from_scan(hu, settings.hu_range)
-    if strip is not None and (inside := strip(hu, grid.spacing)).any():
-        return WorkingImage(hu, inside, grid, learned=True)
-    return WorkingImage(hu, intracranial_mask(hu, settings), grid)
+    inside = strip(hu, grid.spacing) if strip is not None else None
+    learned = inside is not None and bool(inside.any())
+    if inside is None or not learned:
+        inside = intracranial_mask(hu, settings)
+    quarters = quarters_to_upright(hu, inside, grid.spacing[1])
+    if quarters and learned and strip is not None:  # it, too, knows upright heads better
+        again = strip(turned(hu, quarters), grid.spacing)
+        inside = turned(again, -quarters) if again.any() else inside
+    return WorkingImage(hu, inside, grid, learned, quarters)
 
 
 def smoothed(hu: np.ndarray, settings: Settings) -> np.ndarray:

@@ -3,7 +3,10 @@
 The U-Net learned where blood is from outlines that nobody checked; the classifier learned from the slice labels
 themselves whether a slice holds any. They are wrong about different things: a falx that the one marks, the other has
 seen in a thousand healthy slices. So a lesion stands only where the classifier, too, sees hemorrhage in one of its
-slices. It looks at slices with something to judge alone, which takes some milliseconds each.
+slices. It looks at slices with something to judge alone, which takes some tens of milliseconds each.
+
+What lies beside a larger lesion would always be confirmed by it. So the classifier is asked about such a lesion with
+the others painted over: the paper's differential prediction, with which pseudo-labels are found, once more.
 """
 
 from __future__ import annotations
@@ -11,15 +14,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from hemseg.components import components_above
-from hemseg.fields_of_view import fields_of_view
-from hemseg.preprocessing import Settings, WorkingImage, leveled
+from hemseg.fields_of_view import corner_of, cut, fields_of_view
+from hemseg.preprocessing import Settings, WorkingImage, brain_level, leveled
+from hemseg.strip import disc
+from hemseg.upright import turned
 
 SLICES_AT_ONCE = 8
+LARGEST_SLICES = 2  # of a lesion beside a larger one, in which it is judged
+PAINTED_MM = 2.0  # around what is painted over: its blurred edge
+SURE = 0.9  # of hemorrhage with the other lesions painted over: the lesion stands
+LEAST_FALL = 0.5  # of the logit as the lesion, too, is painted over; less: it is not what the classifier sees
 
 Network = Callable[[np.ndarray], np.ndarray]  # HU of fields of view (n, y, x) -> probability (n,), float32
+
+
+@dataclass(frozen=True, eq=False)
+class Opinion:
+    """What the classifier says about a scan, on the working grid.
+
+    Attributes:
+        slices: float32 (z,), its probability of hemorrhage; NaN where it was not asked.
+        unseen: bool (z, y, x), lesions beside larger ones that it does not see.
+    """
+
+    slices: np.ndarray
+    unseen: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +70,100 @@ class SliceClassifier:
         slices = np.flatnonzero((probability >= least).any(axis=(1, 2)))
         if not len(slices):
             return result
-        hu = leveled(working.hu, working.intracranial, settings)
-        windows, _ = fields_of_view(slices, hu, working.intracranial, self.field, settings.hu_range[0])
-        parts = [windows[at : at + SLICES_AT_ONCE] for at in range(0, len(windows), SLICES_AT_ONCE)]
-        result[slices] = np.concatenate([self.network(part) for part in parts])
+        hu, inside = working.upright
+        hu = leveled(hu, inside, settings)
+        windows, _ = fields_of_view(slices, hu, inside, self.field, settings.hu_range[0])
+        result[slices] = self._asked(windows)
         return result
+
+    def unseen(
+        self,
+        confirmed: np.ndarray,
+        threshold: float,
+        least: float,
+        least_ml: float,
+        working: WorkingImage,
+        settings: Settings,
+    ) -> np.ndarray:
+        """The components beside larger ones in which the classifier, the others painted over, sees no hemorrhage.
+
+        It sees one where it is sure of hemorrhage, or sees some that it sees less of when the component is gone, too;
+        asked in the two slices that show most of it.
+
+        Args:
+            confirmed: (z, y, x), the U-Net's probability without the components of which it sees nothing anyway.
+            threshold: of that probability.
+            least: its probability from which it sees hemorrhage.
+            least_ml: smaller components are not judged.
+            working, settings: as for `opinion`.
+
+        Returns:
+            bool (z, y, x).
+        """
+        number = _numbered(confirmed, threshold)
+        beside = _beside_larger(number, least_ml * 1000 / float(np.prod(working.grid.spacing)))
+        hu, inside = working.upright
+        if not beside or not np.isfinite(brain_level(hu, inside)):
+            return np.zeros(confirmed.shape, bool)
+        number = turned(number, working.quarters)
+        hu = leveled(hu, inside, settings)
+        level, background = brain_level(hu, inside), settings.hu_range[0]
+        corner = corner_of(inside, self.field)
+        around = disc(PAINTED_MM, working.grid.spacing[1])
+
+        def without(z: int, gone: np.ndarray, kept: np.ndarray) -> np.ndarray:
+            painted = cv2.dilate(gone.astype(np.uint8), around).astype(bool) & ~kept
+            plane = np.where(painted, np.float32(level), hu[z])
+            return cut(np.where(inside[z], plane, background), corner, self.field, background)
+
+        asked = {(i, z): without(z, (number[z] > 0) & (number[z] != i), number[z] == i) for i, z in beside}
+        alone = dict(zip(asked, self._asked(np.stack(list(asked.values()))), strict=True))
+        seen = {i for (i, _), found in alone.items() if found >= SURE}
+        doubtful = [(i, z) for (i, z), found in alone.items() if found >= least and i not in seen]
+        bare = {z: without(z, number[z] > 0, np.zeros(inside[z].shape, bool)) for _, z in doubtful}
+        nothing = dict(zip(bare, self._asked(np.stack(list(bare.values()))), strict=True)) if bare else {}
+        seen |= {i for i, z in doubtful if _logit(alone[i, z]) - _logit(nothing[z]) >= LEAST_FALL}
+        unseen = np.isin(number, sorted({i for i, _ in beside} - seen))
+        return turned(unseen, -working.quarters)
+
+    def _asked(self, windows: np.ndarray) -> np.ndarray:
+        """The network's answers (n,) about fields of view (n, y, x), some at a time."""
+        parts = [windows[at : at + SLICES_AT_ONCE] for at in range(0, len(windows), SLICES_AT_ONCE)]
+        return np.concatenate([self.network(part) for part in parts])
+
+
+def _numbered(probability: np.ndarray, threshold: float) -> np.ndarray:
+    """The components above a threshold by size, int16 (z, y, x): 1 in the largest, 2 in the next, ..., else 0."""
+    number = np.zeros(probability.shape, np.int16)
+    parts = sorted(components_above(probability, threshold), key=lambda part: -int(part[1].sum()))
+    for i, (where, component) in enumerate(parts, start=1):
+        number[where][component] = i
+    return number
+
+
+def _beside_larger(number: np.ndarray, least: float) -> list[tuple[int, int]]:
+    """Components that share a slice with a larger one, each with its slices of largest area: (number, z).
+
+    Args:
+        number: see `_numbered`.
+        least: voxels; smaller ones are left out.
+    """
+    last = int(number.max())
+    if last < 2:
+        return []
+    areas = np.stack([np.bincount(plane.ravel(), minlength=last + 1)[1:] for plane in number])  # (z, component)
+    result = []
+    for i in np.flatnonzero(areas.sum(axis=0) >= least):
+        own = np.flatnonzero(areas[:, i])
+        if areas[own, :i].any():
+            best = own[np.argsort(-areas[own, i], kind="stable")[:LARGEST_SLICES]]
+            result += [(int(i) + 1, int(z)) for z in best]
+    return result
+
+
+def _logit(probability: float) -> float:
+    p = min(max(float(probability), 1e-5), 1 - 1e-5)
+    return float(np.log(p / (1 - p)))
 
 
 def drop_unconfirmed_components(
@@ -73,5 +185,16 @@ def drop_unconfirmed_components(
         asked = opinion[where[0]][component.any(axis=(1, 2))]
         asked = asked[~np.isnan(asked)]
         if len(asked) and asked.max() < least:
+            result[where][component] = 0
+    return result
+
+
+def drop_components_within(probability: np.ndarray, threshold: float, region: np.ndarray) -> np.ndarray:
+    """A probability (z, y, x) without the components above a threshold of which most lies within a region, bool."""
+    if not region.any():
+        return probability
+    result = probability.copy()
+    for where, component in components_above(probability, threshold):
+        if region[where][component].mean() > 0.5:
             result[where][component] = 0
     return result

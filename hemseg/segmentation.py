@@ -23,7 +23,7 @@ from hemseg.model import Model
 from hemseg.outline import narrowed
 from hemseg.preprocessing import Settings, WorkingImage, leveled, network_input, working_image
 from hemseg.sanity import implausible
-from hemseg.second_opinion import drop_unconfirmed_components
+from hemseg.second_opinion import Opinion, SliceClassifier, drop_components_within, drop_unconfirmed_components
 from hemseg.volume import Volume
 
 Network = Callable[[np.ndarray], np.ndarray]  # patches (n, channel, z, y, x) -> probability (n, 1, z, y, x)
@@ -45,8 +45,7 @@ class Segmentation:
         implausible: what cannot be about the result, in sentences (`hemseg.sanity`); empty for almost all.
         mask_path: the file that a given mask was read from (`hemseg.measure`).
         range_ml: lowest and highest volume (`hemseg.volume_range`), where it was asked for.
-        opinion: float32 (z,), the slice classifier's probability of hemorrhage in the slices of the working grid that
-            it was asked about, NaN in the others; None where it was not asked.
+        opinion: what the slice classifier said; None where it was not asked.
         kinds: the kind of each of ``lesions`` and how probable it is; empty where the weights name none.
     """
 
@@ -62,7 +61,7 @@ class Segmentation:
     mask_path: Path | None = None
     range_ml: tuple[float, float] | None = None
     kinds: tuple[Kind, ...] = ()
-    opinion: np.ndarray | None = None
+    opinion: Opinion | None = None
 
     @cached_property
     def kind_mask(self) -> np.ndarray:
@@ -149,19 +148,35 @@ def lesion_kinds(mask: np.ndarray, volume: Volume, working: WorkingImage, model:
     return tuple(model.kinds.kinds(lesions, hu, working.intracranial, working.grid.spacing))
 
 
-def second_opinion(probability: np.ndarray, working: WorkingImage, model: Model) -> np.ndarray | None:
-    """What the slice classifier says of the slices in which the U-Net sees something (`hemseg.second_opinion`).
+def second_opinion(probability: np.ndarray, working: WorkingImage, model: Model) -> Opinion | None:
+    """What the slice classifier says of what the U-Net marks (`hemseg.second_opinion`).
 
     Args:
         probability: (z, y, x; working grid), the U-Net's.
 
     Returns:
-        float32 (z,), NaN where it was not asked; None where these weights, or their operating point, do not ask it.
+        None where these weights, or their operating point, do not ask it.
     """
     manifest = model.manifest
     if model.classifier is None or not manifest.min_slice_probability:
         return None
-    return model.classifier.opinion(probability, manifest.threshold, working, manifest.preprocessing)
+    slices = model.classifier.opinion(probability, manifest.threshold, working, manifest.preprocessing)
+    return opinion_of(slices, probability, working, model.classifier, manifest)
+
+
+def opinion_of(
+    slices: np.ndarray,
+    probability: np.ndarray,
+    working: WorkingImage,
+    classifier: SliceClassifier,
+    manifest: Manifest,
+) -> Opinion:
+    """A second opinion at an operating point; ``slices``, float32 (z,), is `SliceClassifier.opinion`."""
+    threshold, least = manifest.threshold, manifest.min_slice_probability
+    certain = drop_uncertain_components(probability, threshold, manifest.min_peak)
+    confirmed = drop_unconfirmed_components(certain, threshold, slices, least)
+    settings, least_ml = manifest.preprocessing, manifest.min_lesion_ml / 2  # on another grid it may be more
+    return Opinion(slices, classifier.unseen(confirmed, threshold, least, least_ml, working, settings))
 
 
 def postprocess(
@@ -169,7 +184,7 @@ def postprocess(
     working: WorkingImage,
     probability: np.ndarray,
     manifest: Manifest,
-    opinion: np.ndarray | None = None,
+    opinion: Opinion | None = None,
 ) -> Segmentation:
     """The network's answer as a mask and lesions on the scan's own grid; ``seconds`` are those of this step alone.
 
@@ -205,18 +220,18 @@ def _left_out(
     working: WorkingImage,
     probability: np.ndarray,
     manifest: Manifest,
-    opinion: np.ndarray | None,
+    opinion: Opinion | None,
 ) -> str:
     """A sentence on what the second opinion took out of a mask; '' for nothing."""
-    if opinion is None or not (opinion < manifest.min_slice_probability).any():
+    if opinion is None or not ((opinion.slices < manifest.min_slice_probability).any() or opinion.unseen.any()):
         return ""
     every = postprocessed_mask(volume, working, probability, manifest)
     milliliters = (int(every.sum()) - int(mask.sum())) * volume.voxel_ml
     if not milliliters:
         return ""
     return (
-        f"{milliliters:.1f} mL that the U-Net marked was left out: the slice classifier sees no hemorrhage in those "
-        "slices. The heat map shows where."
+        f"{milliliters:.1f} mL that the U-Net marked was left out: the slice classifier sees no hemorrhage there. "
+        "The heat map shows where."
     )
 
 
@@ -225,12 +240,14 @@ def postprocessed_mask(
     working: WorkingImage,
     probability: np.ndarray,
     manifest: Manifest,
-    opinion: np.ndarray | None = None,
+    opinion: Opinion | None = None,
 ) -> np.ndarray:
     """The network's answer as a mask on the scan's own grid, uint8 (z, y, x); arguments as for `postprocess`."""
     certain = drop_uncertain_components(probability, manifest.threshold, manifest.min_peak)
     if opinion is not None:
-        certain = drop_unconfirmed_components(certain, manifest.threshold, opinion, manifest.min_slice_probability)
+        least = manifest.min_slice_probability
+        certain = drop_unconfirmed_components(certain, manifest.threshold, opinion.slices, least)
+        certain = drop_components_within(certain, manifest.threshold, opinion.unseen)
     voxel_ml = float(np.prod(working.grid.spacing)) / 1000
     certain = narrowed(certain, manifest.threshold, manifest.outline_threshold, manifest.outline_ml, voxel_ml)
     mask = volume.from_lps(mask_on_scan(certain, working, manifest.threshold))
@@ -240,7 +257,8 @@ def postprocessed_mask(
 def working_probability(working: WorkingImage, model: Model) -> np.ndarray:
     """Probability of hemorrhage on the working grid, float32 (z, y, x); 0 outside the skull's inside."""
     manifest = model.manifest
-    return network_probability(working.hu, working.intracranial, manifest.preprocessing, model, manifest.patch)
+    upright = network_probability(*working.upright, manifest.preprocessing, model, manifest.patch)
+    return working.from_upright(upright)
 
 
 def network_probability(

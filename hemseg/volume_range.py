@@ -43,10 +43,11 @@ def changed_probabilities(working: WorkingImage, model: Model) -> list[np.ndarra
     brought back to the scan's place.
     """
     manifest, settings = model.manifest, model.manifest.preprocessing
-    box = input_box(working.intracranial, settings)
+    hu, intracranial = working.upright
+    box = input_box(intracranial, settings)
     if box is None:
         return [np.zeros(working.hu.shape, np.float32)]
-    image = network_input(working.hu[box], working.intracranial[box], settings)
+    image = network_input(hu[box], intracranial[box], settings)
 
     def run(changed: np.ndarray) -> np.ndarray:
         return sliding_window(changed, model, manifest.patch, settings.edge_slices)
@@ -57,10 +58,10 @@ def changed_probabilities(working: WorkingImage, model: Model) -> list[np.ndarra
     answers = (run(np.ascontiguousarray(image[..., ::-1]))[..., ::-1], run(moved)[z:, y:, x:])
     found = []
     for answer in answers:
-        probability = np.zeros(working.hu.shape, np.float32)
+        probability = np.zeros(hu.shape, np.float32)
         probability[box] = answer
-        probability[~working.intracranial] = 0
-        found.append(probability)
+        probability[~intracranial] = 0
+        found.append(working.from_upright(probability))
     return found
 
 

@@ -177,7 +177,7 @@ def _found_in_one(source: Path, target: Path, unread: dict[Path, str]) -> tuple[
             raise HemsegError(
                 f"{target}: is the name of one image, but {source} is a folder; give a folder for the masks."
             )
-    return alone, to_file, [(own_name(case, source), scan, files) for case, scan, files in found]
+    return alone or to_file, to_file, [(own_name(case, source), scan, files) for case, scan, files in found]
 
 
 def _found_in_several(sources: Sequence[Path], target: Path, unread: dict[Path, str]) -> list[Found]:

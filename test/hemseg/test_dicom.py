@@ -15,6 +15,7 @@ import pydicom
 import pytest
 from conftest import ROOT, SHARED, dice, process
 from conftest import hemseg as command
+from conftest import hemseg_here as command_here
 from helpers.series import write_enhanced, write_series
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -261,6 +262,15 @@ def test_a_damaged_slice_is_left_out_and_told(tmp_path: Path, phantom: Volume) -
         damage(path) if path not in (files[7], files[20]) else None
     with pytest.raises(HemsegError, match=r"001\.dcm: its DICOM header is damaged"):
         read(tmp_path / "series")
+
+
+def test_a_folder_with_one_series_gets_a_mask_of_the_name_given(tmp_path: Path, phantom: Volume, light: Path) -> None:
+    write_series(tmp_path / "series", phantom)
+    mask = tmp_path / "mask.nii.gz"
+    command_here("segment", tmp_path / "series", mask, "--weights", light)
+    assert mask.is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mask.nii.gz", "series"]
+    assert read(mask).hu.shape == phantom.hu.shape
 
 
 def test_damaged_enhanced_ct_gets_a_sentence(tmp_path: Path, phantom: Volume) -> None:

@@ -37,6 +37,7 @@ LAYERS = (
         "hemseg.kinds",
         "hemseg.second_opinion",
         "hemseg.outline",
+        "hemseg.upright",
     ),
     ("hemseg.manifest", "hemseg.onnx_session", "hemseg.model"),
     ("hemseg.checks", "hemseg.sanity", "hemseg.segmentation", "hemseg.volume_range"),

@@ -13,7 +13,7 @@ from conftest import ROOT
 from scipy import ndimage
 
 from hemseg.model import Model
-from hemseg.preprocessing import Settings, WorkingGrid, equalized, working_image
+from hemseg.preprocessing import Settings, WorkingGrid, WorkingImage, equalized, leveled, working_image
 from hemseg.scan import read
 from hemseg.segmentation import segment, working_probability
 from hemseg.volume import Volume
@@ -90,15 +90,55 @@ def plain_probability(hu: np.ndarray, inside: np.ndarray, model: Model) -> np.nd
     return np.where(inside, result, 0)
 
 
+def plain_unseen(working: WorkingImage, pieces: list[np.ndarray], model: Model) -> list[bool]:
+    """Of each piece, whether the classifier, the others painted over, misses it; the largest come first."""
+    settings, (high, wide) = model.manifest.preprocessing, model.classifier.field  # type: ignore[union-attr]
+    hu, inside = leveled(working.hu, working.intracranial, settings), working.intracranial
+    brain = hu[inside & (hu > 0) & (hu < 65)]
+    level = np.median(brain[abs(brain - np.median(brain)) < 15])
+    near = np.array([[c == "#" for c in row] for row in ("..#..", "#####", "#####", "#####", "..#..")])  # 2 mm
+    y, x = (np.flatnonzero(inside.any(axis=(0, 3 - a)))[[0, -1]] for a in (1, 2))
+    top, left = (y[0] + y[1] + 1) // 2 - high // 2, (x[0] + x[1] + 1) // 2 - wide // 2
+
+    def ask(z: int, gone: np.ndarray, kept: np.ndarray) -> float:
+        painted = ndimage.binary_dilation(gone[z], near) & ~kept[z]
+        plane = np.where(inside[z], np.where(painted, level, hu[z]), settings.hu_range[0])
+        wider = np.pad(plane, 400, constant_values=settings.hu_range[0])
+        window = wider[top + 400 : top + 400 + high, left + 400 : left + 400 + wide]
+        return float(model.classifier.network(window[None].astype(np.float32))[0])  # type: ignore[union-attr]
+
+    logit = lambda p: np.log(p / (1 - p))  # noqa: E731
+    every = np.any(pieces, axis=0) if pieces else np.zeros(inside.shape, bool)
+    nothing = np.zeros(inside.shape, bool)
+    result = []
+    for i, piece in enumerate(pieces):
+        own = piece.any(axis=(1, 2))
+        alone = not any((own & other.any(axis=(1, 2))).any() for other in pieces[:i])
+        if alone or piece.sum() * np.prod(working.grid.spacing) / 1000 < model.manifest.min_lesion_ml / 2:
+            result.append(False)
+            continue
+        slices = sorted(np.flatnonzero(own), key=lambda z: -piece[z].sum())[:2]
+        found = {z: ask(z, every & ~piece, piece) for z in slices}
+        fallen = {z: logit(f) - logit(ask(z, every, nothing)) for z, f in found.items()}
+        least = model.manifest.min_slice_probability
+        result.append(not any(f >= 0.9 or (f >= least and fallen[z] >= 0.5) for z, f in found.items()))
+    return result
+
+
 def plain_mask(
-    volume: Volume, probability: np.ndarray, opinion: np.ndarray, grid: WorkingGrid, model: Model
+    volume: Volume, probability: np.ndarray, opinion: np.ndarray, working: WorkingImage, model: Model
 ) -> np.ndarray:
-    manifest = model.manifest
+    manifest, grid = model.manifest, working.grid
     pieces, n = ndimage.label(probability >= manifest.threshold, np.ones((3, 3, 3)))
     for i in range(1, n + 1):
         certain = probability[pieces == i].max() >= manifest.min_peak
         if not certain or opinion[(pieces == i).any(axis=(1, 2))].max() < manifest.min_slice_probability:
             probability = np.where(pieces == i, 0, probability)
+    left = [pieces == i for i in np.unique(pieces[(pieces > 0) & (probability > 0)])]
+    left.sort(key=lambda piece: -piece.sum())
+    for piece, unseen in zip(left, plain_unseen(working, left, model), strict=True):
+        probability = np.where(piece & unseen, 0, probability)
+    for i in range(1, n + 1):
         core = (probability >= manifest.outline_threshold) & (pieces == i)
         if core.sum() * np.prod(grid.spacing) / 1000 >= manifest.outline_ml:
             ratio = manifest.threshold / manifest.outline_threshold
@@ -150,7 +190,7 @@ def test_fast_and_plain_agree(scan: Path, made: Callable[[Volume], Volume], mode
     result = segment(volume, model)
     assert model.classifier is not None
     opinion = model.classifier.opinion(np.ones_like(working.hu), 0.5, working, settings)
-    mask = plain_mask(volume, probability, opinion, grid, model)
+    mask = plain_mask(volume, probability, opinion, working, model)
     doubtful = np.count_nonzero(result.mask != mask)
     assert doubtful <= 1e-5 * mask.size  # float32 against float64 at the very threshold
     assert abs(result.volume_ml - mask.sum() * volume.voxel_ml) < 0.01

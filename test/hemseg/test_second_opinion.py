@@ -16,7 +16,8 @@ from hemseg.errors import HemsegError
 from hemseg.manifest import Manifest
 from hemseg.model import load
 from hemseg.preprocessing import Settings, WorkingGrid, WorkingImage
-from hemseg.second_opinion import SliceClassifier, drop_unconfirmed_components
+from hemseg.second_opinion import Opinion, SliceClassifier, drop_components_within, drop_unconfirmed_components
+from hemseg.segmentation import postprocess
 from hemseg.volume_range import volume_range
 
 NOT_ASKED = np.nan
@@ -75,6 +76,87 @@ def test_only_slices_with_something_to_judge_are_looked_at_and_at_the_unets_leve
     assert (seen[0][0, :2] == settings.hu_range[0]).all()  # above the brain
     assert np.isnan(SliceClassifier((24, 16), network).opinion(probability, 0.7, working, settings)).all()
     assert len(seen) == 1
+
+
+LARGE, OTHER, UNMARKED = (slice(5, 15), slice(5, 15)), (slice(20, 24), slice(20, 24)), (slice(28, 30), slice(5, 7))
+
+
+def two_lesions(other_hu: float, unmarked_hu: float) -> tuple[WorkingImage, np.ndarray]:
+    """A scan and the U-Net's probability: a large lesion in slices 1-4, another one in slices 3-4, and what it does not
+    mark in slice 3.
+    """
+    hu = np.full((6, 40, 30), 32.0, np.float32)
+    probability = np.zeros(hu.shape, np.float32)
+    for where, slices, value in ((LARGE, slice(1, 5), 85.0), (OTHER, slice(3, 5), other_hu)):
+        hu[(slices, *where)] = value
+        probability[(slices, *where)] = 0.9
+    hu[(slice(3, 4), *UNMARKED)] = unmarked_hu
+    return WorkingImage(hu, np.ones(hu.shape, bool), WorkingGrid(hu.shape, (5, 1, 1), (5, 1, 1), 1)), probability
+
+
+def brightest(slices: np.ndarray) -> np.ndarray:
+    """A classifier that is sure of hemorrhage from 80 HU, sees some from 60, and none below."""
+    top = slices.max(axis=(1, 2))
+    return np.select([top >= 80, top >= 60], [0.99, 0.6], 0.1).astype(np.float32)
+
+
+@pytest.mark.parametrize("quarters", [0, 1])
+@pytest.mark.parametrize(
+    ("other_hu", "unmarked_hu", "unseen"),
+    [
+        (82.0, 32.0, False),  # sure of it
+        (65.0, 32.0, False),  # sees some, which goes with it
+        (65.0, 66.0, True),  # what it sees is something else
+        (50.0, 32.0, True),  # sees none
+        (50.0, 90.0, False),  # sees much: cannot judge
+    ],
+)
+def test_beside_a_larger_lesion_another_is_judged_alone(
+    other_hu: float, unmarked_hu: float, unseen: bool, quarters: int
+) -> None:
+    working, probability = two_lesions(other_hu, unmarked_hu)
+    working.hu[4][UNMARKED] = unmarked_hu
+    classifier = SliceClassifier((40, 40), brightest)
+    found = classifier.unseen(probability, 0.5, 0.4, 0.05, replace(working, quarters=quarters), Settings())
+    expected = np.zeros(probability.shape, bool)
+    expected[(slice(3, 5), *OTHER)] = unseen
+    assert np.array_equal(found, expected)
+    left = drop_components_within(probability, 0.5, found)
+    assert np.array_equal(left, np.where(expected, 0, probability))
+    assert classifier.unseen(probability, 0.5, 0.4, 0.2, working, Settings()).sum() == 0  # too small to be judged
+
+
+def test_only_what_lies_beside_a_larger_lesion_is_asked_about_again() -> None:
+    asked: list[int] = []
+
+    def network(slices: np.ndarray) -> np.ndarray:
+        asked.append(len(slices))
+        return brightest(slices)
+
+    working, probability = two_lesions(65.0, 32.0)
+    classifier = SliceClassifier((40, 40), network)
+    alone = probability.copy()
+    alone[:, *OTHER] = 0
+    assert not classifier.unseen(alone, 0.5, 0.4, 0.0, working, Settings()).any()
+    apart = alone.copy()
+    apart[(slice(0, 1), *OTHER)] = 0.9  # in a slice of its own
+    assert not classifier.unseen(apart, 0.5, 0.4, 0.0, working, Settings()).any()
+    assert not asked
+    assert not classifier.unseen(probability, 0.5, 0.4, 0.0, working, Settings()).any()
+    assert asked == [2, 2]  # two slices, without the large one and without both
+
+
+def test_what_is_unseen_is_left_out_and_said(light: Path, bleed_scan: Path) -> None:
+    model = load(light, "cpu")
+    plain = hemseg.segment(bleed_scan, weights=light)
+    probability = plain.working_probability
+    assert probability is not None
+    slices = np.ones(len(probability), np.float32)
+    manifest = replace(model.manifest, min_slice_probability=0.3)
+    for unseen, ml in ((probability > 0.4, 0.0), (probability < 0, plain.volume_ml)):
+        result = postprocess(plain.volume, plain.working, probability, manifest, Opinion(slices, unseen))
+        assert result.volume_ml == ml
+        assert ("was left out" in " ".join(result.volume.warnings)) == (ml == 0)
 
 
 def with_classifier(light: Path, folder: Path, logit: float) -> Path:

@@ -22,7 +22,7 @@ from hemseg.errors import HemsegError
 from hemseg.manifest import POINT_KEYS, Manifest
 from hemseg.model import Model
 from hemseg.scan import read
-from hemseg.segmentation import postprocess, working_probability
+from hemseg.segmentation import opinion_of, postprocess, working_probability
 from hemseg.volume import Volume
 
 from ..console import console
@@ -71,12 +71,15 @@ def operating_points(dataset: DataSet, model: Model, split: str = "val") -> list
             rows += [{"dataset": case.source or dataset.name, **point, **nothing} for point in every]
             continue
         probability = working_probability(first.working, model)
-        opinion = None
+        slices = None
         if model.classifier:
             settings = model.manifest.preprocessing
-            opinion = model.classifier.opinion(probability, lowest, first.working, settings)
+            slices = model.classifier.opinion(probability, lowest, first.working, settings)
         for point in every:
-            result = postprocess(volume, first.working, probability, _at(model.manifest, point), opinion)
+            manifest, opinion = _at(model.manifest, point), None
+            if slices is not None and model.classifier and manifest.min_slice_probability:
+                opinion = opinion_of(slices, probability, first.working, model.classifier, manifest)
+            result = postprocess(volume, first.working, probability, manifest, opinion)
             rows.append({"dataset": case.source or dataset.name, **point, **_counts(result.mask, case, volume)})
     return [_summary(rows, point, name) for name in dict.fromkeys(r["dataset"] for r in rows) for point in every]
 
