@@ -21,12 +21,14 @@ from hemseg.folder.plan import OutputOptions, plan_jobs
 from hemseg.kinds import CODES, INPUTS, KINDS, UNSURE_CODE, Head, Kind
 from hemseg.manifest import FORMAT, Manifest
 from hemseg.model import Model, load
+from hemseg.preprocessing import WorkingGrid, WorkingImage
 from hemseg.report.columns import LESIONS, lesion_cells
 from hemseg.report.findings import findings
 from hemseg.report.kinds import kinds_path, write_kinds
 from hemseg.report.viewer import page
 from hemseg.scan import read
-from hemseg.segmentation import Segmentation, segment
+from hemseg.segmentation import Segmentation, lesion_kinds, segment
+from hemseg.volume import Volume
 from training.data.phantom import Phantom
 from training.export.kinds import attach_kinds
 
@@ -245,6 +247,29 @@ def test_the_classifier_is_asked_once(model: Model, bleed: Phantom, monkeypatch:
     assert sum(asked) == judged >= of_kinds > 0
     assert both.kinds
     assert both.kinds == alone.kinds[: len(both.kinds)]  # lesions that it does not see are left out
+
+
+def test_a_lesion_of_a_head_that_lies_across_is_named_as_if_it_were_upright(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    assert model.kinds is not None
+    maps, weight = np.ones((len(KINDS), 1)), rng.normal(size=(len(KINDS), len(INPUTS))) / 30
+    monkeypatch.setattr(model, "kinds", replace(model.kinds, maps=maps, weight=weight))
+    hu = np.full((2, 40, 44), 32.0, np.float32)
+    inside, mask = np.zeros(hu.shape, bool), np.zeros(hu.shape, np.uint8)
+    inside[:, 3:37, 8:36], mask[:, 5:14, 10:16], hu[:, 5:14, 10:16] = True, 1, 70.0
+
+    def named(quarters: int) -> Kind:
+        lying, brain, blood = (np.rot90(array, -quarters, axes=(1, 2)).copy() for array in (hu, inside, mask))
+        grid = WorkingGrid(lying.shape, (5.0, 1.0, 1.0), (5.0, 1.0, 1.0), 1)
+        working = WorkingImage(lying, brain, grid, quarters=quarters)
+        return lesion_kinds(blood, Volume(lying, (1.0, 1.0, 5.0)), working, model)[0]
+
+    upright = named(0)
+    for quarters in (1, 3):
+        assert named(quarters).name == upright.name
+        assert named(quarters).probability == pytest.approx(upright.probability, abs=1e-6)
 
 
 def test_attached_kinds_are_named_in_the_manifest(naming: Path, tmp_path: Path) -> None:
