@@ -34,7 +34,7 @@ RUN --mount=type=secret,id=pip_ca \
 
 COPY LICENSE process.py ./
 COPY hemseg ./hemseg
-COPY weights/hemseg.onnx weights/strip.onnx weights/classifier.onnx weights/manifest.json weights/LICENSE weights/MODEL_CARD.md ./weights/
+COPY weights/hemseg.onnx weights/strip.onnx weights/classifier.onnx weights/kinds.npz weights/manifest.json weights/LICENSE weights/MODEL_CARD.md ./weights/
 RUN python -m compileall -q hemseg process.py && chmod -R a+rX /opt/app
 
 USER user

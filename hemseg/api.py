@@ -91,7 +91,7 @@ def _model(folder: Path, device: str, state: str) -> Model:
 def _state(folder: Path) -> str:
     """Of weights: other contents under the same path are other weights, which a model that is kept knows nothing of."""
     manifest = Manifest.read(folder)
-    beside = (manifest.strip_file, manifest.classifier_file, manifest.kinds_file, manifest.kinds_network_file)
+    beside = (manifest.strip_file, manifest.classifier_file, manifest.kinds_file)
     named = (manifest.file, *beside)
     files = [folder / name for name in (MANIFEST, *named) if name]
     try:

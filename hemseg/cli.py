@@ -193,7 +193,9 @@ def info(weights: Weights = None, device: Device = "auto") -> None:
     print(f"licence       {manifest.license}")
     states = model.folder / "torch"
     print(f"for training  {states if states.is_dir() else 'no torch weights beside these'}")
-    print(f"kinds         {'named' if manifest.kinds_file else 'not named by these weights'}")
+    right, of = model.kinds.right if model.kinds else (0, 0)
+    measured = f", right in {right} of {of} lesions of unseen scans" if of else ""
+    print(f"kinds         {f'named{measured}' if model.kinds else 'not named by these weights'}")
     points = [manifest, *(manifest.at(name) for name in manifest.operating_points)]
     print("points       ", ", ".join(map(_in_words, points)))
     print(f"working grid  {manifest.preprocessing.in_plane_mm:g} mm in plane, slices of about ", end="")

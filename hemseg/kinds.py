@@ -1,71 +1,52 @@
-"""Which kind of hemorrhage a lesion is: what a slice network saw in it, and what shape it has and where it lies.
+"""Which kind of hemorrhage a lesion is: what the slice classifier saw in it, and what shape it has and where it lies.
 
-The slice classifier's network gives maps of features; weights per channel and per zone (by the distance to the skull),
-learned from slice labels by kind, make a map of each kind of them, whose mean over the slice is the slice's logit: a
-class activation map (Zhou et al. 2016), exact by construction. A multinomial logistic regression reads the figures of
-`hemseg.lesion_features` and, where there is such a network, the maps within the lesion and the logits of its slices.
-Numbers and network lie beside the weights' manifest; weights without them name no kinds.
+The slice classifier (`hemseg.second_opinion`) gives maps of features; weights per channel, learned from slice labels by
+kind, make a map of each kind of them, whose mean over the slice is the slice's logit: a class activation map (Zhou et
+al. 2016), exact by construction. A multinomial logistic regression reads the figures of `hemseg.lesion_features` and,
+where the weights have a classifier, the maps within the lesion and the logits of its slices. The numbers lie beside the
+weights' manifest; weights without them name no kinds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import cached_property
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from hemseg.errors import HemsegError
-from hemseg.fields_of_view import cut, fields_of_view
-from hemseg.lesion_features import FEATURES, Surroundings, lesion_features, surroundings
+from hemseg.fields_of_view import cut
+from hemseg.lesion_features import FEATURES, lesion_features, surroundings
+from hemseg.second_opinion import Look
 
 KINDS = ("intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural")
 ANSWERS = (*KINDS, "any")  # of a slice
 UNSURE = "unsure"
 CODES = {kind: code for code, kind in enumerate(KINDS, start=1)}  # in a mask of kinds
 UNSURE_CODE = len(KINDS) + 1
-FORMAT = 1  # of a head's file; raised when an older hemseg could misread a newer one
+FORMAT = 2  # of a head's file; raised when an older hemseg could misread a newer one
 MOST_SCALES = 4.0  # figures farther from their mean tell no more
-FROM_MAPS = (*(f"map_{name}" for name in ANSWERS), *(f"slice_{name}" for name in ANSWERS))
-INPUTS = (*FROM_MAPS, *FEATURES)  # of the regression; without a network, `FEATURES` alone
-SLICES_AT_ONCE = 8
-
-Network = Callable[[np.ndarray], np.ndarray]  # HU of fields of view (n, y, x) -> features (n, channel, y', x'), float32
-
-
-@dataclass(frozen=True)
-class View:
-    """What the network sees of a slice, and the zones that its features are weighted by.
-
-    Attributes:
-        field: (y, x) voxels of the working grid.
-        background: HU outside the intracranial mask.
-        zones_mm: distances to the skull at which one zone ends and the next begins; ascending.
-    """
-
-    field: tuple[int, int]
-    background: float
-    zones_mm: tuple[float, ...]
+FROM_MAPS = (*(f"map_{name}" for name in KINDS), *(f"slice_{name}" for name in KINDS))
+INPUTS = (*FROM_MAPS, *FEATURES)  # of the regression; without a classifier, `FEATURES` alone
 
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """The numbers that make kinds of features.
+    """The numbers that make kinds of what is known about a lesion.
 
     Attributes:
-        field, background, zones_mm: see `View`.
-        maps: (answer, zone, channel), weights of the maps; of no size where there is no network.
-        bias: (answer,).
-        mean, scale: (input,), of the regression's inputs: `INPUTS`, or `FEATURES` where there is no network.
+        classifier: sha256 of the slice classifier whose features the maps read; '' for none.
+        maps: (kind, channel), weights of the maps; of no size where there is no classifier.
+        bias: (kind,), of the maps.
+        mean, scale: (input,), of the regression's inputs: `INPUTS`, or `FEATURES` where there is no classifier.
         weight, offset: (kind, input) and (kind,), of the regression.
         unsure_below: a lesion whose most probable kind is less probable than this is called `UNSURE`.
+        right: of how many lesions of unseen scans the kind was right, and of how many in all; `UNSURE` is wrong, and 0
+            of 0 was not measured.
     """
 
-    field: np.ndarray
-    background: np.ndarray
-    zones_mm: np.ndarray
+    classifier: np.ndarray
     maps: np.ndarray
     bias: np.ndarray
     mean: np.ndarray
@@ -73,16 +54,11 @@ class Head:
     weight: np.ndarray
     offset: np.ndarray
     unsure_below: np.ndarray
-
-    @cached_property
-    def view(self) -> View:
-        """What the network sees."""
-        rows, columns = (int(n) for n in self.field)
-        return View((rows, columns), float(self.background), tuple(float(mm) for mm in self.zones_mm))
+    right: np.ndarray
 
     @property
     def has_maps(self) -> bool:
-        """Whether it needs the slice network."""
+        """Whether it needs the slice classifier."""
         return self.maps.size > 0
 
     @property
@@ -97,7 +73,7 @@ class Head:
 
     @classmethod
     def read(cls, path: Path) -> Head:
-        """Raises HemsegError: it cannot be read, is of a newer format, or its numbers do not fit each other."""
+        """Raises HemsegError: it cannot be read, is of another format, or its numbers do not fit each other."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 values = {name: file[name] for name in file.files}
@@ -109,23 +85,31 @@ class Head:
         if inputs not in (INPUTS, FEATURES) or set(values) != {f.name for f in fields(cls)}:
             raise HemsegError(f"{path}: was made for other figures of lesions; take the weights' own file.")
         head = cls(**values)
-        zones, channels = len(head.zones_mm) + 1, head.maps.shape[-1] if head.maps.ndim else 0
         shapes = {
-            "field": (2,),
-            "background": (),
-            "maps": (len(ANSWERS), zones, channels),
-            "bias": (len(ANSWERS),),
+            "classifier": (),
+            "maps": (len(KINDS), head.maps.shape[-1] if head.maps.ndim else 0),
+            "bias": (len(KINDS),),
             "mean": (len(inputs),),
             "scale": (len(inputs),),
             "weight": (len(KINDS), len(inputs)),
             "offset": (len(KINDS),),
             "unsure_below": (),
+            "right": (2,),
         }
-        fits = head.inputs == inputs
+        fits = head.inputs == inputs and bool(str(head.classifier)) == head.has_maps
         fits &= all(getattr(head, name).shape == shape for name, shape in shapes.items())
-        if not fits or not all(np.isfinite(value).all() for value in values.values()):
+        numbers = (value for name, value in values.items() if name != "classifier")
+        if not fits or not all(value.dtype.kind in "fi" and np.isfinite(value).all() for value in numbers):
             raise HemsegError(f"{path}: its numbers do not fit each other; it is damaged.")
         return head
+
+    def kind_maps(self, features: np.ndarray) -> np.ndarray:
+        """Maps of `KINDS`, float32 (slice, kind, y', x'), of the classifier's features (slice, channel, y', x').
+
+        The mean of a map over (y', x') is the slice's logit.
+        """
+        maps = np.einsum("kc,scyx->skyx", self.maps, features, optimize=True) + self.bias[:, None, None]
+        return np.asarray(maps, np.float32)
 
     def probabilities(self, inputs: np.ndarray) -> np.ndarray:
         """Probability of each of `KINDS`, (n, kind), of lesions' inputs, (n, input)."""
@@ -143,38 +127,25 @@ class Kind:
     probability: float
 
 
-@dataclass(frozen=True, eq=False)
-class KindModel:
-    """Head and network, ready to name lesions; no network where the head has no maps."""
+def kinds_of(
+    lesions: list[np.ndarray],
+    hu: np.ndarray,
+    inside: np.ndarray,
+    mm: tuple[float, float, float],
+    head: Head,
+    look: Look | None = None,
+) -> list[Kind]:
+    """Name lesions by the weights' head; the other arguments are those of `lesion_inputs`."""
+    if not lesions:
+        return []
+    probabilities = head.probabilities(lesion_inputs(lesions, hu, inside, mm, look if head.has_maps else None))
+    return [_kind(row, float(head.unsure_below)) for row in probabilities]
 
-    head: Head
-    network: Network | None = None
 
-    def kinds(
-        self, lesions: list[np.ndarray], hu: np.ndarray, inside: np.ndarray, mm: tuple[float, float, float]
-    ) -> list[Kind]:
-        """Name lesions.
-
-        Args:
-            lesions: each (n, 3), its voxels (z, y, x) on the working grid; of one voxel and more.
-            hu: float32 (z, y, x) on the working grid.
-            inside: bool (z, y, x), the intracranial mask.
-            mm: spacing (z, y, x).
-        """
-        if not lesions:
-            return []
-        masks = []
-        for voxels in lesions:
-            mask = np.zeros(hu.shape, bool)
-            mask[tuple(voxels.T)] = True
-            masks.append(mask)
-        probabilities = self.head.probabilities(lesion_inputs(masks, hu, inside, mm, self.head, self.network))
-        return [self._kind(row) for row in probabilities]
-
-    def _kind(self, probabilities: np.ndarray) -> Kind:
-        best = int(probabilities.argmax())
-        certain = probabilities[best] >= float(self.head.unsure_below)
-        return Kind(KINDS[best] if certain else UNSURE, float(probabilities[best]))
+def _kind(probabilities: np.ndarray, unsure_below: float) -> Kind:
+    best = int(probabilities.argmax())
+    highest = float(probabilities[best])
+    return Kind(KINDS[best] if highest >= unsure_below else UNSURE, highest)
 
 
 def lesion_inputs(
@@ -182,71 +153,44 @@ def lesion_inputs(
     hu: np.ndarray,
     inside: np.ndarray,
     mm: tuple[float, float, float],
-    head: Head,
-    network: Network | None,
+    look: Look | None = None,
 ) -> np.ndarray:
-    """The head's inputs of lesions, float64 (lesion, input).
+    """A head's inputs of lesions, float64 (lesion, input).
 
     Args:
         lesions: each bool (z, y, x); of one voxel and more.
-        hu, inside, mm: as for `KindModel.kinds`.
+        hu: float32 (z, y, x) on the working grid, at the brain's level; the head upright, as everywhere here.
+        inside: bool (z, y, x), the intracranial mask.
+        mm: spacing (z, y, x).
+        look: the slice classifier's, at all slices of the lesions; None for a head without maps.
     """
     around = surroundings(hu, inside, mm)
     features = np.stack([lesion_features(lesion, around) for lesion in lesions])
-    if network is None or not head.has_maps:
+    if look is None:
         return features
-    touched = np.flatnonzero(np.logical_or.reduce([lesion.any(axis=(1, 2)) for lesion in lesions]))
-    maps, corner = kind_maps(touched, hu, around, network, head)
-    rows = []
-    for lesion in lesions:
-        seen = np.stack([shrunk(cut(lesion[z], corner, head.view.field, 0.0), maps.shape[2:]) for z in touched])
-        rows.append(within(maps, seen))
-    return np.concatenate([np.stack(rows), features], axis=1)
+    return np.concatenate([np.stack([seen_in(lesion, look) for lesion in lesions]), features], axis=1)
+
+
+def seen_in(lesion: np.ndarray, look: Look) -> np.ndarray:
+    """Means of the maps in a lesion, bool (z, y, x), then of its slices' logits weighted by its area: `FROM_MAPS`."""
+    slices = np.flatnonzero(lesion.any(axis=(1, 2)))
+    maps = np.stack([look.kind_maps[z] for z in slices.tolist()])
+    seen = np.stack([shrunk(cut(lesion[z], look.corner, look.field, 0.0), maps.shape[2:]) for z in slices])
+    return within(maps, seen)
 
 
 def within(maps: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Means of maps in a lesion, then of its slices' logits weighted by its area: float64 (2 * answer,).
+    """Means of maps in a lesion, then of its slices' logits weighted by its area: float64 (2 * kind,).
 
     Args:
-        maps: (slice, answer, y', x').
+        maps: (slice, kind, y', x').
         seen: (slice, y', x'), the lesion's share of each cell; where no cell holds any, all count alike.
     """
     weight = seen if seen.sum() > 0 else np.ones_like(seen)
     weight = weight / weight.sum()
-    local = np.einsum("syx,sayx->a", weight, maps)
+    local = np.einsum("syx,skyx->k", weight, maps)
     whole = weight.sum(axis=(1, 2)) @ maps.mean(axis=(2, 3))
     return np.concatenate([local, whole]).astype(np.float64)
-
-
-def kind_maps(
-    slices: np.ndarray, hu: np.ndarray, around: Surroundings, network: Network, head: Head
-) -> tuple[np.ndarray, tuple[int, int]]:
-    """Maps of `ANSWERS`, float32 (slice, answer, y', x'), whose mean over (y', x') is the slice's logit.
-
-    Args:
-        slices: numbers of the slices of the working grid that are wanted.
-
-    Returns:
-        The maps, and the corner (y, x) of the field of view on the working grid, possibly negative.
-    """
-    windows, corner = fields_of_view(slices, hu, around.inside, head.view.field, head.view.background)
-    parts = [windows[at : at + SLICES_AT_ONCE] for at in range(0, len(windows), SLICES_AT_ONCE)]
-    features = np.concatenate([network(part) for part in parts])
-    zones = zone_shares(slices, around, corner, head.view, features.shape[2:])
-    maps = np.einsum("szyx,azc,scyx->sayx", zones, head.maps, features, optimize=True)
-    return (maps + head.bias[:, None, None]).astype(np.float32), corner
-
-
-def zone_shares(
-    slices: np.ndarray, around: Surroundings, corner: tuple[int, int], view: View, cells: tuple[int, ...]
-) -> np.ndarray:
-    """How much of each cell of the maps lies in each zone of depth, float32 (slice, zone, y', x')."""
-    result = []
-    for z in slices:
-        zone = np.where(around.inside[z], np.digitize(around.depth[z], view.zones_mm), -1)
-        planes = [(zone == number).astype(np.float32) for number in range(len(view.zones_mm) + 1)]
-        result.append(np.stack([shrunk(cut(plane, corner, view.field, 0.0), cells) for plane in planes]))
-    return np.stack(result)
 
 
 def shrunk(plane: np.ndarray, cells: tuple[int, ...]) -> np.ndarray:

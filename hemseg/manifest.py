@@ -17,6 +17,7 @@ FORMAT = 9  # of the manifest; raised when an older hemseg could misread a newer
 MANIFEST = "manifest.json"
 PLATFORM_MODEL = Path("/opt/ml/model")  # where Grand Challenge unpacks a model tarball
 DEFAULT_POINT = "balanced"
+LEFT_OUT = ("kinds_network_file", "kinds_network_sha256")  # empty in all weights that were published (formats 7 to 9)
 POINT_KEYS = (  # what an operating point may set
     "threshold",
     "outline_threshold",
@@ -57,11 +58,10 @@ class Manifest:
             calibrated.
         kinds_file, kinds_sha256: the numbers that name kinds of hemorrhage (`hemseg.kinds.Head`) beside the manifest;
             '' for weights that name none (format 7).
-        kinds_network_file, kinds_network_sha256: the ONNX file of the slice network that they read, if any. Input
-            ``slices`` float32 (n, y, x) in HU, output ``features`` float32 (n, channel, y', x').
         classifier_file, classifier_sha256: the ONNX file of the slice classifier that gives a second opinion
             (`hemseg.second_opinion`); '' for none. Input ``slices`` float32 (n, y, x) in HU, output ``probability`` of
-            hemorrhage in the slice, float32 (n,) (format 8).
+            hemorrhage in the slice, float32 (n,) (format 8), and, where kinds are read off them, ``features``, float32
+            (n, channel, y', x').
         classifier_field: (y, x) voxels of the working grid that it sees.
         min_slice_probability: connected components are dropped where that probability stays below it in all their
             slices; 0: nobody asks (format 8).
@@ -89,8 +89,6 @@ class Manifest:
     range_margin: float = 0.25
     kinds_file: str = ""
     kinds_sha256: str = ""
-    kinds_network_file: str = ""
-    kinds_network_sha256: str = ""
     classifier_file: str = ""
     classifier_sha256: str = ""
     classifier_field: tuple[int, int] = (0, 0)
@@ -133,10 +131,10 @@ class Manifest:
             )
         try:
             settings = Settings(**{k: _as_tuple(v) for k, v in values.pop("preprocessing").items()})
+            if any(values.pop(name, "") for name in LEFT_OUT):
+                raise ValueError(f"{LEFT_OUT[0]} names a network that this hemseg does not read")
             manifest = cls(preprocessing=settings, **{k: _as_tuple(v) for k, v in values.items()})
             check_values(manifest)
-            if manifest.kinds_network_file and not manifest.kinds_file:
-                raise ValueError("kinds_network_file needs kinds_file")
             if manifest.min_slice_probability and not manifest.classifier_file:
                 raise ValueError("min_slice_probability needs classifier_file")
             for name, values in manifest.operating_points.items():

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hemseg.errors import HemsegError
-from hemseg.kinds import Head, KindModel
+from hemseg.kinds import Head
 from hemseg.manifest import Manifest, default_weights
 from hemseg.onnx_session import check_file, session, shrinking_arena
 from hemseg.preprocessing import Strip
@@ -42,7 +42,7 @@ class Model:
         folder: Path,
         concurrent_scans: int = 1,
         strip: Strip | None = None,
-        kinds: KindModel | None = None,
+        kinds: Head | None = None,
         classifier: SliceClassifier | None = None,
     ) -> None:
         self.manifest = manifest
@@ -121,8 +121,8 @@ def load(weights: str | Path | None = None, device: str = "auto", threads: int =
         share_heap()
     threads = threads or -(-cores() // concurrent)
     strip = load_strip(folder / manifest.strip_file, manifest.strip_sha256, threads) if manifest.strip_file else None
-    kinds = load_kinds(folder, manifest, threads)
-    classifier = load_classifier(folder, manifest, threads)
+    kinds = load_kinds(folder, manifest)
+    classifier = load_classifier(folder, manifest, kinds, threads)
     return Model(manifest, session(path, device, threads), folder, concurrent, strip, kinds, classifier)
 
 
@@ -146,8 +146,13 @@ def load_strip(path: Path, sha256: str, threads: int = 1) -> Strip:
     return partial(learned_mask, network=run)
 
 
-def load_classifier(folder: Path, manifest: Manifest, threads: int = 1) -> SliceClassifier | None:
+def load_classifier(
+    folder: Path, manifest: Manifest, kinds: Head | None = None, threads: int = 1
+) -> SliceClassifier | None:
     """The slice classifier, if the weights have one. It runs on the CPU, on the slices that hold something to judge.
+
+    Args:
+        kinds: what makes maps of kinds of its features.
 
     Raises:
         HemsegError: the file is missing, damaged or another one, or the classifier answers with no probabilities.
@@ -162,34 +167,31 @@ def load_classifier(folder: Path, manifest: Manifest, threads: int = 1) -> Slice
         return session(path, "cpu", threads)
 
     def run(slices: np.ndarray) -> np.ndarray:
-        answer = network().run(None, {"slices": slices}, shrinking_arena())[0]
+        (answer,) = network().run(["probability"], {"slices": slices}, shrinking_arena())
         return checked_probability(answer, (len(slices),), folder)
 
-    return SliceClassifier(manifest.classifier_field, run)
+    if kinds is None or not kinds.has_maps:
+        return SliceClassifier(manifest.classifier_field, run)
+
+    def with_maps(slices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        answer, features = network().run(["probability", "features"], {"slices": slices}, shrinking_arena())
+        return checked_probability(answer, (len(slices),), folder), kinds.kind_maps(features)
+
+    return SliceClassifier(manifest.classifier_field, run, with_maps)
 
 
-def load_kinds(folder: Path, manifest: Manifest, threads: int = 1) -> KindModel | None:
-    """What names kinds of hemorrhage, if the weights have it. It runs on the CPU, on the slices of lesions alone.
+def load_kinds(folder: Path, manifest: Manifest) -> Head | None:
+    """What names kinds of hemorrhage, if the weights have it.
 
     Raises:
-        HemsegError: a file is missing, damaged or another one.
+        HemsegError: the file is missing, damaged or another one, or reads another classifier than the weights have.
     """
     if not manifest.kinds_file:
         return None
     check_file(folder / manifest.kinds_file, manifest.kinds_sha256)
     head = Head.read(folder / manifest.kinds_file)
-    if not head.has_maps:
-        return KindModel(head)
-    path = folder / manifest.kinds_network_file
-    if not manifest.kinds_network_file:
-        raise HemsegError(f"{folder}: {manifest.kinds_file} reads a slice network, and the manifest names none.")
-    check_file(path, manifest.kinds_network_sha256)
-
-    @cache  # most heads have no lesion to name
-    def network() -> Any:
-        return session(path, "cpu", threads)
-
-    def run(slices: np.ndarray) -> np.ndarray:
-        return np.asarray(network().run(None, {"slices": slices}, shrinking_arena())[0])
-
-    return KindModel(head, run)
+    if head.has_maps and str(head.classifier) != manifest.classifier_sha256:
+        raise HemsegError(
+            f"{folder}: {manifest.kinds_file} was made for another slice classifier than these weights have."
+        )
+    return head

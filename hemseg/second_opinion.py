@@ -7,6 +7,8 @@ slices. It looks at slices with something to judge alone, which takes some tens 
 
 What lies beside a larger lesion would always be confirmed by it. So the classifier is asked about such a lesion with
 the others painted over: the paper's differential prediction, with which pseudo-labels are found, once more.
+
+Where the weights name kinds of hemorrhage, the first look says where it sees which, too (`hemseg.kinds`).
 """
 
 from __future__ import annotations
@@ -30,6 +32,25 @@ SURE = 0.9  # of hemorrhage with the other lesions painted over: the lesion stan
 LEAST_FALL = 0.5  # of the logit as the lesion, too, is painted over; less: it is not what the classifier sees
 
 Network = Callable[[np.ndarray], np.ndarray]  # HU of fields of view (n, y, x) -> probability (n,), float32
+KindNetwork = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""The same, and maps of kinds, float32 (n, kind, y', x'), whose means over (y', x') are the slices' logits."""
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What the classifier says of slices of a scan, shown upright.
+
+    Attributes:
+        probability: float32 (z,) of hemorrhage in each slice of the working grid; NaN where it was not asked.
+        kind_maps: by slice that it was asked about, (kind, y', x') of `KindNetwork`; none where no kinds are named.
+        corner: (y, x) of its field of view on the working grid, possibly negative.
+        field: (y, x) voxels of it.
+    """
+
+    probability: np.ndarray
+    kind_maps: dict[int, np.ndarray]
+    corner: tuple[int, int] = (0, 0)
+    field: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +60,12 @@ class Opinion:
     Attributes:
         slices: float32 (z,), its probability of hemorrhage; NaN where it was not asked.
         unseen: bool (z, y, x), lesions beside larger ones that it does not see.
+        look: what ``slices`` are from; None where kinds are not wanted.
     """
 
     slices: np.ndarray
     unseen: np.ndarray
+    look: Look | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,29 +75,39 @@ class SliceClassifier:
     Attributes:
         field: (y, x) voxels of the working grid that it sees.
         network: see `Network`.
+        kind_network: see `KindNetwork`; None where the weights name no kinds.
     """
 
     field: tuple[int, int]
     network: Network
+    kind_network: KindNetwork | None = None
 
-    def opinion(self, probability: np.ndarray, least: float, working: WorkingImage, settings: Settings) -> np.ndarray:
-        """Probability of hemorrhage in each slice of the working grid that has something to judge, float32 (z,).
+    def opinion(self, probability: np.ndarray, least: float, working: WorkingImage, settings: Settings) -> Look:
+        """What it says of each slice of the working grid that has something to judge.
 
         Args:
             probability: (z, y, x), the U-Net's, on the working grid.
-            least: slices in which it stays below this are not looked at; NaN stands for them.
+            least: slices in which it stays below this are not looked at.
             working: the scan.
             settings: of the preprocessing; the classifier sees HU at the same level as the U-Net does.
         """
-        result = np.full(len(probability), np.nan, np.float32)
-        slices = np.flatnonzero((probability >= least).any(axis=(1, 2)))
-        if not len(slices):
-            return result
         hu, inside = working.upright
-        hu = leveled(hu, inside, settings)
-        windows, _ = fields_of_view(slices, hu, inside, self.field, settings.hu_range[0])
-        result[slices] = self._asked(windows)
-        return result
+        slices = np.flatnonzero((probability >= least).any(axis=(1, 2)))
+        return self.look(slices, leveled(hu, inside, settings), inside, settings.hu_range[0])
+
+    def look(self, slices: np.ndarray, hu: np.ndarray, inside: np.ndarray, background: float) -> Look:
+        """What it says of some slices; ``hu`` is at the brain's level, all as in `fields_of_view`."""
+        probability = np.full(len(hu), np.nan, np.float32)
+        if not len(slices):
+            return Look(probability, {})
+        windows, corner = fields_of_view(slices, hu, inside, self.field, background)
+        if self.kind_network is None:
+            probability[slices] = self._asked(windows)
+            return Look(probability, {}, corner, self.field)
+        parts = [self.kind_network(part) for part in _some_at_a_time(windows)]
+        probability[slices] = np.concatenate([answer for answer, _ in parts])
+        maps = [of_slice for _, of_slices in parts for of_slice in of_slices]
+        return Look(probability, dict(zip(slices.tolist(), maps, strict=True)), corner, self.field)
 
     def unseen(
         self,
@@ -128,8 +161,11 @@ class SliceClassifier:
 
     def _asked(self, windows: np.ndarray) -> np.ndarray:
         """The network's answers (n,) about fields of view (n, y, x), some at a time."""
-        parts = [windows[at : at + SLICES_AT_ONCE] for at in range(0, len(windows), SLICES_AT_ONCE)]
-        return np.concatenate([self.network(part) for part in parts])
+        return np.concatenate([self.network(part) for part in _some_at_a_time(windows)])
+
+
+def _some_at_a_time(windows: np.ndarray) -> list[np.ndarray]:
+    return [windows[at : at + SLICES_AT_ONCE] for at in range(0, len(windows), SLICES_AT_ONCE)]
 
 
 def _numbered(probability: np.ndarray, threshold: float) -> np.ndarray:

@@ -16,14 +16,15 @@ from hemseg.components import components_above
 from hemseg.errors import HemsegError
 from hemseg.io.masks import write_mask
 from hemseg.io.result_writers import RESULT_WRITERS
-from hemseg.kinds import CODES, UNSURE_CODE, Kind
+from hemseg.kinds import CODES, UNSURE_CODE, Kind, kinds_of
 from hemseg.lesions import Lesion, MeasuredLesion, components, lesions_of, measured_lesions
 from hemseg.manifest import Manifest
 from hemseg.model import Model
 from hemseg.outline import narrowed
 from hemseg.preprocessing import Settings, WorkingImage, leveled, network_input, working_image
 from hemseg.sanity import implausible
-from hemseg.second_opinion import Opinion, SliceClassifier, drop_components_within, drop_unconfirmed_components
+from hemseg.second_opinion import Look, Opinion, SliceClassifier, drop_components_within, drop_unconfirmed_components
+from hemseg.upright import turned
 from hemseg.volume import Volume
 
 Network = Callable[[np.ndarray], np.ndarray]  # patches (n, channel, z, y, x) -> probability (n, 1, z, y, x)
@@ -131,21 +132,35 @@ def segment(volume: Volume, model: Model, working: WorkingImage | None = None) -
     probability = working_probability(working, model)
     opinion = second_opinion(probability, working, model)
     result = postprocess(volume, working, probability, model.manifest, opinion)
-    kinds = lesion_kinds(result.mask, volume, working, model)
+    kinds = lesion_kinds(result.mask, volume, working, model, opinion)
     return replace(result, kinds=kinds, seconds=time.perf_counter() - start)
 
 
-def lesion_kinds(mask: np.ndarray, volume: Volume, working: WorkingImage, model: Model) -> tuple[Kind, ...]:
+def lesion_kinds(
+    mask: np.ndarray, volume: Volume, working: WorkingImage, model: Model, opinion: Opinion | None = None
+) -> tuple[Kind, ...]:
     """The kinds of a mask's lesions, in the order of `hemseg.lesions.lesions_of`; none where the weights name none.
 
     Args:
         mask: (z, y, x) on the scan's grid; what is not 0 is hemorrhage.
+        opinion: what the slice classifier said already; it is asked about what else is needed.
     """
-    if model.kinds is None:
-        return ()
     lesions = [working.grid.nearest(volume.indices_in_lps(voxels)) for voxels in components(mask)]
-    hu = leveled(working.hu, working.intracranial, model.manifest.preprocessing)
-    return tuple(model.kinds.kinds(lesions, hu, working.intracranial, working.grid.spacing))
+    if model.kinds is None or not lesions:
+        return ()
+    masks = []
+    for voxels in lesions:
+        lesion = np.zeros(working.hu.shape, bool)
+        lesion[tuple(voxels.T)] = True
+        masks.append(turned(lesion, working.quarters))
+    hu, inside = working.upright
+    settings, look = model.manifest.preprocessing, opinion.look if opinion else None
+    hu = leveled(hu, inside, settings)
+    if model.kinds.has_maps and model.classifier is not None:
+        touched = np.unique(np.concatenate([voxels[:, 0] for voxels in lesions]))
+        if look is None or not set(touched.tolist()) <= set(look.kind_maps):
+            look = model.classifier.look(touched, hu, inside, settings.hu_range[0])
+    return tuple(kinds_of(masks, hu, inside, working.grid.spacing, model.kinds, look))
 
 
 def second_opinion(probability: np.ndarray, working: WorkingImage, model: Model) -> Opinion | None:
@@ -160,23 +175,24 @@ def second_opinion(probability: np.ndarray, working: WorkingImage, model: Model)
     manifest = model.manifest
     if model.classifier is None or not manifest.min_slice_probability:
         return None
-    slices = model.classifier.opinion(probability, manifest.threshold, working, manifest.preprocessing)
-    return opinion_of(slices, probability, working, model.classifier, manifest)
+    look = model.classifier.opinion(probability, manifest.threshold, working, manifest.preprocessing)
+    return opinion_of(look, probability, working, model.classifier, manifest)
 
 
 def opinion_of(
-    slices: np.ndarray,
+    look: Look,
     probability: np.ndarray,
     working: WorkingImage,
     classifier: SliceClassifier,
     manifest: Manifest,
 ) -> Opinion:
-    """A second opinion at an operating point; ``slices``, float32 (z,), is `SliceClassifier.opinion`."""
+    """A second opinion at an operating point; ``look`` is `SliceClassifier.opinion`."""
     threshold, least = manifest.threshold, manifest.min_slice_probability
     certain = drop_uncertain_components(probability, threshold, manifest.min_peak)
-    confirmed = drop_unconfirmed_components(certain, threshold, slices, least)
+    confirmed = drop_unconfirmed_components(certain, threshold, look.probability, least)
     settings, least_ml = manifest.preprocessing, manifest.min_lesion_ml / 2  # on another grid it may be more
-    return Opinion(slices, classifier.unseen(confirmed, threshold, least, least_ml, working, settings))
+    unseen = classifier.unseen(confirmed, threshold, least, least_ml, working, settings)
+    return Opinion(look.probability, unseen, look)
 
 
 def postprocess(

@@ -88,8 +88,6 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
         min_slice_probability=0.0,
         kinds_file="",
         kinds_sha256="",
-        kinds_network_file="",
-        kinds_network_sha256="",
         preprocessing=replace(manifest.preprocessing, in_plane_mm=4.0, slice_mm=9.0, level_hu=0.0),
     ).write(folder)
     return folder

@@ -87,6 +87,7 @@ def findings(result: Segmentation, model: Model, case: str) -> dict[str, Any]:
         "volume_ml": round(result.volume_ml, 3),
         **({"volume_ml_range": [round(ml, 3) for ml in result.range_ml]} if result.range_ml else {}),
         "lesions": [_lesion(lesion) | kind for lesion, kind in zip(result.measured, _kinds(result), strict=True)],
+        **_kinds_measured(result, model),
         "mask": "given" if result.mask_path else "made",
         "implausible": list(result.implausible),
         "warnings": [*result.implausible, *result.volume.warnings],
@@ -105,6 +106,12 @@ def _kinds(result: Segmentation) -> list[dict[str, Any]]:
     if len(result.kinds) != len(result.measured):
         return [{} for _ in result.measured]
     return [{"kind": kind.name, "kind_probability": round(kind.probability, 3)} for kind in result.kinds]
+
+
+def _kinds_measured(result: Segmentation, model: Model) -> dict[str, Any]:
+    """How often these weights' kinds were right, for reports with kinds; nothing where it was not measured."""
+    right, of = (int(n) for n in model.kinds.right) if model.kinds else (0, 0)
+    return {"kinds_measured": {"right": right, "lesions": of}} if result.kinds and of else {}
 
 
 def _lesion(measured: MeasuredLesion) -> dict[str, Any]:

@@ -67,6 +67,9 @@ def page(result: Segmentation, found: dict[str, Any]) -> str:
         if found["lesions"]
         else "no hemorrhage found",
         "range": between,
+        "kinds": "right in {right} of {lesions} lesions of unseen scans".format(**found["kinds_measured"])
+        if "kinds_measured" in found
+        else "",
         "mask": "given, not made by hemseg" if found["mask"] == "given" else "",
         "scan": _geometry(result),
         "series": found["series"],

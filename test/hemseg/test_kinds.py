@@ -4,27 +4,14 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
 from hemseg.errors import HemsegError
 from hemseg.fields_of_view import fields_of_view
-from hemseg.kinds import (
-    ANSWERS,
-    CODES,
-    INPUTS,
-    KINDS,
-    UNSURE,
-    UNSURE_CODE,
-    Head,
-    KindModel,
-    kind_maps,
-    lesion_inputs,
-    within,
-    zone_shares,
-)
+from hemseg.kinds import CODES, FORMAT, INPUTS, KINDS, UNSURE, UNSURE_CODE, Head, kinds_of, lesion_inputs, within
 from hemseg.lesion_features import FEATURES, lesion_features, surroundings
+from hemseg.second_opinion import Look
 
 MM = (5.0, 2.0, 2.0)
 CHANNELS = 3
@@ -59,23 +46,23 @@ def lesions() -> dict[str, np.ndarray]:
 def numbers() -> Head:
     rng = np.random.default_rng(0)
     return Head(
-        field=np.array([80, 64]),
-        background=np.array(-20.0),
-        zones_mm=np.array([8.0, 25.0]),
-        maps=rng.normal(size=(len(ANSWERS), 3, CHANNELS)),
-        bias=rng.normal(size=len(ANSWERS)),
+        classifier=np.array("0" * 64),
+        maps=rng.normal(size=(len(KINDS), CHANNELS)),
+        bias=rng.normal(size=len(KINDS)),
         mean=np.zeros(len(INPUTS)),
         scale=np.ones(len(INPUTS)),
         weight=rng.normal(size=(len(KINDS), len(INPUTS))) / 10,
         offset=np.zeros(len(KINDS)),
         unsure_below=np.array(0.3),
+        right=np.array([7, 9]),
     )
 
 
-def network(slices: np.ndarray) -> np.ndarray:
-    """Stands in for the slice network: three features on cells of ten pixels."""
-    small = np.stack([cv2.resize(s, (8, 10), interpolation=cv2.INTER_AREA) for s in slices])
-    return np.stack([small / 100, np.abs(small), small**2 / 1000], axis=1).astype(np.float32)
+@pytest.fixture(scope="module")
+def look(numbers: Head) -> Look:
+    """What a slice classifier says of the two slices, on cells of eight pixels."""
+    features = np.random.default_rng(1).normal(size=(2, CHANNELS, 10, 8)).astype(np.float32)
+    return Look(np.full(2, 0.9, np.float32), dict(enumerate(numbers.kind_maps(features))), (0, 0), (80, 64))
 
 
 def by_name(lesion: np.ndarray, hu: np.ndarray, inside: np.ndarray) -> dict[str, float]:
@@ -122,30 +109,41 @@ def test_a_lesion_of_one_voxel_has_finite_features(
     assert np.isfinite(lesion_features(lesion, surroundings(hu, inside, MM))).all()
 
 
-def test_maps_are_exact(head_scan: tuple[np.ndarray, np.ndarray], numbers: Head) -> None:
+def test_maps_are_exact(numbers: Head) -> None:
     """The mean of a map over the slice is the logit that the pooled features give."""
-    hu, inside = head_scan
-    around, slices = surroundings(hu, inside, MM), np.array([1])
-    maps, corner = kind_maps(slices, hu, around, network, numbers)
-    windows, _ = fields_of_view(slices, hu, inside, numbers.view.field, numbers.view.background)
-    zones = zone_shares(slices, around, corner, numbers.view, (10, 8))
-    assert zones.sum(axis=1).max() <= 1 + 1e-6
-    pooled = np.einsum("zyx,cyx->zc", zones[0], network(windows)[0]) / 80
-    logits = np.einsum("zc,azc->a", pooled, numbers.maps) + numbers.bias
-    assert maps[0].mean(axis=(1, 2)) == pytest.approx(logits, abs=1e-4)
+    features = np.random.default_rng(2).normal(size=(1, CHANNELS, 10, 8)).astype(np.float32)
+    logits = numbers.maps @ features[0].mean(axis=(1, 2)) + numbers.bias
+    assert numbers.kind_maps(features)[0].mean(axis=(1, 2)) == pytest.approx(logits, abs=1e-5)
 
 
 def test_maps_within_a_lesion_are_weighted_by_where_it_lies() -> None:
-    maps = np.zeros((2, len(ANSWERS), 2, 2), np.float32)
+    maps = np.zeros((2, len(KINDS), 2, 2), np.float32)
     maps[0, 3, 0, 0] = 8.0
     seen = np.zeros((2, 2, 2), np.float32)
     seen[0, 0, 0] = 0.5
     values = dict(zip(INPUTS, within(maps, seen), strict=False))
     assert values["map_subdural"] == 8.0
     assert values["slice_subdural"] == 2.0
-    assert values["map_any"] == 0.0
+    assert values["map_epidural"] == 0.0
     seen[1] = 0.125  # as much in the other slice, which has none
     assert dict(zip(INPUTS, within(maps, seen), strict=False))["map_subdural"] == 4.0
+
+
+def test_what_the_classifier_sees_is_read_where_the_lesion_lies(
+    head_scan: tuple[np.ndarray, np.ndarray], numbers: Head
+) -> None:
+    """Its field of view lies elsewhere than the scan does, and its cells are larger than the scan's pixels."""
+    hu, inside = head_scan
+    maps = np.zeros((len(KINDS), 10, 8), np.float32)
+    maps[1, 5, 4] = 1.0  # pixels 36 to 43 and 26 to 33 of the scan
+    said = Look(np.full(2, np.nan, np.float32), {1: maps}, (-4, -6), (80, 64))
+    lesion = np.zeros(hu.shape, bool)
+    lesion[1, 36:44, 26:34] = True
+    values = dict(zip(INPUTS, lesion_inputs([lesion], hu, inside, MM, said)[0], strict=True))
+    assert values["map_intraventricular"] == 1
+    assert values["slice_intraventricular"] == pytest.approx(1 / 80)
+    elsewhere = np.roll(lesion, 8, axis=1)
+    assert lesion_inputs([elsewhere], hu, inside, MM, said)[0, INPUTS.index("map_intraventricular")] == 0
 
 
 def test_a_field_that_leaves_the_scan_is_background() -> None:
@@ -158,21 +156,20 @@ def test_a_field_that_leaves_the_scan_is_background() -> None:
 
 
 def test_lesions_are_named_or_unsure(
-    head_scan: tuple[np.ndarray, np.ndarray], lesions: dict[str, np.ndarray], numbers: Head
+    head_scan: tuple[np.ndarray, np.ndarray], lesions: dict[str, np.ndarray], numbers: Head, look: Look
 ) -> None:
     hu, inside = head_scan
     masks = list(lesions.values())
-    inputs = lesion_inputs(masks, hu, inside, MM, numbers, network)
+    inputs = lesion_inputs(masks, hu, inside, MM, look)
     assert inputs.shape == (3, len(INPUTS))
     probabilities = numbers.probabilities(inputs)
     assert probabilities.sum(axis=1) == pytest.approx(1)
-    voxels = [np.argwhere(mask) for mask in masks]
-    named = KindModel(numbers, network).kinds(voxels, hu, inside, MM)
+    named = kinds_of(masks, hu, inside, MM, numbers, look)
     assert [kind.probability for kind in named] == pytest.approx(probabilities.max(axis=1).tolist())
     assert [kind.name for kind in named] == [KINDS[i] for i in probabilities.argmax(axis=1)]
     strict = replace(numbers, unsure_below=np.array(1.01))
-    assert {kind.name for kind in KindModel(strict, network).kinds(voxels, hu, inside, MM)} == {UNSURE}
-    assert KindModel(numbers, network).kinds([], hu, inside, MM) == []
+    assert {kind.name for kind in kinds_of(masks, hu, inside, MM, strict, look)} == {UNSURE}
+    assert kinds_of([], hu, inside, MM, numbers, look) == []
 
 
 def test_the_numbers_come_back_from_their_file(numbers: Head, tmp_path: Path) -> None:
@@ -184,20 +181,24 @@ def test_the_numbers_come_back_from_their_file(numbers: Head, tmp_path: Path) ->
 
 def without_maps(numbers: Head) -> Head:
     rest = {name: getattr(numbers, name)[..., -len(FEATURES) :] for name in ("mean", "scale", "weight")}
-    return replace(numbers, maps=np.zeros((len(ANSWERS), 3, 0)), **rest)
+    return replace(numbers, classifier=np.array(""), maps=np.zeros((len(KINDS), 0)), **rest)
 
 
-def test_without_a_network_lesions_are_named_by_their_own_figures(
-    head_scan: tuple[np.ndarray, np.ndarray], lesions: dict[str, np.ndarray], numbers: Head, tmp_path: Path
+def test_without_a_classifier_lesions_are_named_by_their_own_figures(
+    head_scan: tuple[np.ndarray, np.ndarray],
+    lesions: dict[str, np.ndarray],
+    numbers: Head,
+    look: Look,
+    tmp_path: Path,
 ) -> None:
     hu, inside = head_scan
     masks = list(lesions.values())
     plain = without_maps(numbers)
-    inputs = lesion_inputs(masks, hu, inside, MM, plain, None)
-    assert np.array_equal(inputs, lesion_inputs(masks, hu, inside, MM, numbers, network)[:, -len(FEATURES) :])
+    inputs = lesion_inputs(masks, hu, inside, MM)
+    assert np.array_equal(inputs, lesion_inputs(masks, hu, inside, MM, look)[:, -len(FEATURES) :])
     plain.write(tmp_path / "kinds.npz")
     again = Head.read(tmp_path / "kinds.npz")
-    named = KindModel(again).kinds([np.argwhere(mask) for mask in masks], hu, inside, MM)
+    named = kinds_of(masks, hu, inside, MM, again)
     assert [kind.probability for kind in named] == plain.probabilities(inputs).max(axis=1).tolist()
 
 
@@ -207,19 +208,23 @@ def truncated(path: Path, numbers: Head) -> None:
 
 def of_other_inputs(path: Path, numbers: Head) -> None:
     arrays = {f.name: getattr(numbers, f.name) for f in fields(Head)}
-    np.savez(path, format=np.array(1), inputs=np.array(["volume"]), **arrays)
+    np.savez(path, format=np.array(FORMAT), inputs=np.array(["volume"]), **arrays)
 
 
 def newer(path: Path, numbers: Head) -> None:
-    np.savez(path, format=np.array(2))
+    np.savez(path, format=np.array(FORMAT + 1))
 
 
 def misshapen(path: Path, numbers: Head) -> None:
     replace(numbers, bias=np.zeros(2)).write(path)
 
 
+def without_its_classifier(path: Path, numbers: Head) -> None:
+    replace(numbers, classifier=np.array("")).write(path)
+
+
 def not_a_number(path: Path, numbers: Head) -> None:
-    replace(numbers, bias=np.full(len(ANSWERS), np.nan)).write(path)
+    replace(numbers, bias=np.full(len(KINDS), np.nan)).write(path)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +234,7 @@ def not_a_number(path: Path, numbers: Head) -> None:
         (of_other_inputs, "other figures"),
         (newer, "update hemseg"),
         (misshapen, "damaged"),
+        (without_its_classifier, "damaged"),
         (not_a_number, "damaged"),
     ],
 )

@@ -18,14 +18,17 @@ from onnx import helper, numpy_helper
 from hemseg.errors import HemsegError
 from hemseg.folder.jobs import run_job
 from hemseg.folder.plan import OutputOptions, plan_jobs
-from hemseg.kinds import ANSWERS, CODES, INPUTS, KINDS, UNSURE_CODE, Head, Kind
+from hemseg.kinds import CODES, INPUTS, KINDS, UNSURE_CODE, Head, Kind
 from hemseg.manifest import FORMAT, Manifest
 from hemseg.model import Model, load
+from hemseg.preprocessing import WorkingGrid, WorkingImage
 from hemseg.report.columns import LESIONS, lesion_cells
 from hemseg.report.findings import findings
 from hemseg.report.kinds import kinds_path, write_kinds
+from hemseg.report.viewer import page
 from hemseg.scan import read
-from hemseg.segmentation import Segmentation, segment
+from hemseg.segmentation import Segmentation, lesion_kinds, segment
+from hemseg.volume import Volume
 from training.data.phantom import Phantom
 from training.export.kinds import attach_kinds
 
@@ -34,36 +37,46 @@ FIELD = (50, 40)
 
 @pytest.fixture(scope="module")
 def naming(light: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The light weights with a network and numbers that call every lesion subdural, with a probability of 0.75."""
+    """The light weights with a classifier and numbers that call every lesion subdural, with a probability of 0.75."""
     folder = tmp_path_factory.mktemp("naming")
     shutil.copytree(light, folder, dirs_exist_ok=True)
-    axes = numpy_helper.from_array(np.array([1], np.int64), "axes")
+    constants = [
+        numpy_helper.from_array(np.array([1], np.int64), "channel"),
+        numpy_helper.from_array(np.array([1, 2], np.int64), "plane"),
+    ]
     slices = helper.make_tensor_value_info("slices", 1, ["batch", *FIELD])
-    features = helper.make_tensor_value_info("features", 1, ["batch", 1, *FIELD])
-    nodes = [helper.make_node("Unsqueeze", ["slices", "axes"], ["features"])]
-    graph = helper.make_graph(nodes, "as it is", [slices], [features], [axes])
+    answers = [
+        helper.make_tensor_value_info("probability", 1, ["batch"]),
+        helper.make_tensor_value_info("features", 1, ["batch", 1, *FIELD]),
+    ]
+    nodes = [
+        helper.make_node("ReduceMean", ["slices", "plane"], ["mean"], keepdims=0),
+        helper.make_node("Sigmoid", ["mean"], ["probability"]),
+        helper.make_node("Unsqueeze", ["slices", "channel"], ["features"]),
+    ]
+    graph = helper.make_graph(nodes, "as it is", [slices], answers, constants)
     network = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
-    (folder / "kinds.onnx").write_bytes(network)
+    (folder / "classifier.onnx").write_bytes(network)
     even = np.log(0.25 / 4)
+    classifier = sha256(network).hexdigest()
     Head(
-        field=np.array(FIELD),
-        background=np.array(-20.0),
-        zones_mm=np.array([8.0]),
-        maps=np.zeros((len(ANSWERS), 2, 1)),
-        bias=np.zeros(len(ANSWERS)),
+        classifier=np.array(classifier),
+        maps=np.zeros((len(KINDS), 1)),
+        bias=np.zeros(len(KINDS)),
         mean=np.zeros(len(INPUTS)),
         scale=np.ones(len(INPUTS)),
         weight=np.zeros((len(KINDS), len(INPUTS))),
         offset=np.array([np.log(0.75) if kind == "subdural" else even for kind in KINDS]),
         unsure_below=np.array(0.5),
+        right=np.array([7, 9]),
     ).write(folder / "kinds.npz")
-    sums = {name: sha256((folder / name).read_bytes()).hexdigest() for name in ("kinds.onnx", "kinds.npz")}
     replace(
         Manifest.read(light),
         kinds_file="kinds.npz",
-        kinds_sha256=sums["kinds.npz"],
-        kinds_network_file="kinds.onnx",
-        kinds_network_sha256=sums["kinds.onnx"],
+        kinds_sha256=sha256((folder / "kinds.npz").read_bytes()).hexdigest(),
+        classifier_file="classifier.onnx",
+        classifier_sha256=classifier,
+        classifier_field=FIELD,
         format=FORMAT,
     ).write(folder)
     return folder
@@ -100,9 +113,15 @@ def test_the_mask_of_kinds_labels_each_lesion(result: Segmentation) -> None:
 
 
 def test_reports_say_the_kind_where_the_weights_name_it(result: Segmentation, model: Model) -> None:
-    named = findings(result, model, "case")["lesions"][0]
+    found = findings(result, model, "case")
+    named = found["lesions"][0]
     assert (named["kind"], named["kind_probability"]) == ("subdural", 0.75)
-    assert "kind" not in findings(replace(result, kinds=()), model, "case")["lesions"][0]
+    assert found["kinds_measured"] == {"right": 7, "lesions": 9}
+    assert "right in 7 of 9 lesions of unseen scans" in page(result, found)
+    without = findings(replace(result, kinds=()), model, "case")
+    assert "kind" not in without["lesions"][0]
+    assert "kinds_measured" not in without
+    assert "unseen scans" not in page(replace(result, kinds=()), without)
 
 
 def test_the_table_of_lesions_has_the_kind(result: Segmentation) -> None:
@@ -186,21 +205,94 @@ def test_a_damaged_file_of_kinds_is_refused(damaged: Path) -> None:
         load(damaged, "cpu", 1)
 
 
-def test_numbers_that_read_a_network_need_it(damaged: Path) -> None:
-    replace(Manifest.read(damaged), kinds_network_file="").write(damaged)
-    with pytest.raises(HemsegError, match="names none"):
+def test_numbers_that_read_another_classifier_are_refused(damaged: Path) -> None:
+    manifest = Manifest.read(damaged)
+    replace(manifest, classifier_file="", classifier_sha256="").write(damaged)
+    with pytest.raises(HemsegError, match="made for another slice classifier"):
         load(damaged, "cpu", 1)
-    replace(Manifest.read(damaged), kinds_file="", kinds_network_file="kinds.onnx").write(damaged)
-    with pytest.raises(HemsegError, match="needs kinds_file"):
-        Manifest.read(damaged)
+    with pytest.raises(HemsegError, match="made for another slice classifier"):
+        attach_kinds(damaged, damaged)
 
 
-def test_attached_kinds_are_named_in_the_manifest(naming: Path, light: Path, tmp_path: Path) -> None:
+def test_a_manifest_of_weights_without_the_network_of_before_is_read(light: Path, tmp_path: Path) -> None:
+    """Formats 7 to 9 had a network of kinds, which no weights that were published made use of."""
+    shutil.copytree(light, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "manifest.json"
+    values = json.loads(path.read_text()) | {"kinds_network_file": "", "kinds_network_sha256": ""}
+    path.write_text(json.dumps(values))
+    assert Manifest.read(tmp_path) == Manifest.read(light)
+    path.write_text(json.dumps(values | {"kinds_network_file": "kinds.onnx"}))
+    with pytest.raises(HemsegError, match="kinds_network_file"):
+        Manifest.read(tmp_path)
+
+
+def test_the_classifier_is_asked_once(model: Model, bleed: Phantom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it said as a second opinion serves the kinds, too; without one it is asked for these."""
+    asked: list[int] = []
+    classifier = model.classifier
+    assert classifier is not None
+
+    def with_maps(slices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        asked.append(len(slices))
+        assert classifier.kind_network is not None
+        return classifier.kind_network(slices)
+
+    monkeypatch.setattr(model, "classifier", replace(classifier, kind_network=with_maps))
+    alone = segment(bleed.volume, model)
+    of_kinds, asked[:] = sum(asked), []
+    monkeypatch.setattr(model, "manifest", replace(model.manifest, min_slice_probability=0.01))
+    both = segment(bleed.volume, model)
+    assert both.working_probability is not None
+    judged = np.count_nonzero((both.working_probability >= model.manifest.threshold).any(axis=(1, 2)))
+    assert sum(asked) == judged >= of_kinds > 0
+    assert both.kinds
+    assert both.kinds == alone.kinds[: len(both.kinds)]  # lesions that it does not see are left out
+
+
+def test_a_lesion_of_a_head_that_lies_across_is_named_as_if_it_were_upright(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    assert model.kinds is not None
+    maps, weight = np.ones((len(KINDS), 1)), rng.normal(size=(len(KINDS), len(INPUTS))) / 30
+    monkeypatch.setattr(model, "kinds", replace(model.kinds, maps=maps, weight=weight))
+    hu = np.full((2, 40, 44), 32.0, np.float32)
+    inside, mask = np.zeros(hu.shape, bool), np.zeros(hu.shape, np.uint8)
+    inside[:, 3:37, 8:36], mask[:, 5:14, 10:16], hu[:, 5:14, 10:16] = True, 1, 70.0
+
+    def named(quarters: int) -> Kind:
+        lying, brain, blood = (np.rot90(array, -quarters, axes=(1, 2)).copy() for array in (hu, inside, mask))
+        grid = WorkingGrid(lying.shape, (5.0, 1.0, 1.0), (5.0, 1.0, 1.0), 1)
+        working = WorkingImage(lying, brain, grid, quarters=quarters)
+        return lesion_kinds(blood, Volume(lying, (1.0, 1.0, 5.0)), working, model)[0]
+
+    upright = named(0)
+    for quarters in (1, 3):
+        assert named(quarters).name == upright.name
+        assert named(quarters).probability == pytest.approx(upright.probability, abs=1e-6)
+
+
+def test_attached_kinds_are_named_in_the_manifest(naming: Path, tmp_path: Path) -> None:
     weights = tmp_path / "weights"
-    shutil.copytree(light, weights)
+    shutil.copytree(naming, weights)
+    replace(Manifest.read(naming), kinds_file="", kinds_sha256="").write(weights)
+    (weights / "kinds.npz").unlink()
+    assert load(weights, "cpu", 1).kinds is None
     attach_kinds(naming, weights)
     assert Manifest.read(weights) == Manifest.read(naming)
-    (naming / "kinds.onnx").rename(naming / "elsewhere.onnx")
-    with pytest.raises(HemsegError, match=r"no kinds\.onnx"):
-        attach_kinds(naming, weights)
-    (naming / "elsewhere.onnx").rename(naming / "kinds.onnx")
+    with pytest.raises(HemsegError, match=r"no kinds\.npz"):
+        attach_kinds(tmp_path, weights)
+
+
+def test_how_often_kinds_are_right_in_test_scans_is_kept_with_them(naming: Path, tmp_path: Path) -> None:
+    weights, summary = tmp_path / "weights", tmp_path / "summary.csv"
+    shutil.copytree(naming, weights)
+    rows = ["a,val,all,5,5", "a,test,all,6,4", "a,test,subdural,3,2", "b,test,all,2,1", "painted,test,all,9,9"]
+    summary.write_text("\n".join(["data,split,kind,judged,right", *rows, "phantoms,,all,8,8"]))
+    attach_kinds(weights, weights, summary)
+    kinds = load(weights, "cpu", 1).kinds
+    assert kinds is not None
+    assert kinds.right.tolist() == [5, 8]
+    summary.write_text("data,split,kind,judged,right\na,val,all,5,5\n")
+    with pytest.raises(HemsegError, match="test split"):
+        attach_kinds(weights, weights, summary)

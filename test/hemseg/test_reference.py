@@ -190,7 +190,7 @@ def test_fast_and_plain_agree(scan: Path, made: Callable[[Volume], Volume], mode
     result = segment(volume, model)
     assert model.classifier is not None
     opinion = model.classifier.opinion(np.ones_like(working.hu), 0.5, working, settings)
-    mask = plain_mask(volume, probability, opinion, working, model)
+    mask = plain_mask(volume, probability, opinion.probability, working, model)
     doubtful = np.count_nonzero(result.mask != mask)
     assert doubtful <= 1e-5 * mask.size  # float32 against float64 at the very threshold
     assert abs(result.volume_ml - mask.sum() * volume.voxel_ml) < 0.01

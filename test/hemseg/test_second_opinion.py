@@ -68,13 +68,14 @@ def test_only_slices_with_something_to_judge_are_looked_at_and_at_the_unets_leve
         return np.full(len(slices), 0.25, np.float32)
 
     settings = replace(Settings(), level_hu=32.0)
-    said = SliceClassifier((24, 16), network).opinion(probability, 0.5, working, settings)
+    classifier = SliceClassifier((24, 16), network)
+    said = classifier.opinion(probability, 0.5, working, settings).probability
     assert np.isnan(said).tolist() == [True, True, False, True]
     assert said[2] == 0.25
     assert seen[0].shape == (1, 24, 16)
     assert seen[0][0, 12, 8] == pytest.approx(32)  # the brain of this scan lies at 20 HU
     assert (seen[0][0, :2] == settings.hu_range[0]).all()  # above the brain
-    assert np.isnan(SliceClassifier((24, 16), network).opinion(probability, 0.7, working, settings)).all()
+    assert np.isnan(classifier.opinion(probability, 0.7, working, settings).probability).all()
     assert len(seen) == 1
 
 

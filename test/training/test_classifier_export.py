@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from hemseg.kinds import ANSWERS, KINDS
 from hemseg.manifest import Manifest
 from hemseg.model import load_classifier
 from hemseg.preprocessing import WorkingGrid, WorkingImage
@@ -16,6 +17,7 @@ from training.data.datasets import Prepared
 from training.data.field_of_view import network_slices
 from training.export.classifier import export_classifier
 from training.fitting.classifier import predict
+from training.fitting.kind_slices import classifier_features, nothing_named, pooled_slices
 from training.networks.slice_network import SliceNetwork
 
 CONFIG = Config(
@@ -47,13 +49,25 @@ def test_the_second_opinion_is_the_trained_classifiers(tmp_path: Path) -> None:
     assert np.abs(answers[0] - answers[1]).min() > 1e-3
     named = export_classifier(networks, CONFIG, tmp_path)
     manifest = Manifest("test", "1", "none.onnx", "", (16, 48, 40), CONFIG.preprocessing, **named)
-    classifier = load_classifier(tmp_path, manifest)
+    channels = 2 * CONFIG.classifier.widths[3]
+    rng = np.random.default_rng(1)
+    maps, bias = (rng.normal(size=size).astype(np.float32) for size in ((len(KINDS), channels), len(KINDS)))
+    classifier = load_classifier(tmp_path, manifest, nothing_named("its sha256", maps, bias))
     assert classifier is not None
     assert manifest.min_slice_probability == 0.3
     mm = CONFIG.preprocessing.in_plane_mm
     grid = WorkingGrid(hu.shape, (5.0, mm, mm), (5.0, mm, mm), 1)
-    answer = classifier.opinion(
-        np.ones(hu.shape, np.float32), 0.5, WorkingImage(hu, inside, grid), CONFIG.preprocessing
-    )
-    assert answer == pytest.approx(expected, abs=1e-5)
+    everything = np.ones(hu.shape, np.float32)
+    opinion = classifier.opinion(everything, 0.5, WorkingImage(hu, inside, grid), CONFIG.preprocessing)
+    assert opinion.probability == pytest.approx(expected, abs=1e-5)
     assert np.ptp(expected) > 1e-4  # the slices do differ
+    features = [predict(network, network_slices(case, CONFIG), features=True).numpy() for network in networks]
+    logits = (
+        np.concatenate(features, axis=1) @ maps.T + bias
+    )  # of the features of both networks, averaged over the slice
+    for z in range(3):
+        assert opinion.kind_maps[z].mean(axis=(1, 2)) == pytest.approx(logits[z], abs=1e-4)
+    manifest.write(tmp_path)
+    answers, field = {"head": np.zeros((3, len(ANSWERS)), np.int8)}, manifest.classifier_field
+    pooled = pooled_slices([case], answers, classifier_features(tmp_path), field, CONFIG.preprocessing.hu_range[0])
+    assert pooled.features == pytest.approx(np.concatenate(features, axis=1), abs=1e-5)

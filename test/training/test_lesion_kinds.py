@@ -1,20 +1,24 @@
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hemseg.kinds import ANSWERS, INPUTS, KINDS, View
+from hemseg.kinds import ANSWERS, INPUTS, KINDS, Head
 from hemseg.preprocessing import Settings
 from training.config import Config, load_config
 from training.data.datasets import Case, DataSet, Prepared
 from training.data.slice_kinds import UNKNOWN, allowed_kinds, read_slice_kinds
+from training.evaluation import kind_slices, single_slices
+from training.evaluation.kind_slices import slice_aucs
 from training.evaluation.kinds import confusion, judged, summary
-from training.fitting.kind_slices import PooledSlices, crossed_maps, folds, linear_maps, painted_copies
-from training.labels.kind_head import fitted_head, sample_weights, unsure_below
+from training.fitting.kind_slices import PooledSlices, linear_maps, nothing_named
+from training.labels.kind_head import PAINTED_SHARE, fitted_head, sample_weights, unsure_below
 from training.labels.lesion_kinds import LesionSample, labelled_lesions, lesions_of, painted_lesions
+from training.pipeline import kinds as kinds_pipeline
 from training.pipeline.kinds import KindData, lesion_samples, samples_key
 
 MM = (5.0, 1.0, 1.0)
@@ -60,13 +64,12 @@ def test_the_regression_learns_from_lesions_that_may_be_either_kind() -> None:
     samples = [sample(v, ("subdural", "intraventricular") if i % 2 else ("subdural",)) for i, v in enumerate(low)]
     samples += [sample(v, ("epidural", "intraventricular")) for v in high]
     samples += [sample(3.0 + v / 10, ("intraventricular",)) for v in high]
-    view = View((20, 20), -20.0, (8.0,))
-    maps = np.zeros((len(ANSWERS), 2)), np.zeros(len(ANSWERS))
-    head = fitted_head(samples, maps, view)
+    maps = nothing_named("its sha256", np.ones((len(KINDS), 2)), np.zeros(len(KINDS)))
+    head = fitted_head(samples, maps)
     named = head.probabilities(np.stack([s.inputs for s in [sample(-1, ()), sample(3.1, ())]])).argmax(axis=1)
     assert [KINDS[i] for i in named] == ["subdural", "intraventricular"]
-    assert head.maps.shape == (len(ANSWERS), 2, 1)
-    assert head.view == view
+    assert head.maps is maps.maps
+    assert head.has_maps
 
 
 def test_lesions_of_a_scan_share_its_weight_and_painted_ones_theirs() -> None:
@@ -75,49 +78,55 @@ def test_lesions_of_a_scan_share_its_weight_and_painted_ones_theirs() -> None:
     weights = sample_weights(samples)
     assert weights.sum() == pytest.approx(1)
     assert weights[:4].sum() == pytest.approx(2 * weights[4])
-    assert weights[5:].sum() == pytest.approx(0.3)
+    assert weights[5:].sum() == pytest.approx(PAINTED_SHARE)
+    assert sample_weights([sample(0, ("subdural",), source="phantoms"), samples[4]])[0] == pytest.approx(1 / 3)
+    rare = [sample(9, ("subdural",), source="painted")]
+    assert sample_weights(samples[5:] + rare)[-1] == pytest.approx(1 / (1 + 50**0.5))
 
 
 def test_what_is_named_is_right_often_enough() -> None:
     probabilities = np.eye(len(KINDS))[[0, 0, 1, 1]] * np.array([0.9, 0.8, 0.7, 0.4])[:, None]
     allowed = np.eye(len(KINDS), dtype=bool)[[0, 0, 1, 2]]  # the least certain is wrong
     assert unsure_below(probabilities, allowed) == 0.3  # three of four are enough
-    allowed[2] = allowed[3]  # the two least certain are wrong
-    assert 0.4 < unsure_below(probabilities, allowed) <= 0.7
+    allowed[2] = allowed[3]  # the two least certain are wrong: two of three are too few
+    assert 0.7 < unsure_below(probabilities, allowed) <= 0.8
     assert unsure_below(probabilities, np.roll(allowed, 1, axis=1)) == 0.9  # never right: as good as never named
 
 
-def pooled(n: int = 120) -> PooledSlices:
-    rng = np.random.default_rng(1)
+def test_maps_learn_a_kind() -> None:
+    rng, n = np.random.default_rng(1), 120
     answers = np.zeros((n, len(ANSWERS)), np.int8)
     answers[: n // 3, [SUBDURAL, -1]] = 1
-    answers[n // 3 : n // 2] = UNKNOWN
     features = rng.normal(size=(n, 8)).astype(np.float32)
     features[:, 2] += 4 * answers[:, SUBDURAL]
-    return PooledSlices(features, answers, np.array([f"case{i // 4}" for i in range(n)]), np.zeros(n, bool))
+    head = linear_maps(PooledSlices(features, answers, np.array([f"case{i // 4}" for i in range(n)])), "its sha256")
+    logits = features @ head.maps[SUBDURAL] + head.bias[SUBDURAL]
+    truth = answers[:, SUBDURAL] == 1
+    assert np.abs(head.maps[SUBDURAL]).argmax() == 2
+    assert logits[truth].mean() > logits[~truth].mean() + 0.05  # a strong penalty on few slices
+    assert (head.maps[KINDS.index("epidural")] == 0).all()  # no slice has it
+    assert str(head.classifier) == "its sha256"
 
 
-def test_maps_learn_a_kind_and_leave_out_what_is_unknown() -> None:
-    slices = pooled()
-    weights, bias = linear_maps(slices)
-    known = slices.answers[:, SUBDURAL] != UNKNOWN
-    logits = slices.features @ weights[SUBDURAL] + bias[SUBDURAL]
-    truth = slices.answers[known, SUBDURAL] == 1
-    assert np.abs(weights[SUBDURAL]).argmax() == 2
-    assert logits[known][truth].mean() > logits[known][~truth].mean() + 0.03  # a strong penalty on 60 slices
-    assert (weights[KINDS.index("epidural")] == 0).all()  # no slice has it
-
-
-def test_crossed_maps_have_not_seen_the_case() -> None:
-    slices = pooled()
-    fold = folds(slices.cases, seed=0)
-    other = slices.features.copy()
-    changed = np.array([fold[name] == 0 for name in slices.cases])
-    other[changed] += 100.0
-    before = crossed_maps(slices, 0)[0]
-    after = crossed_maps(PooledSlices(other, slices.answers, slices.cases, slices.painted), 0)[0]
-    assert np.array_equal(before[0], after[0])
-    assert np.array_equal(before[1], after[1])
+def test_slices_are_ranked_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The maps are the answers themselves, with one slice of subarachnoid blood taken for none."""
+    monkeypatch.setattr(kind_slices, "RESAMPLED", 50)
+    monkeypatch.setattr(single_slices, "RESAMPLED", 50)
+    rng = np.random.default_rng(0)
+    answers = (rng.random((60, len(ANSWERS))) < 0.3).astype(np.int8)
+    features = answers[:, : len(KINDS)].astype(np.float32)
+    wrong = np.flatnonzero(answers[:, KINDS.index("subarachnoid")])[0]
+    features[wrong, KINDS.index("subarachnoid")] = 0
+    head = nothing_named("its sha256", np.eye(len(KINDS)), np.zeros(len(KINDS)))
+    rows = {r["kind"]: r for r in slice_aucs(PooledSlices(features, answers, np.arange(60)), head, "set", "val")}
+    missed = 1 - 0.5 / answers[:, KINDS.index("subarachnoid")].sum()  # half a pair in each of the slices without
+    assert [rows[kind]["auc"] for kind in ("intraparenchymal", "subarachnoid")] == [1, pytest.approx(missed, abs=1e-3)]
+    assert rows["mean of four"]["auc"] == pytest.approx((3 + missed) / 4, abs=1e-3)
+    assert rows["mean of four"]["auc_low"] < rows["mean of four"]["auc"] <= rows["mean of four"]["auc_high"] <= 1
+    answers[:, KINDS.index("subdural")] = 0
+    fewer = slice_aucs(PooledSlices(features, answers, np.arange(60)), head, "set", "val")
+    assert "mean of four" not in {row["kind"] for row in fewer}
+    assert np.isnan(fewer[KINDS.index("subdural")]["auc"])
 
 
 @pytest.fixture(scope="module")
@@ -130,21 +139,7 @@ def head() -> Prepared:
     return Prepared("head", "train", hu, inside, np.zeros(4, np.int8))
 
 
-def test_painted_copies_are_labelled_with_their_kind(head: Prepared) -> None:
-    answers = np.array([of()] * 4, np.int8)
-    config = load_config("best")  # some kinds have no room in a head without CSF
-    copies = [copy for seed in range(4) for copy in painted_copies(head, answers, config, np.random.default_rng(seed))]
-    assert copies
-    for scan, slices, own in copies:
-        assert (scan.hu[slices] != head.hu[slices]).any()
-        assert (own[slices, -1] == 1).all()
-        assert (own[slices, : len(KINDS)].sum(axis=1) == 1).all()
-        rest = np.setdiff1d(np.arange(4), slices)
-        assert (own[rest] == 0).all()
-    assert (answers == 0).all()
-
-
-def counted(lesions: list[np.ndarray], hu: np.ndarray, inside: np.ndarray, name: str) -> np.ndarray:
+def counted(lesions: list[np.ndarray], hu: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return np.array([[lesion.sum()] * len(INPUTS) for lesion in lesions], float)
 
 
@@ -202,12 +197,12 @@ def test_samples_are_taken_up_only_where_they_were_made_of_the_same(tmp_path: Pa
     data = KindData(DataSet("d", (case,)), answers, tmp_path, tmp_path / "relabel", Settings())
     made: list[int] = []
 
-    def inputs(lesions: list[np.ndarray], hu: np.ndarray, inside: np.ndarray, name: str) -> np.ndarray:
+    def inputs(lesions: list[np.ndarray], hu: np.ndarray, inside: np.ndarray) -> np.ndarray:
         made.append(len(lesions))
         return np.zeros((len(lesions), len(INPUTS)))
 
     def lesions(data: KindData, config: Config) -> list[LesionSample]:
-        key = samples_key(data, None, config)
+        key = samples_key(data, "", config)
         return lesion_samples(data, "train", inputs, config, tmp_path / "lesions_train.npz", key)
 
     config = load_config("smoke")
@@ -223,3 +218,30 @@ def test_samples_are_taken_up_only_where_they_were_made_of_the_same(tmp_path: Pa
     lesions(data, config)
     lesions(replace(data, answers={"a": np.array([of("epidural"), of("epidural")], np.int8)}), config)
     assert made == [1] * 5
+
+
+def test_kinds_are_learned_from_slice_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Round heads with a bleed at the rim or in the middle; nothing is painted, no classifier is asked."""
+    monkeypatch.setattr(kinds_pipeline, "COPIES", 0)
+    config = load_config("smoke")
+    y, x = np.meshgrid(np.arange(48), np.arange(48), indexing="ij")
+    inside = np.stack([(y - 24) ** 2 + (x - 24) ** 2 < 20**2] * 2)
+    for folder in ("prepare", "relabel"):
+        (tmp_path / folder).mkdir()
+    cases, answers = [], {}
+    for number in range(8):
+        name, kind = f"head{number}", ("subdural", "intraparenchymal")[number % 2]
+        middle = 24 - (16 if kind == "subdural" else 2) + number // 4
+        mask = inside & ((y - middle) ** 2 + (x - 24) ** 2 < (4 + number / 8) ** 2)
+        hu = np.where(mask, 65, np.where(inside, 32, -20)).astype(np.float32)
+        np.savez(tmp_path / "prepare" / f"{name}.npz", hu=hu, intracranial=inside, labels=np.ones(2, np.int8))
+        np.savez(tmp_path / "relabel" / f"{name}.npz", mask=mask)
+        split = "val" if number >= 6 else "train"
+        cases.append(Case(name, tmp_path / f"{name}.nii.gz", split, (1, 1), None, source="d"))
+        answers[name] = np.array([of(kind), of(kind)], np.int8)
+    data = KindData(DataSet("d", tuple(cases)), answers, tmp_path, tmp_path / "relabel", Settings())
+    figures = kinds_pipeline.train_kinds(data, None, config, tmp_path / "out")
+    assert figures["lesions"] == 6
+    assert not Head.read(tmp_path / "out" / "kinds.npz").has_maps
+    rows = list(csv.DictReader((tmp_path / "out" / "lesions.csv").open()))
+    assert [(row["truth"], row["called"]) for row in rows] == [(k, k) for k in ("subdural", "intraparenchymal")]

@@ -34,20 +34,19 @@ def _train(
     data: DataSetsOption,
     out: Annotated[Path, typer.Option(help="Folder for what was learned and the tables of val.")],
     config: ConfigOption = "best",
-    network: Annotated[bool, typer.Option("--network", help="Let the slice classifier say what it sees, too.")] = False,
-    classifier: Annotated[
-        Path | None, typer.Option(help="Its weights, .pt or .safetensors; by default the run's.")
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Weights whose slice classifier says what it sees; by default, it is not asked."),
     ] = None,
     labels: Annotated[str, typer.Option(help="The run's stage whose masks are the lesions.")] = "relabel",
     seed: SeedOption = None,
 ) -> None:
-    """Learn kinds of lesions; writes kinds.npz and lesions.csv, with --network kinds.onnx and slices.csv, too."""
+    """Learn kinds of lesions; writes kinds.npz and, of the lesions of val, tables and a plot."""
     from ..console import in_words
     from ..pipeline.kinds import train_kinds
 
     settings, kinds = _data(config, data, run, labels, seed)
-    slices = _network(settings, classifier or run / "sequence" / "network.pt") if network else None
-    print(in_words(train_kinds(kinds, slices, settings, out)))
+    print(in_words(train_kinds(kinds, weights, settings, out)))
 
 
 def _data(config: str, folders: list[Path], run: Path, labels: str, seed: int | None) -> tuple[Config, KindData]:
@@ -76,37 +75,40 @@ def _data(config: str, folders: list[Path], run: Path, labels: str, seed: int | 
     return settings, KindData(whole, answers, run, run / labels, settings.preprocessing, frozenset(not_brain))
 
 
-def _network(config: Config, path: Path):  # type: ignore[no-untyped-def]  # torch is imported late
-    import torch
-
-    from ..networks.kind_network import KindNetwork
-
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(str(path))
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        network = KindNetwork(config)
-        network.slices.load_state_dict(state)
-    except FileNotFoundError:
-        raise HemsegError(f"{path}: there is no such file; the slice classifier has not been trained.") from None
-    except RuntimeError:
-        raise HemsegError(f"{path}: is not a slice classifier of configuration {config.name}.") from None
-    return network.eval()
-
-
 @app.command("kinds-attach")
 def _attach(
     source: Annotated[Path, typer.Argument(help="Folder that `kinds-train` wrote.")],
     weights: Annotated[Path, typer.Argument(help="Folder with a manifest.")],
+    measured: Annotated[
+        Path | None,
+        typer.Option(help="summary.csv of kinds-measure: reports say how often they were right on test."),
+    ] = None,
 ) -> None:
     """Put what was learned beside weights, and name it in their manifest."""
     from ..export.kinds import attach_kinds
 
-    attach_kinds(source, weights)
+    attach_kinds(source, weights, measured)
     print(f"{weights / 'manifest.json'}: names kinds of hemorrhage")
+
+
+@app.command("kinds-slices")
+def _slices(
+    run: RunOption,
+    data: DataSetsOption,
+    out: Annotated[Path, typer.Option(help="The table.")],
+    split: SplitOption = None,
+    weights: WeightsOption = None,
+    config: ConfigOption = "best",
+) -> None:
+    """Measure how well the slice classifier of weights tells kinds of hemorrhage in a run's prepared slices."""
+    from ..console import in_words
+    from ..evaluation.tables import write_table
+    from ..pipeline.kinds import measured_slices
+
+    rows = measured_slices(_data(config, data, run, "relabel", None)[1], weights, tuple(split or ["val"]))
+    write_table(rows, out)
+    for row in rows:
+        print(in_words(row))
 
 
 @app.command("kinds-measure")

@@ -16,9 +16,11 @@ from hemseg.kinds import ANSWERS, KINDS
 
 from .dataset_tables import case_name
 from .datasets import DataSet
+from .painted import KINDS as PAINTED
 from .tables import Row, read_table, whole_number, yes_or_no
 
 UNKNOWN = -1
+KIND_OF = {name: "subdural" if name == "sheet" else name for name in PAINTED}  # along falx and tentorium
 
 
 def read_slice_kinds(folder: Path, dataset: DataSet) -> dict[str, np.ndarray]:

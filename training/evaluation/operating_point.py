@@ -71,14 +71,14 @@ def operating_points(dataset: DataSet, model: Model, split: str = "val") -> list
             rows += [{"dataset": case.source or dataset.name, **point, **nothing} for point in every]
             continue
         probability = working_probability(first.working, model)
-        slices = None
+        look = None
         if model.classifier:
             settings = model.manifest.preprocessing
-            slices = model.classifier.opinion(probability, lowest, first.working, settings)
+            look = model.classifier.opinion(probability, lowest, first.working, settings)
         for point in every:
             manifest, opinion = _at(model.manifest, point), None
-            if slices is not None and model.classifier and manifest.min_slice_probability:
-                opinion = opinion_of(slices, probability, first.working, model.classifier, manifest)
+            if look and model.classifier and manifest.min_slice_probability:
+                opinion = opinion_of(look, probability, first.working, model.classifier, manifest)
             result = postprocess(volume, first.working, probability, manifest, opinion)
             rows.append({"dataset": case.source or dataset.name, **point, **_counts(result.mask, case, volume)})
     return [_summary(rows, point, name) for name in dict.fromkeys(r["dataset"] for r in rows) for point in every]

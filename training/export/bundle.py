@@ -84,7 +84,7 @@ def write_bundle(config: Config, run: Path, out: Path) -> None:
     (out / "models" / "model.pt").write_bytes((run / names.unets[-1] / "network.pt").read_bytes())
     manifest = Manifest.read(run / names.export)
     manifest.write(out / "configs")
-    for name in filter(None, (manifest.strip_file, manifest.classifier_file)):
+    for name in filter(None, (manifest.strip_file, manifest.classifier_file, manifest.kinds_file)):
         shutil.copyfile(run / names.export / name, out / "configs" / name)
     what = f"hemseg {manifest.version}: research only, not a medical device.\n"
     (out / "docs" / "README.md").write_text(f"{what}\nLicence of the weights: {manifest.license}\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime as ort
@@ -21,17 +21,22 @@ from .to_onnx import TOLERANCE, write_onnx
 CLASSIFIER = "classifier.onnx"
 
 
-class SliceProbability(nn.Module):
-    """HU (n, y, x) of fields of view -> probability of hemorrhage in each slice, (n,): the mean of all networks'."""
+class SliceAnswers(nn.Module):
+    """HU (n, y, x) of fields of view -> probability of hemorrhage in each slice, (n,): the mean of all networks'; and
+    the feature maps that it is made of, (n, channel, y', x'), all networks' together: kinds are read off them
+    (`hemseg.kinds`)."""
 
     def __init__(self, networks: list[SliceNetwork], config: Config) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
         self.sampled = FieldSampling(field_size(config), config.classifier.image_size)
 
-    def forward(self, hu: Tensor) -> Tensor:
+    def forward(self, hu: Tensor) -> tuple[Tensor, Tensor]:
         slices = self.sampled(hu)
-        return torch.stack([network(slices).sigmoid() for network in self.networks]).mean(dim=0)
+        networks = cast("list[SliceNetwork]", list(self.networks))
+        maps = [network.stages(slices)[-1] for network in networks]
+        logits = [network.fc(m.mean(dim=(2, 3)))[:, 0] for network, m in zip(networks, maps, strict=True)]
+        return torch.stack(logits).sigmoid().mean(dim=0), torch.cat(maps, dim=1)
 
 
 def export_classifier(networks: list[SliceNetwork], config: Config, folder: Path) -> dict[str, Any]:
@@ -48,12 +53,13 @@ def export_classifier(networks: list[SliceNetwork], config: Config, folder: Path
     Raises:
         HemsegError: ONNX Runtime and torch differ by more than 1e-4.
     """
-    model, path = SliceProbability(networks, config).eval(), folder / CLASSIFIER
+    model, path = SliceAnswers(networks, config).eval(), folder / CLASSIFIER
     slices = torch.rand(2, *field_size(config)) * 100 - 20
-    write_onnx(model, slices, path, names=("slices", "probability"))
-    answer = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"slices": slices.numpy()})
+    write_onnx(model, slices, path, names=("slices", "probability", "features"))
+    answers = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"slices": slices.numpy()})
     with torch.no_grad():
-        difference = float(np.abs(answer[0] - model(slices).numpy()).max())
+        pairs = zip(answers, model(slices), strict=True)
+        difference = max(float(np.abs(one - other.numpy()).max()) for one, other in pairs)
     if difference > TOLERANCE:
         raise HemsegError(f"{path}: ONNX Runtime differs from torch by {difference:.2g}, more than {TOLERANCE}.")
     return {

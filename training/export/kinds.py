@@ -1,4 +1,4 @@
-"""What names kinds of hemorrhage, as inference reads it: the network as ONNX, the numbers, the manifest."""
+"""What names kinds of hemorrhage, put beside weights and named in their manifest."""
 
 from __future__ import annotations
 
@@ -8,71 +8,55 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
-import torch
 
 from hemseg.errors import HemsegError
 from hemseg.kinds import Head
 from hemseg.manifest import FORMAT, Manifest
 
-from ..networks.kind_network import KindNetwork
-from .to_onnx import TOLERANCE, write_onnx
+from ..data.tables import Row, read_table, whole_number
 
-NETWORK, NUMBERS = "kinds.onnx", "kinds.npz"
-
-
-def export_kinds(network: KindNetwork | None, head: Head, folder: Path) -> float:
-    """Write ``kinds.npz`` and, with a network, ``kinds.onnx``; check the network against torch.
-
-    Returns:
-        The largest difference to torch, relative to the largest feature; 0 without a network.
-
-    Raises:
-        HemsegError: they differ by more than 1e-4 of it.
-    """
-    head.write(folder / NUMBERS)
-    path = folder / NETWORK
-    if network is None:
-        path.unlink(missing_ok=True)
-        return 0.0
-    slices = torch.rand(2, *network.field) * 100 - 20
-    write_onnx(network.eval(), slices, path, names=("slices", "features"))
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    with torch.no_grad():
-        expected = network(slices).numpy()
-    answer = session.run(None, {"slices": slices.numpy()})[0]
-    difference = float(np.abs(answer - expected).max() / np.abs(expected).max())
-    if difference > TOLERANCE:
-        raise HemsegError(f"{path}: ONNX Runtime differs from torch by {difference:.2g}, more than {TOLERANCE}.")
-    return difference
+NUMBERS = "kinds.npz"
 
 
-def attach_kinds(source: Path, weights: Path) -> None:
-    """Put what `export_kinds` wrote beside weights, and name it in their manifest.
+def attach_kinds(source: Path, weights: Path, measured: Path | None = None) -> None:
+    """Put what `training.pipeline.kinds.train_kinds` wrote beside weights, and name it in their manifest.
 
     Args:
-        source: folder that holds the files; it may be the weights' own.
+        source: folder that holds the file; it may be the weights' own.
         weights: folder with a manifest.
+        measured: ``summary.csv`` of `kinds-measure`; how often the kinds were right in test scans is kept with them.
 
     Raises:
-        HemsegError: a file is missing or is not what it should be, or there is no manifest.
+        HemsegError: the file is missing, is not what it should be or reads another slice classifier than the weights
+            have; or there is no manifest.
     """
     manifest = Manifest.read(weights)
     if not (source / NUMBERS).is_file():
         raise HemsegError(f"{source}: has no {NUMBERS}; run `python -m training kinds-train` first.")
-    names = (NUMBERS, NETWORK) if Head.read(source / NUMBERS).has_maps else (NUMBERS,)
-    if missing := [name for name in names if not (source / name).is_file()]:
-        raise HemsegError(f"{source}: has no {missing[0]}, which {NUMBERS} needs.")
-    sums = dict.fromkeys((NUMBERS, NETWORK), "")
-    for name in names:
-        if source.resolve() != weights.resolve():
-            shutil.copyfile(source / name, weights / name)
-        sums[name] = hashlib.sha256((weights / name).read_bytes()).hexdigest()
-    replace(
-        manifest,
-        kinds_file=NUMBERS,
-        kinds_sha256=sums[NUMBERS],
-        kinds_network_file=NETWORK if sums[NETWORK] else "",
-        kinds_network_sha256=sums[NETWORK],
-        format=FORMAT,
-    ).write(weights)
+    head = Head.read(source / NUMBERS)
+    if head.has_maps and str(head.classifier) != manifest.classifier_sha256:
+        raise HemsegError(f"{source / NUMBERS}: was made for another slice classifier than {weights} has.")
+    if measured:
+        replace(head, right=np.array(right_in_test(measured))).write(weights / NUMBERS)
+    elif source.resolve() != weights.resolve():
+        shutil.copyfile(source / NUMBERS, weights / NUMBERS)
+    digest = hashlib.sha256((weights / NUMBERS).read_bytes()).hexdigest()
+    replace(manifest, kinds_file=NUMBERS, kinds_sha256=digest, format=FORMAT).write(weights)
+
+
+def right_in_test(summary: Path) -> tuple[int, int]:
+    """Of how many lesions of test scans the kind was right, and of how many in all; what was painted does not count.
+
+    Raises:
+        HemsegError: the table says nothing of a test split.
+    """
+    faults: list[str] = []
+    rows = read_table(summary, ("data", "split", "kind", "judged", "right"), faults)
+    own = [r for r in rows if r.get("split") == "test" and r.get("kind") == "all" and r.get("data") != "painted"]
+    if faults or not own:
+        raise HemsegError(f"{summary}: does not say how often kinds were right in a test split.", faults)
+    return _total(own, "right"), _total(own, "judged")
+
+
+def _total(rows: list[Row], column: str) -> int:
+    return sum(whole_number(row.get(column)) or 0 for row in rows)

@@ -138,14 +138,14 @@ def write_onnx(
     image: Tensor,
     path: Path,
     shapes: Any = None,
-    names: tuple[str, str] = ("image", "probability"),
+    names: tuple[str, ...] = ("image", "probability"),
 ) -> None:
     """Write a network as ONNX, as torch exports it.
 
     Args:
         image: an example of its input.
         shapes: torch's ``dynamic_shapes``; by default the batch is free, and the patch is that of ``image``.
-        names: of input and output.
+        names: of input and outputs.
     """
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -156,7 +156,7 @@ def write_onnx(
             (image,),
             str(path),
             input_names=[names[0]],
-            output_names=[names[1]],
+            output_names=list(names[1:]),
             dynamic_shapes=shapes or ({0: torch.export.Dim("batch", min=1, max=64)},),
             opset_version=OPSET,
             external_data=False,

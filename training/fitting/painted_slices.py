@@ -23,9 +23,10 @@ from ..data.field_of_view import network_slices
 from ..data.painted import KINDS as PAINTED
 from ..data.painted import ODDS, add_bleed, add_distractor
 from ..data.painted_place import place_of
+from ..data.slice_kinds import KIND_OF
 from .classifier import Slices, kinds_of
-from .kind_slices import KIND_OF, seen_slices
 
+SEEN_MM2 = 25.0  # so much of a slice must be painted for a yes
 DISTRACTED = 0.5  # share of the copies with something bright that is no blood, too
 
 
@@ -92,3 +93,13 @@ def painted_copy(
     changed = (whole != case.hu).any(axis=(1, 2))
     labels = np.where(seen, 1, case.labels).astype(case.labels.dtype)
     return replace(case, hu=whole, labels=labels), changed & ~trace & (labels >= 0), kinds
+
+
+def seen_slices(painted: np.ndarray, mm: tuple[float, float, float]) -> np.ndarray:
+    """The slices of which `SEEN_MM2` and more were painted (label 1), bool (z,).
+
+    Args:
+        painted: label (z, y, x).
+        mm: a voxel, (z, y, x).
+    """
+    return np.asarray((painted == 1).sum(axis=(1, 2)) * mm[1] * mm[2] >= SEEN_MM2)

@@ -7,49 +7,37 @@ regression gives to all that is allowed together (learning from partial labels, 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hemseg.kinds import ANSWERS, KINDS, MOST_SCALES, Head, View
+from hemseg.kinds import KINDS, MOST_SCALES, Head
 
 from .lesion_kinds import LesionSample
 
-PENALTY = 0.003  # of the squared weights
+PENALTY = 0.001  # of the squared weights; ranked on val, as the two below
 STEPS = 60  # of L-BFGS
 PAINTED_SHARE = 0.3  # of all weight
-NAMED_RIGHT = 2 / 3  # of the lesions that are named, so many are to be right
+PHANTOM = 0.5  # weight of a phantom's lesion
+NAMED_RIGHT = 0.75  # of the lesions that are named, so many are to be right
 CANDIDATES = np.round(np.arange(0.3, 0.91, 0.02), 2)
-Maps = tuple[np.ndarray, np.ndarray]  # weights (answer, zone * channel), biases (answer,)
 
 
-def fitted_head(samples: list[LesionSample], maps: Maps | None, view: View) -> Head:
+def fitted_head(samples: list[LesionSample], maps: Head) -> Head:
     """A head whose regression was fitted to lesions; ``unsure_below`` is 0.
 
     Args:
-        samples: of train.
-        maps: of the slice network; None where there is none, and the samples' inputs are `FEATURES`.
+        samples: of train; their inputs are those of the head.
+        maps: a head with its maps, if any.
     """
     inputs, allowed = np.stack([s.inputs for s in samples]), np.stack([s.allowed for s in samples])
     mean, scale = inputs.mean(axis=0), inputs.std(axis=0) + 1e-6
     weight, offset = _regression(
         ((inputs - mean) / scale).clip(-MOST_SCALES, MOST_SCALES), allowed, sample_weights(samples)
     )
-    zones = len(view.zones_mm) + 1
-    weights, bias = maps if maps else (np.zeros((len(ANSWERS), 0)), np.zeros(len(ANSWERS)))
-    return Head(
-        field=np.array(view.field),
-        background=np.array(view.background),
-        zones_mm=np.array(view.zones_mm),
-        maps=weights.reshape(len(ANSWERS), zones, weights.shape[1] // zones).astype(np.float32),
-        bias=bias.astype(np.float32),
-        mean=mean,
-        scale=scale,
-        weight=weight,
-        offset=offset,
-        unsure_below=np.array(0.0),
-    )
+    return replace(maps, mean=mean, scale=scale, weight=weight, offset=offset, unsure_below=np.array(0.0))
 
 
 def _regression(inputs: np.ndarray, allowed: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -73,11 +61,18 @@ def _regression(inputs: np.ndarray, allowed: np.ndarray, weight: np.ndarray) -> 
 
 
 def sample_weights(samples: list[LesionSample]) -> np.ndarray:
-    """Weights that add up to 1: the lesions of a scan together count as the square root of their number, painted ones
-    together for `PAINTED_SHARE` of all."""
+    """Weights that add up to 1.
+
+    The lesions of a scan together count as the square root of their number, painted ones together for `PAINTED_SHARE`
+    of all; among these, a kind counts as the square root of its number.
+    """
     number = Counter(s.case for s in samples if s.source != "painted")
+    kinds = Counter(int(s.allowed.argmax()) for s in samples if s.source == "painted")
     is_painted = np.array([s.source == "painted" for s in samples])
-    weight = np.array([1.0 if s.source == "painted" else number[s.case] ** -0.5 for s in samples])
+    weight = np.array(
+        [(kinds[int(s.allowed.argmax())] if s.source == "painted" else number[s.case]) ** -0.5 for s in samples]
+    )
+    weight[[s.source == "phantoms" for s in samples]] *= PHANTOM
     if is_painted.any() and not is_painted.all():
         weight[is_painted] *= PAINTED_SHARE / weight[is_painted].sum()
         weight[~is_painted] *= (1 - PAINTED_SHARE) / weight[~is_painted].sum()

@@ -1,7 +1,7 @@
 """Lesions to learn kinds from: those of pseudo-labels, whose slices say what they may be, and painted ones.
 
 Nobody labelled a lesion. One of a slice whose label names a single kind is of that kind; one of a slice with several
-is one of them, and the perceptron learns no more than that. The kind of a painted bleed is known, and its mask is at
+is one of them, and the regression learns no more than that. The kind of a painted bleed is known, and its mask is at
 times made a pixel smaller or larger, as a network's may be.
 """
 
@@ -46,8 +46,8 @@ class LesionSample:
     largest: bool
 
 
-Inputs = Callable[[list[np.ndarray], np.ndarray, np.ndarray, str], np.ndarray]
-"""Lesions, each bool (z, y, x), HU and intracranial mask (z, y, x), name of the case -> (lesion, input)."""
+Inputs = Callable[[list[np.ndarray], np.ndarray, np.ndarray], np.ndarray]
+"""Lesions, each bool (z, y, x), HU and intracranial mask (z, y, x) -> (lesion, input)."""
 
 
 def lesions_of(mask: np.ndarray, mm: tuple[float, float, float], least_ml: float = LEAST_ML) -> list[np.ndarray]:
@@ -75,7 +75,7 @@ def labelled_lesions(
         chosen = [number for number, kinds in enumerate(allowed) if kinds.any()]
         if not chosen:
             continue
-        rows = inputs([lesions[number] for number in chosen], case.hu, case.intracranial, case.name)
+        rows = inputs([lesions[number] for number in chosen], case.hu, case.intracranial)
         for number, row in zip(chosen, rows, strict=True):
             yield LesionSample(case.name, source, allowed[number], row, number == 0)
 
@@ -114,7 +114,7 @@ def painted_lesions(
             if not lesions:
                 continue
             own = np.array([kind == kinds[name] for kind in KINDS])
-            rows = inputs(lesions, hu[part], inside, case.name)
+            rows = inputs(lesions, hu[part], inside)
             for i, row in enumerate(rows):
                 yield LesionSample(case.name, "painted", own, row, i == 0)
 

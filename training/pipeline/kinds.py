@@ -1,16 +1,15 @@
-"""Training what names kinds: slices, maps, lesions, perceptron; each step's result stays in a folder and is taken up.
+"""Training what names kinds: slices, maps, lesions, regression; samples stay in a folder and are taken up.
 
-    python -m training kinds-train --config best --run RUN --data A --data B --out OUT [--network]
+    python -m training kinds-train --config best --run RUN --data A --data B --out OUT [--weights WEIGHTS]
 
-It needs a run that has pseudo-labels: their components are the lesions. With ``--network``, the run's slice classifier
-says what it sees of each kind, too. Training ends in ``kinds.npz`` (and ``kinds.onnx``), and in tables of val: lesions
-by kind (and AUC of slices by kind).
+It needs a run that has pseudo-labels: their components are the lesions. With ``--weights``, their slice classifier says
+what it sees of each kind, too. Training ends in ``kinds.npz``, and in tables of the lesions of val.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,35 +18,29 @@ import numpy as np
 from rich.progress import track
 
 from hemseg.errors import HemsegError
-from hemseg.kinds import ANSWERS, KINDS, UNSURE, Head, lesion_inputs
+from hemseg.kinds import KINDS, UNSURE, Head, lesion_inputs
 from hemseg.lesion_features import FEATURES
+from hemseg.manifest import Manifest, default_weights
+from hemseg.model import load_classifier, load_kinds
 from hemseg.preprocessing import Settings, leveled
+from hemseg.resources import cores
+from hemseg.second_opinion import SliceClassifier
 
 from ..config import Config
 from ..console import console
 from ..data.datasets import DataSet, Prepared, prepared
-from ..data.slice_kinds import UNKNOWN
+from ..data.slice_kinds import KIND_OF
 from ..evaluation.kind_plot import write_confusion
+from ..evaluation.kind_slices import slice_aucs
 from ..evaluation.kinds import Row, summary
-from ..evaluation.single_slices import auc_with_interval
 from ..evaluation.tables import write_table
-from ..export.kinds import export_kinds
-from ..fitting.kind_slices import (
-    FOLDS,
-    KIND_OF,
-    PooledSlices,
-    crossed_maps,
-    folds,
-    linear_maps,
-    pooled_slices,
-    view_of,
-)
-from ..labels.kind_head import Maps, fitted_head, unsure_below
+from ..export.kinds import NUMBERS
+from ..fitting.kind_slices import PooledSlices, classifier_features, linear_maps, nothing_named, pooled_slices
+from ..labels.kind_head import fitted_head, unsure_below
 from ..labels.lesion_kinds import Inputs, LesionSample, labelled_lesions, painted_lesions
-from ..networks.kind_network import KindNetwork
 from .runner import fingerprint, mark_of
 
-COPIES, SINGLES = 1, 300  # painted bleeds of a scan; single slices that get one
+COPIES, SINGLES = 4, 300  # painted bleeds of a scan; single slices that get one
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +53,7 @@ class KindData:
         run: folder with the prepared scans.
         labels: folder with pseudo-labels.
         grid: scans are seen at its brain level, as in inference.
-        not_brain: cases of single slices that are not at brain level: no figure counts them.
+        not_brain: cases of single slices that are not at brain level: they are learned from, and no figure counts them.
     """
 
     dataset: DataSet
@@ -70,9 +63,9 @@ class KindData:
     grid: Settings
     not_brain: frozenset[str] = frozenset()
 
-    def scans(self, split: str, without: tuple[str, ...] = ()) -> Iterator[Prepared]:
+    def scans(self, split: str) -> Iterator[Prepared]:
         """The prepared scans of a split."""
-        for case in prepared(self.run / "prepare", self.dataset.without(without), split):
+        for case in prepared(self.run / "prepare", self.dataset, split):
             yield replace(case, hu=leveled(case.hu, case.intracranial, self.grid))
 
     @property
@@ -81,102 +74,75 @@ class KindData:
         return {case.name: case.source for case in self.dataset.cases}
 
 
-def train_kinds(data: KindData, network: KindNetwork | None, config: Config, out: Path) -> dict[str, Any]:
-    """All steps; writes ``kinds.npz`` and ``lesions.csv``, and with a network ``kinds.onnx`` and ``slices.csv``.
+def train_kinds(data: KindData, weights: Path | None, config: Config, out: Path) -> dict[str, Any]:
+    """All steps; writes ``kinds.npz`` and, of the lesions of val, ``lesions.csv``, ``summary.csv`` and a plot.
 
     Args:
-        network: the slice classifier's; None: lesions are named by their own figures alone.
+        data: see `KindData`.
+        weights: folder of the weights whose slice classifier is asked; None: lesions are named by their own figures.
+        config: of the run.
+        out: where to.
 
     Raises:
-        HemsegError: no slice of train names a kind.
+        HemsegError: no slice of train names a kind, or the weights have no classifier.
     """
     out.mkdir(parents=True, exist_ok=True)
     if not any((data.answers[case.name][:, : len(KINDS)] == 1).any() for case in data.dataset.part("train")):
         raise HemsegError(f"{data.dataset.name}: no slice of train is labelled with a kind of hemorrhage.")
-    figures: dict[str, Any] = {}
-    key = samples_key(data, network, config)
-    maps, crossed, fold = None, {}, {}
-    if network:
-        train, val = (
-            slice_samples(data, split, network, config, out / f"slices_{split}.npz", key) for split in ("train", "val")
-        )
-        maps, crossed, fold = linear_maps(train), crossed_maps(train, config.seed), folds(train.cases, config.seed)
-        auc = slice_aucs(val, maps, data, "val")
-        write_table(auc, out / "slices.csv")
-        figures |= {f"auc_{row['data']}_{row['answer']}": row["auc"] for row in auc}
-
-    def inputs_by(choose: Callable[[str], Maps | None]) -> Inputs:
-        """Inputs with the maps that a case is to be seen with."""
-
-        def compute(lesions: list[np.ndarray], hu: np.ndarray, inside: np.ndarray, name: str) -> np.ndarray:
-            head, mm = only_maps(choose(name), config), config.preprocessing.spacing
-            return lesion_inputs(lesions, hu, inside, mm, head, _torch(network) if network else None)
-
-        return compute
-
-    own_fold = inputs_by(lambda name: crossed.get(fold.get(name, 0)))
-    of_train = lesion_samples(data, "train", own_fold, config, out / "lesions_train.npz", key)
-    of_val = lesion_samples(data, "val", inputs_by(lambda name: maps), config, out / "lesions_val.npz", key)
-    head, rows = chosen_head(of_train, of_val, maps, config)
+    manifest = Manifest.read(weights) if weights else None
+    key = samples_key(data, manifest.classifier_sha256 if manifest else "", config)
+    maps, classifier = nothing_named(), None
+    if weights and manifest:
+        slices = slice_samples(data, weights, config, out / "slices_train.npz", key)
+        maps = linear_maps(slices, manifest.classifier_sha256)
+        classifier = load_classifier(weights, manifest, maps, cores())
+    inputs = inputs_by(classifier, config)
+    of_train, of_val = (
+        lesion_samples(data, split, inputs, config, out / f"lesions_{split}.npz", f"{key} {COPIES} {SINGLES}")
+        for split in ("train", "val")
+    )
+    of_val = [sample for sample in of_val if sample.case not in data.not_brain]
+    head = certain_head(fitted_head(of_train, maps), of_val)
+    head.write(out / NUMBERS)
+    rows = lesion_rows(of_val, answers_of(head, of_val), "val", head)
     write_table(rows, out / "lesions.csv")
     write_table(summary(rows), out / "summary.csv")
     write_confusion(rows, out / "confusion.png")
-    difference = export_kinds(network, head, out)
-    figures |= {"lesions": len(of_train), "unsure_below": float(head.unsure_below)}
-    return figures | ({"difference_to_torch": difference} if network else {})
+    return {"lesions": len(of_train), "unsure_below": float(head.unsure_below)}
 
 
-def chosen_head(
-    of_train: list[LesionSample], of_val: list[LesionSample], maps: Maps | None, config: Config
-) -> tuple[Head, list[Row]]:
-    """The head fitted to the lesions of train, unsure below what val and train by folds say; and a row for each."""
-    head = fitted_head(of_train, maps, view_of(config))
-    crossed, val = crossed_predictions(of_train, maps, config), _answers(head, of_val)
-    unseen = [*zip(of_train, crossed, strict=True), *zip(of_val, val, strict=True)]
-    certain = [(s, p) for s, p in unseen if s.source not in ("painted", "phantoms") and s.allowed.sum() == 1]
-    if certain:
-        level = unsure_below(np.stack([p for _, p in certain]), np.stack([s.allowed for s, _ in certain]))
-        head = replace(head, unsure_below=np.array(level))
-    return head, lesion_rows(of_train, crossed, "train, by folds", head) + lesion_rows(of_val, val, "val", head)
+def inputs_by(classifier: SliceClassifier | None, config: Config) -> Inputs:
+    """The inputs of lesions, with what a classifier sees in them."""
+    mm, background = config.preprocessing.spacing, config.preprocessing.hu_range[0]
+
+    def compute(lesions: list[np.ndarray], hu: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        touched = np.flatnonzero(np.logical_or.reduce([lesion.any(axis=(1, 2)) for lesion in lesions]))
+        look = classifier.look(touched, hu, inside, background) if classifier else None
+        return lesion_inputs(lesions, hu, inside, mm, look)
+
+    return compute
 
 
-def only_maps(maps: Maps | None, config: Config) -> Head:
-    """A head that makes maps, if there are any, and names nothing."""
-    view = view_of(config)
-    weights, bias = maps if maps else (np.zeros((len(ANSWERS), 0)), np.zeros(len(ANSWERS)))
-    zones, empty = len(view.zones_mm) + 1, np.zeros(0)
-    return Head(
-        field=np.array(view.field),
-        background=np.array(view.background),
-        zones_mm=np.array(view.zones_mm),
-        maps=weights.reshape(len(ANSWERS), zones, weights.shape[1] // zones),
-        bias=bias,
-        **dict.fromkeys(("mean", "scale", "weight", "offset", "unsure_below"), empty),
-    )
+def certain_head(head: Head, of_val: list[LesionSample]) -> Head:
+    """The head, unsure below the probability that lesions of val ask for (`unsure_below`)."""
+    own = [s for s in of_val if s.source not in ("painted", "phantoms") and s.largest and s.allowed.sum() == 1]
+    if not own:
+        return head
+    level = unsure_below(answers_of(head, own), np.stack([s.allowed for s in own]))
+    return replace(head, unsure_below=np.array(level))
 
 
-def _torch(network: KindNetwork) -> Callable[[np.ndarray], np.ndarray]:
-    import torch
-
-    def run(slices: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return np.asarray(network(torch.from_numpy(slices)).numpy())
-
-    return run
-
-
-def samples_key(data: KindData, network: KindNetwork | None, config: Config) -> str:
-    """Changes with all that samples of slices and lesions are made of: scans, labels, masks, network, settings."""
+def samples_key(data: KindData, classifier: str, config: Config) -> str:
+    """Changes with all that samples of slices and lesions are made of: scans, labels, masks, settings, and the
+    classifier (its sha256). What is painted counts for lesions alone, whose numbers are added to their key."""
     digest = hashlib.sha256()
     for case in data.dataset.cases:
         label = data.labels / f"{case.name}.npz"
         digest.update(repr((case.name, case.split, case.source, data.answers[case.name].tolist())).encode())
         digest.update(label.read_bytes() if label.exists() else b"none")
-    for name, values in (network.state_dict() if network else {}).items():
-        digest.update(name.encode() + values.numpy().tobytes())
     scans = mark_of(data.run / "prepare")
-    settings = (data.grid, config.preprocessing, config.classifier, config.seed, COPIES, SINGLES)
-    return fingerprint(digest.hexdigest(), scans, *settings)
+    settings = (data.grid, config.preprocessing, config.classifier, config.seed)
+    return fingerprint(digest.hexdigest(), classifier, scans, *settings)
 
 
 def _kept(path: Path, key: str) -> dict[str, np.ndarray] | None:
@@ -191,26 +157,50 @@ def _kept(path: Path, key: str) -> dict[str, np.ndarray] | None:
     return None
 
 
-def slice_samples(
-    data: KindData, split: str, network: KindNetwork, config: Config, path: Path, key: str
-) -> PooledSlices:
-    """What the network sees of the slices of a split.
+def slice_samples(data: KindData, weights: Path, config: Config, path: Path, key: str) -> PooledSlices:
+    """What the weights' slice classifier sees of the slices of train; phantoms are left out.
 
     Args:
-        data: see `KindData`.
-        split: ``train`` or ``val``.
-        network: the slice classifier's.
-        config: field of view, seed.
         path: where they are kept; what is there is taken up.
         key: of what they are made of, `samples_key`; samples of another key are made anew.
     """
     columns = _kept(path, key)
     if columns is None:
-        count = len(data.dataset.part(split))
-        scans = track(data.scans(split), f"kinds of slices, {split}", count, console=console)
-        columns = vars(pooled_slices(scans, data.answers, network, config, paint=True))
+        real = replace(data, dataset=data.dataset.without(("phantoms",)))
+        scans = track(real.scans("train"), "kinds of slices", len(real.dataset.part("train")), console=console)
+        field, background = Manifest.read(weights).classifier_field, config.preprocessing.hu_range[0]
+        columns = vars(pooled_slices(scans, data.answers, classifier_features(weights), field, background))
         np.savez_compressed(path, key=np.array(key), **columns)  # type: ignore[arg-type]
     return PooledSlices(**columns)
+
+
+def measured_slices(data: KindData, weights: Path | None, splits: tuple[str, ...]) -> list[Row]:
+    """How well the slice classifier of weights tells kinds, by data set and split: rows of `slice_aucs`.
+
+    Raises:
+        HemsegError: the weights name no kinds, or without a classifier.
+    """
+    folder = weights or default_weights()
+    manifest = Manifest.read(folder)
+    head, features = load_kinds(folder, manifest), classifier_features(folder)
+    if head is None or not head.has_maps:
+        raise HemsegError(f"{folder}: these weights do not read kinds off their slice classifier.")
+    rows: list[Row] = []
+    field, background = manifest.classifier_field, manifest.preprocessing.hu_range[0]
+    for source in data.dataset.sources():
+        found: dict[str, PooledSlices] = {}
+        for split in splits:
+            cases = tuple(c for c in source.part(split) if c.name not in data.not_brain)
+            if not any((data.answers[case.name][:, : len(KINDS)] == 1).any() for case in cases):
+                continue
+            own = replace(data, dataset=replace(source, cases=cases))
+            scans = track(own.scans(split), f"{source.name}, {split}", len(cases), console=console)
+            found[split] = pooled_slices(scans, data.answers, features, field, background)
+        if len(found) > 1:
+            found[" + ".join(found)] = PooledSlices.together(list(found.values()))
+        for split, slices in found.items():
+            rows += slice_aucs(slices, head, source.name, split)
+    return rows
 
 
 def lesion_samples(
@@ -248,40 +238,9 @@ def lesion_samples(
     return [LesionSample(**dict(zip(columns, row, strict=True))) for row in rows]
 
 
-def _answers(head: Head, samples: list[LesionSample]) -> np.ndarray:
+def answers_of(head: Head, samples: list[LesionSample]) -> np.ndarray:
+    """Probabilities (lesion, kind) of lesions."""
     return head.probabilities(np.stack([s.inputs for s in samples])) if samples else np.zeros((0, len(KINDS)))
-
-
-def crossed_predictions(samples: list[LesionSample], maps: Maps | None, config: Config) -> np.ndarray:
-    """Probabilities (lesion, kind) of lesions of train, each of a head that was fitted without its scan."""
-    fold = folds(np.array([s.case for s in samples]), config.seed + 1)
-    result = np.zeros((len(samples), len(KINDS)))
-    for number in range(FOLDS):
-        others = [s for s in samples if fold[s.case] != number]
-        own = [i for i, s in enumerate(samples) if fold[s.case] == number]
-        if own and others:
-            result[own] = _answers(fitted_head(others, maps, view_of(config)), [samples[i] for i in own])
-    return result
-
-
-def slice_aucs(
-    slices: PooledSlices, maps: tuple[np.ndarray, np.ndarray], data: KindData, split: str
-) -> list[dict[str, Any]]:
-    """AUC of slices for each answer with 95 % intervals, by data set; painted slices are left out."""
-    slices = slices.of(~slices.painted & ~np.isin(slices.cases, list(data.not_brain)))
-    logits = slices.features @ maps[0].T + maps[1]
-    source = data.source
-    sources = np.array([source[name] for name in slices.cases])
-    rows = []
-    for name in dict.fromkeys(sources.tolist()):
-        for i, answer in enumerate(ANSWERS):
-            own = (sources == name) & (slices.answers[:, i] != UNKNOWN)
-            truth = slices.answers[own, i]
-            counts = {"slices": int(own.sum()), "positive": int(truth.sum())}
-            interval = auc_with_interval("auc", truth.tolist(), logits[own, i].tolist())
-            rounded = {key: round(value, 3) for key, value in interval.items()}
-            rows.append({"data": name, "split": split, "answer": answer, **counts, **rounded})
-    return rows
 
 
 def lesion_rows(samples: list[LesionSample], probabilities: np.ndarray, split: str, head: Head) -> list[Row]:
