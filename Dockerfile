@@ -81,6 +81,8 @@ RUN --mount=type=secret,id=pip_ca \
     && python3 -m venv /opt/venv \
     && /opt/venv/bin/pip install --quiet --constraint /tmp/constraints.txt --editable '.[training]' \
     && rm /tmp/constraints.txt && chmod -R a+rX /opt/hemseg
+# MONAI asks for the user's name, which a bare uid has not
+ENV USER=hemseg
 USER 1000
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "training"]
 
