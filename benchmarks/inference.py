@@ -74,7 +74,8 @@ def stages(scan: Path, folder: Path) -> list[Row]:
     from hemseg.checks import check_scan
     from hemseg.model import load
     from hemseg.scan import read
-    from hemseg.segmentation import postprocess, second_opinion, working_probability
+    from hemseg.segmentation import postprocess, second_opinion
+    from hemseg.sliding_window import working_probability
 
     model = load(device="cpu")
     lap("start-up: libraries, runtime, model")

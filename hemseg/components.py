@@ -81,3 +81,9 @@ def drop_small_components(
     if keep_largest:
         least = min(least, int(sizes.max()))
     return (sizes >= max(1, least, share * sizes.max()))[labels]
+
+
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
+    """The smallest box that holds all of a mask (any axes); None for an empty one."""
+    found = ndimage.find_objects(mask.astype(np.uint8))
+    return found[0] if found else None

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
-from hemseg.components import components_above
+from hemseg.components import bounding_box, components_above
 from hemseg.errors import HemsegError
 from hemseg.io.masks import write_mask
 from hemseg.io.result_writers import RESULT_WRITERS
@@ -21,13 +18,12 @@ from hemseg.lesions import Lesion, MeasuredLesion, components, lesions_of, measu
 from hemseg.manifest import Manifest
 from hemseg.model import Model
 from hemseg.outline import narrowed
-from hemseg.preprocessing import Settings, WorkingImage, leveled, network_input, working_image
+from hemseg.preprocessing import WorkingImage, leveled, working_image
 from hemseg.sanity import implausible
 from hemseg.second_opinion import Look, Opinion, SliceClassifier, drop_components_within, drop_unconfirmed_components
+from hemseg.sliding_window import working_probability
 from hemseg.upright import turned
 from hemseg.volume import Volume
-
-Network = Callable[[np.ndarray], np.ndarray]  # patches (n, channel, z, y, x) -> probability (n, 1, z, y, x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,45 +266,6 @@ def postprocessed_mask(
     return _drop_implausible_components(mask, volume, manifest)
 
 
-def working_probability(working: WorkingImage, model: Model) -> np.ndarray:
-    """Probability of hemorrhage on the working grid, float32 (z, y, x); 0 outside the skull's inside."""
-    manifest = model.manifest
-    upright = network_probability(*working.upright, manifest.preprocessing, model, manifest.patch)
-    return working.from_upright(upright)
-
-
-def network_probability(
-    hu: np.ndarray, intracranial: np.ndarray, settings: Settings, network: Network, patch: tuple[int, int, int]
-) -> np.ndarray:
-    """What a network answers on the working grid, float32 (z, y, x); 0 outside the intracranial mask.
-
-    Args:
-        hu, intracranial: (z, y, x) on the working grid, see `hemseg.preprocessing.WorkingImage`.
-        network: patches (n, channel, *patch) -> probability (n, 1, *patch), both float32.
-        patch: (z, y, x).
-    """
-    probability = np.zeros(hu.shape, np.float32)
-    box = input_box(intracranial, settings)
-    if box is None:
-        return probability
-    image = network_input(hu[box], intracranial[box], settings)
-    probability[box] = sliding_window(image, network, patch, settings.edge_slices)
-    probability[~intracranial] = 0
-    return probability
-
-
-def input_box(intracranial: np.ndarray, settings: Settings) -> tuple[slice, slice, slice] | None:
-    """The part of the working grid that the network sees: the box around the mask; None where there is no mask.
-
-    With ``edge_slices``, one slice more on either side, where there is one: what comes beyond the brain is then empty,
-    while a stack that ends within the brain goes on with its last slice.
-    """
-    box = _bounding_box(intracranial)
-    if box is None or not settings.edge_slices:
-        return box
-    return slice(max(0, box[0].start - 1), box[0].stop + 1), *box[1:]
-
-
 def drop_uncertain_components(probability: np.ndarray, threshold: float, min_peak: float) -> np.ndarray:
     """Probability (z, y, x) without the components above ``threshold`` whose highest value stays below ``min_peak``."""
     if min_peak <= threshold:
@@ -320,59 +277,11 @@ def drop_uncertain_components(probability: np.ndarray, threshold: float, min_pea
     return result
 
 
-def sliding_window(
-    image: np.ndarray, model: Network, patch: tuple[int, int, int], edge_slices: bool = False
-) -> np.ndarray:
-    """Run the network on as few patches of fixed shape as cover the image, and blend where they overlap.
-
-    Args:
-        image: (channel, z, y, x); where it is smaller than a patch it is centred in zeros.
-        patch: (z, y, x).
-        edge_slices: along z the outermost slices are repeated in place of zeros.
-
-    Returns:
-        Probability (z, y, x).
-    """
-    shape = image.shape[1:]
-    padding = [(0, 0), *(((p - n) // 2, p - n - (p - n) // 2) if n < p else (0, 0) for n, p in zip(shape, patch))]
-    padded = pad_to_patch(image, patch, edge_slices)
-    total = np.zeros(padded.shape[1:], np.float32)
-    weight = np.zeros(padded.shape[1:], np.float32)
-    blending = _blending_weights(patch)
-    for corner in itertools.product(*(_starts(n, p) for n, p in zip(padded.shape[1:], patch))):
-        tile = tuple(slice(c, c + p) for c, p in zip(corner, patch))
-        total[tile] += blending * model(padded[(None, slice(None), *tile)])[0, 0]
-        weight[tile] += blending
-    inner = tuple(slice(before, before + n) for (before, _), n in zip(padding[1:], shape))
-    return (total / weight)[inner]
-
-
-def pad_to_patch(image: np.ndarray, patch: tuple[int, int, int], edge_slices: bool) -> np.ndarray:
-    """An image (channel, z, y, x) in the middle of a patch, where it is smaller; arguments as for `tiled`."""
-    z, *plane = [((p - n) // 2, p - n - (p - n) // 2) if n < p else (0, 0) for n, p in zip(image.shape[1:], patch)]
-    longer = np.pad(image, [(0, 0), z, (0, 0), (0, 0)], mode="edge" if edge_slices else "constant")
-    return np.pad(longer, [(0, 0), (0, 0), *plane])
-
-
-def _starts(size: int, patch: int) -> list[int]:
-    """Evenly spread starts of the fewest patches that cover ``size`` with at least a quarter of overlap."""
-    if size <= patch:
-        return [0]
-    count = 1 + -(-(size - patch) // (patch * 3 // 4))
-    return [round(i * (size - patch) / (count - 1)) for i in range(count)]
-
-
-def _blending_weights(patch: tuple[int, int, int]) -> np.ndarray:
-    """Blending weights of a patch: largest in the middle, positive everywhere."""
-    z, y, x = (1.0 - np.abs(np.arange(n) - (n - 1) / 2) / ((n + 1) / 2) for n in patch)
-    return (z[:, None, None] * y[:, None] * x).astype(np.float32)
-
-
 def mask_on_scan(probability: np.ndarray, working: WorkingImage, threshold: float) -> np.ndarray:
     """Bring the probability back to the scan's grid (LPS order) and threshold it there; uint8 (z, y, x)."""
     grid = working.grid
     mask = np.zeros(grid.scan_shape, np.uint8)
-    box = _bounding_box(probability >= threshold)
+    box = bounding_box(probability >= threshold)
     if box is None:
         return mask
     rows, columns = (_scan_slice(box[a], a, grid.scan_spacing, grid.spacing, grid.scan_shape) for a in (1, 2))
@@ -390,7 +299,7 @@ def faint_probability(result: Segmentation, least: float) -> np.ndarray | None:
         return None
     grid = working.grid
     found = np.zeros(grid.scan_shape, np.float32)
-    box = _bounding_box(probability >= least)
+    box = bounding_box(probability >= least)
     if box is not None:
         rows, columns = (_scan_slice(box[a], a, grid.scan_spacing, grid.spacing, grid.scan_shape) for a in (1, 2))
         found[:, rows, columns] = grid.to_scan(probability, rows, columns)
@@ -403,11 +312,6 @@ def _scan_slice(
     """The scan's indices that a part of the working grid reaches, with two pixels to spare."""
     ratio = working[axis] / scan[axis]
     return slice(max(0, int((part.start - 2) * ratio)), min(shape[axis], int((part.stop + 2) * ratio) + 1))
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
-    found = ndimage.find_objects(mask.astype(np.uint8))
-    return found[0] if found else None
 
 
 def _drop_implausible_components(mask: np.ndarray, volume: Volume, manifest: Manifest) -> np.ndarray:

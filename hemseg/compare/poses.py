@@ -20,7 +20,8 @@ from hemseg.compare.registration import image_on_working_grid
 from hemseg.io.writers import to_itk
 from hemseg.model import Model
 from hemseg.preprocessing import Settings, WorkingImage, working_image
-from hemseg.segmentation import drop_uncertain_components, working_probability
+from hemseg.segmentation import drop_uncertain_components
+from hemseg.sliding_window import working_probability
 from hemseg.volume import Volume
 
 MARGIN_MM = (25.0, 25.0, 20.0)  # x, y, z around the two brains: skull and scalp

@@ -15,7 +15,8 @@ from scipy import ndimage
 from hemseg.model import Model
 from hemseg.preprocessing import Settings, WorkingGrid, WorkingImage, equalized, leveled, working_image
 from hemseg.scan import read
-from hemseg.segmentation import segment, working_probability
+from hemseg.segmentation import segment
+from hemseg.sliding_window import working_probability
 from hemseg.volume import Volume
 
 CASES = sorted((ROOT / "test" / "cases").iterdir())

@@ -10,7 +10,8 @@ from conftest import ROOT, dice, orthonormal, same_geometry
 from hemseg.model import Model, load
 from hemseg.preprocessing import working_image
 from hemseg.scan import read
-from hemseg.segmentation import postprocess, segment, sliding_window, working_probability
+from hemseg.segmentation import postprocess, segment
+from hemseg.sliding_window import sliding_window, working_probability
 from hemseg.volume import Volume
 from training.data.phantom import Grid, Phantom, make_phantom
 

@@ -12,7 +12,7 @@ from scipy import ndimage
 from hemseg.errors import HemsegError
 from hemseg.model import Model, load_strip
 from hemseg.preprocessing import Settings, brain_level, leveled, network_input, working_image
-from hemseg.segmentation import input_box, pad_to_patch, sliding_window
+from hemseg.sliding_window import input_box, pad_to_patch, sliding_window
 from hemseg.strip import brain_of, learned_mask, network_slices, saturation, slices_losing_brain, standardized
 from hemseg.volume import Volume
 from training.data.anatomy import Options

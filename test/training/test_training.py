@@ -19,7 +19,7 @@ from hemseg.manifest import default_weights
 from hemseg.model import load as load_model
 from hemseg.preprocessing import Settings, working_image
 from hemseg.scan import read
-from hemseg.segmentation import network_probability
+from hemseg.sliding_window import network_probability
 from training.config import CONFIGS, Cam, Config, Pseudolabels, Segmenter, Sequence, load_config
 from training.data.datasets import load_dataset, prepare, prepared
 from training.data.field_of_view import cut, paste

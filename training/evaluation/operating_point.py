@@ -22,7 +22,8 @@ from hemseg.errors import HemsegError
 from hemseg.manifest import POINT_KEYS, Manifest
 from hemseg.model import Model
 from hemseg.scan import read
-from hemseg.segmentation import opinion_of, postprocess, working_probability
+from hemseg.segmentation import opinion_of, postprocess
+from hemseg.sliding_window import working_probability
 from hemseg.volume import Volume
 
 from ..console import console

@@ -22,7 +22,7 @@ from hemseg.io.formats import stem, suffix
 from hemseg.model import Model
 from hemseg.preprocessing import WorkingImage, working_image
 from hemseg.scan import read
-from hemseg.segmentation import network_probability
+from hemseg.sliding_window import network_probability
 
 from ..config import Config
 from ..console import console

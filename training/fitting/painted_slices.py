@@ -14,7 +14,7 @@ from rich.progress import track
 from torch import Tensor
 
 from hemseg.kinds import KINDS
-from hemseg.segmentation import input_box
+from hemseg.sliding_window import input_box
 
 from ..config import Config
 from ..console import console

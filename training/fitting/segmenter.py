@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from hemseg.preprocessing import Settings, network_input
-from hemseg.segmentation import input_box, pad_to_patch
+from hemseg.sliding_window import input_box, pad_to_patch
 
 from ..config import Config, Segmenter
 from ..console import console

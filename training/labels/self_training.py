@@ -18,7 +18,7 @@ from scipy import ndimage
 from torch import nn
 
 from hemseg.preprocessing import Settings, smoothed
-from hemseg.segmentation import network_probability
+from hemseg.sliding_window import network_probability
 
 from ..config import Config, SelfTraining
 from ..data.datasets import Prepared

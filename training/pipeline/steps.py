@@ -16,7 +16,7 @@ from hemseg.errors import HemsegError
 from hemseg.model import load, load_strip
 from hemseg.preprocessing import smoothed, working_image
 from hemseg.scan import read
-from hemseg.segmentation import working_probability
+from hemseg.sliding_window import working_probability
 
 from ..config import Config
 from ..console import console
