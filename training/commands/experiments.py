@@ -152,23 +152,31 @@ def _tradeoff(
 
 
 @app.command("shortcuts")
-def _shortcuts(config: ConfigOption, run: RunOption, data: DataOption = None, seed: SeedOption = None) -> None:
-    """Measure whether the classifier's answer depends on the data set a slice is from (its negative val slices)."""
+def _shortcuts(
+    config: ConfigOption, run: RunOption, data: DataOption = None, init: InitOption = "", seed: SeedOption = None
+) -> None:
+    """Measure whether the classifier's answer depends on the data set a slice is from (its negative val slices).
+
+    With --init, of the classifiers of those weights; RUN then holds the prepared scans alone.
+    """
     from ..console import in_words
     from ..experiments.shortcuts import shortcuts
     from ..fitting.trainer import load_network
     from ..networks.slice_network import SliceNetwork
+    from ..pipeline.initial_weights import find_initial_weights
     from ..pipeline.recipe import build_stages
     from ..pipeline.runner import run_stage
     from ..stage_names import stage_names
 
     settings, dataset = config_and_data(config, data, run, seed)
-    stages, names = build_stages(settings, dataset, run), stage_names()
-    run_stage(stages[names.classify], run, stages)
-    network = SliceNetwork(replace(settings.classifier, pretrained=""))
-    load_network(network, run / names.classify / "network.pt")
-    for row in shortcuts(network, dataset, settings, run / names.prepare):
-        print(in_words(row))
+    stages, names, initial = build_stages(settings, dataset, run), stage_names(), find_initial_weights(init)
+    run_stage(stages[names.prepare if initial else names.classify], run, stages)
+    of_run = run / names.classify / "network.pt"
+    for path in dict.fromkeys([initial.classifier, initial.unpainted] if initial else [of_run]):
+        network = SliceNetwork(replace(settings.classifier, pretrained=""))
+        load_network(network, path)
+        for row in shortcuts(network, dataset, settings, run / names.prepare):
+            print(in_words({"classifier": path.stem} | row if initial else row))
 
 
 @app.command("record")
