@@ -27,13 +27,13 @@ def test_what_is_scaled_on_two_cores_is_resolution_backbone_and_epochs_alone() -
         paper.classifier.augment,
         paper.classifier.field_mm,
     )
-    for ours, theirs, scaled in (
-        (cpu.classifier.optimization, paper.classifier.optimization, True),
-        (cpu.sequence.optimization, paper.sequence.optimization, True),
-        (cpu.segmenter.optimization, paper.segmenter.optimization, False),  # Adam's rate is no length of a step
+    for ours, theirs, by, scaled in (
+        (cpu.classifier.optimization, paper.classifier.optimization, 10, True),
+        (cpu.sequence.optimization, paper.sequence.optimization, 10, True),
+        (cpu.segmenter.optimization, paper.segmenter.optimization, 4, False),  # Adam's rate is no length of a step
     ):
-        assert ours.epochs * 4 == theirs.epochs
-        lr = theirs.lr * 4 if scaled else theirs.lr
+        assert ours.epochs * by == theirs.epochs
+        lr = theirs.lr * by if scaled else theirs.lr
         like = replace(theirs, lr=lr, epochs=ours.epochs, patience=ours.patience, micro_batch=ours.micro_batch)
         assert ours == like
     cells = [c.classifier.image_size[0] / c.classifier.output_stride for c in (cpu, paper)]
