@@ -11,6 +11,7 @@ from hemseg.errors import HemsegError
 from hemseg.folder.scans import Found, find_scans, own_name
 from hemseg.io.folders import may_be_dicom
 from hemseg.io.formats import mask_name, stem, suffix
+from hemseg.io.masks import require_exact_geometry
 from hemseg.mask_formats import MASK_FORMATS, SAME, format_of
 from hemseg.names import name_problem
 from hemseg.report.kinds import kinds_path
@@ -117,6 +118,8 @@ def plan_jobs(source: Path | Sequence[Path], target: Path, options: OutputOption
     form = MASK_FORMATS[options.format]
     if to_file and form.suffix and not target.name.lower().endswith(form.suffix):
         raise HemsegError(f"{target}: a mask of --format {form.name} ends in {form.suffix}; leave one of both out.")
+    if to_file and not options.measure and suffix(target) and suffix(found[0][1]):
+        require_exact_geometry(target, found[0][1])  # before anything is read
     masks = [target if to_file else target / c.parent / _mask_name(s, c, bool(f), form.suffix) for c, s, f in found]
     stems = Counter(_without_suffix(mask) for mask in masks)
     jobs = []

@@ -64,15 +64,24 @@ def image_format(path: Path, volume: Volume) -> tuple[ImageFormat, Path | None]:
     writable = [s for s in SUFFIXES if s not in FORMATS[s].in_two_files]
     if suffix(path) not in writable:
         raise HemsegError(f"{path}: a mask's name must end in one of {', '.join(writable)}.")
-    form = FORMATS[suffix(path)]
     scan = volume.path if volume.path is not None and suffix(volume.path) else None  # a file whose header counts
-    own = FORMATS[suffix(scan)] if scan else None
-    if scan and own and form is not own and not form.holds_any_geometry:
+    if scan:
+        require_exact_geometry(path, scan)
+    return FORMATS[suffix(path)], scan
+
+
+def require_exact_geometry(path: Path, scan: Path) -> None:
+    """Refuse to write a mask in another format than its scan's that holds positions with fewer digits.
+
+    Raises:
+        HemsegError: it is one.
+    """
+    form, own = FORMATS[suffix(path)], FORMATS[suffix(scan)]
+    if form is not own and not form.holds_any_geometry:
+        exact = " or ".join(dict.fromkeys((own.name, METAIMAGE.name)))
         raise HemsegError(
-            f"{path}: the mask of {scan.name} is written as {own.name} or {METAIMAGE.name}, {form.name} would round "
-            "its geometry."
+            f"{path}: the mask of {scan.name} is written as {exact}; {form.name} would round its geometry."
         )
-    return form, scan
 
 
 def check_written(path: Path, voxels: np.ndarray, volume: Volume, exact: bool) -> None:

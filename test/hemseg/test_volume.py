@@ -10,6 +10,7 @@ from conftest import orthonormal, random_image, same_geometry
 from helpers.faults import write_faulty
 
 from hemseg.errors import HemsegError
+from hemseg.folder.plan import plan_jobs
 from hemseg.io.formats import SUFFIXES, mask_name
 from hemseg.io.masks import write_mask
 from hemseg.scan import read
@@ -118,6 +119,9 @@ def test_a_mask_keeps_its_scans_format_or_is_metaimage(tmp_path: Path) -> None:
             assert same_geometry(scan, mask)
     with pytest.raises(HemsegError, match="NIfTI would round"):
         write_mask(np.zeros(volume.hu.shape), volume, tmp_path / "mask.nii.gz")
+    sitk.WriteImage(random_image(0), str(tmp_path / "scan.mha"))
+    with pytest.raises(HemsegError, match="is written as MetaImage; NIfTI would round"):  # before anything is read
+        plan_jobs(tmp_path / "scan.mha", tmp_path / "mask.nii.gz")
     with pytest.raises(HemsegError, match="must end in"):
         write_mask(np.zeros(volume.hu.shape), volume, tmp_path / "mask.png")
 
