@@ -64,6 +64,18 @@ def test_folders_without_scans_or_with_two_of_a_name_are_refused(tmp_path: Path)
         scans_in(tmp_path)
 
 
+def test_scans_that_training_does_without_are_not_ranked(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in ("a.nii.gz", "damaged.nii.gz"):
+        (tmp_path / "images" / name).write_bytes(b"")
+    (tmp_path / "left_out.txt").write_text("damaged\n")
+    assert list(scans_in(tmp_path)) == ["a"]
+    (tmp_path / "left_out.txt").write_text("b\n")
+    with pytest.raises(HemsegError) as caught:
+        scans_in(tmp_path)
+    assert "names cases that are not there: b" in str(caught.value)
+
+
 def test_the_command_ranks_what_can_be_read_and_writes_below_the_run_alone(light: Path, tmp_path: Path) -> None:
     """The second weights call blood what is 12 HU fainter, so a bleed of 60 HU is where the two disagree."""
     second = tmp_path / "second"

@@ -26,6 +26,7 @@ from hemseg.sliding_window import network_probability
 
 from ..config import Config
 from ..console import console
+from ..data.dataset_tables import left_out_cases
 from ..data.datasets import IMAGES, Prepared
 from ..data.field_of_view import network_slices
 from ..fitting.classifier import predict
@@ -134,10 +135,10 @@ def ranked(rows: list[dict[str, float]]) -> np.ndarray:
 
 
 def scans_in(folder: Path) -> dict[str, Path]:
-    """The scans of a folder, or of a data set's folder of images, by name.
+    """The scans of a folder, or of a data set's folder of images, by name; without those that ``left_out.txt`` names.
 
     Raises:
-        HemsegError: there is none, or two have the same name.
+        HemsegError: there is none, two have the same name, or one that is not there is to be left out.
     """
     place = next((folder / name for name in IMAGES if (folder / name).is_dir()), folder)
     files = [p for p in sorted(place.glob("*")) if suffix(p) and not p.name.startswith(".")]
@@ -146,7 +147,11 @@ def scans_in(folder: Path) -> dict[str, Path]:
         raise HemsegError(f"{folder}: has no scans (.nii.gz, .nii, .mha, .mhd, .nrrd).")
     if len(found) < len(files):
         raise HemsegError(f"{folder}: two scans have the same name but for its ending; rename one.")
-    return found
+    faults: list[str] = []
+    left_out = left_out_cases(folder, found, faults)
+    if faults:
+        raise HemsegError(f"{folder}:", faults)
+    return {name: path for name, path in found.items() if name not in left_out}
 
 
 def rank_scans(
