@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from scipy import ndimage
@@ -35,11 +35,28 @@ def components_above(probability: np.ndarray, threshold: float) -> Iterator[tupl
         The box (z, y, x) of a component in the array, and the component within it, bool.
     """
     above = probability >= threshold
-    for box in ndimage.find_objects(above.astype(np.uint8)):  # one, around all of them: the rest need not be labelled
-        labels, _ = ndimage.label(above[box], TOUCHING)
-        for i, where in enumerate(ndimage.find_objects(labels), start=1):
-            whole = tuple(slice(b.start + w.start, b.start + w.stop) for b, w in zip(box, where, strict=True))
-            yield whole, labels[where] == i
+    around = bounding_box(above)  # of all of them: the rest need not be labelled
+    if around is None:
+        return
+    labels, _ = ndimage.label(above[around], TOUCHING)
+    for i, where in enumerate(ndimage.find_objects(labels), start=1):
+        whole = tuple(slice(b.start + w.start, b.start + w.stop) for b, w in zip(around, where, strict=True))
+        yield whole, labels[where] == i
+
+
+def without_components(
+    probability: np.ndarray, threshold: float, dropped: Callable[[tuple[slice, ...], np.ndarray], bool]
+) -> np.ndarray:
+    """A probability (z, y, x) that is 0 in those of the `components_above` a threshold that a rule drops.
+
+    Args:
+        dropped: the rule; it gets a component's box and the component within it.
+    """
+    result = probability.copy()
+    for where, component in components_above(probability, threshold):
+        if dropped(where, component):
+            result[where][component] = 0
+    return result
 
 
 def numbered_components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -84,6 +101,6 @@ def drop_small_components(
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    """The smallest box that holds all of a mask (any axes); None for an empty one."""
-    found = ndimage.find_objects(mask.astype(np.uint8))
+    """The smallest box that holds all of a mask, bool (any axes); None for an empty one."""
+    found = ndimage.find_objects(mask.view(np.uint8))
     return found[0] if found else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
+
+from hemseg.components import bounding_box
 
 
 def fields_of_view(
@@ -30,8 +31,8 @@ def fields_of_view(
 
 def corner_of(inside: np.ndarray, field: tuple[int, int]) -> tuple[int, int]:
     """The corner (y, x) of a field of view that is centred on the inside of the skull, bool (z, y, x)."""
-    found = ndimage.find_objects(inside.any(axis=0).astype(np.uint8))
-    middle = [(s.start + s.stop) // 2 for s in found[0]] if found else [n // 2 for n in inside.shape[1:]]
+    box = bounding_box(np.any(inside, axis=0))
+    middle = [(s.start + s.stop) // 2 for s in box] if box else [n // 2 for n in inside.shape[1:]]
     return middle[0] - field[0] // 2, middle[1] - field[1] // 2
 
 

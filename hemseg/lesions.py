@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from hemseg.components import drop_small_components, numbered_components
+from hemseg.components import bounding_box, drop_small_components, numbered_components
 from hemseg.preprocessing import WorkingImage, brain_level
 from hemseg.volume import Volume
 
@@ -101,10 +101,9 @@ class MeasuredLesion:
 def components(mask: np.ndarray) -> Iterator[np.ndarray]:
     """The voxels (n, 3) of each 26-connected component of a mask (z, y, x), the largest first."""
     mask = np.ascontiguousarray(mask) != 0
-    found = ndimage.find_objects(mask.view(np.uint8))
-    if not found:
+    box = bounding_box(mask)
+    if box is None:
         return
-    box = found[0]
     numbers, _ = numbered_components(mask[box])
     for number, where in enumerate(ndimage.find_objects(numbers), start=1):
         yield np.argwhere(numbers[where] == number) + [w.start + b.start for w, b in zip(where, box, strict=True)]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from hemseg.components import components_above
+from hemseg.components import numbered_components, without_components
 from hemseg.fields_of_view import corner_of, cut, fields_of_view
 from hemseg.preprocessing import Settings, WorkingImage, brain_level, leveled
 from hemseg.strip import disc
@@ -133,7 +133,7 @@ class SliceClassifier:
         Returns:
             bool (z, y, x).
         """
-        number = _numbered(confirmed, threshold)
+        number, _ = numbered_components(confirmed >= threshold)
         beside = _beside_larger(number, least_ml * 1000 / float(np.prod(working.grid.spacing)))
         hu, inside = working.upright
         if not beside or not np.isfinite(brain_level(hu, inside)):
@@ -168,20 +168,11 @@ def _some_at_a_time(windows: np.ndarray) -> list[np.ndarray]:
     return [windows[at : at + SLICES_AT_ONCE] for at in range(0, len(windows), SLICES_AT_ONCE)]
 
 
-def _numbered(probability: np.ndarray, threshold: float) -> np.ndarray:
-    """The components above a threshold by size, int16 (z, y, x): 1 in the largest, 2 in the next, ..., else 0."""
-    number = np.zeros(probability.shape, np.int16)
-    parts = sorted(components_above(probability, threshold), key=lambda part: -int(part[1].sum()))
-    for i, (where, component) in enumerate(parts, start=1):
-        number[where][component] = i
-    return number
-
-
 def _beside_larger(number: np.ndarray, least: float) -> list[tuple[int, int]]:
     """Components that share a slice with a larger one, each with its slices of largest area: (number, z).
 
     Args:
-        number: see `_numbered`.
+        number: int (z, y, x), see `numbered_components`.
         least: voxels; smaller ones are left out.
     """
     last = int(number.max())
@@ -216,21 +207,17 @@ def drop_unconfirmed_components(
     """
     if not least or not (opinion < least).any():
         return probability
-    result = probability.copy()
-    for where, component in components_above(probability, threshold):
+
+    def unconfirmed(where: tuple[slice, ...], component: np.ndarray) -> bool:
         asked = opinion[where[0]][component.any(axis=(1, 2))]
         asked = asked[~np.isnan(asked)]
-        if len(asked) and asked.max() < least:
-            result[where][component] = 0
-    return result
+        return len(asked) > 0 and asked.max() < least
+
+    return without_components(probability, threshold, unconfirmed)
 
 
 def drop_components_within(probability: np.ndarray, threshold: float, region: np.ndarray) -> np.ndarray:
     """A probability (z, y, x) without the components above a threshold of which most lies within a region, bool."""
     if not region.any():
         return probability
-    result = probability.copy()
-    for where, component in components_above(probability, threshold):
-        if region[where][component].mean() > 0.5:
-            result[where][component] = 0
-    return result
+    return without_components(probability, threshold, lambda where, component: region[where][component].mean() > 0.5)

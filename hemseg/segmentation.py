@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hemseg.components import bounding_box, components_above
+from hemseg.components import bounding_box, without_components
 from hemseg.errors import HemsegError
 from hemseg.io.masks import write_mask
 from hemseg.io.result_writers import RESULT_WRITERS
@@ -270,11 +270,7 @@ def drop_uncertain_components(probability: np.ndarray, threshold: float, min_pea
     """Probability (z, y, x) without the components above ``threshold`` whose highest value stays below ``min_peak``."""
     if min_peak <= threshold:
         return probability
-    result = probability.copy()
-    for where, component in components_above(probability, threshold):
-        if probability[where][component].max() < min_peak:
-            result[where][component] = 0
-    return result
+    return without_components(probability, threshold, lambda where, part: probability[where][part].max() < min_peak)
 
 
 def mask_on_scan(probability: np.ndarray, working: WorkingImage, threshold: float) -> np.ndarray:
