@@ -10,13 +10,10 @@ line of stderr is the reason then: it is all that the platform shows.
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: each of its threads, never used here, takes 32 MB
-
 import argparse
 import json
 import logging
+import os
 import signal
 import socket
 import sys
@@ -27,6 +24,7 @@ from pathlib import Path
 from hemseg.errors import HemsegError, one_line
 from hemseg.resources import check_start, is_out_of_memory
 from hemseg.signals import install
+from hemseg.startup import start_lean
 from hemseg.streams import flush_standard_output, open_standard_streams
 
 logger = logging.getLogger("hemseg")
@@ -39,6 +37,7 @@ STOPPED = {
 
 def main() -> int:
     """Run the container; returns the exit code."""
+    start_lean()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, default=Path("/input"), help="folder of scans (default: /input)")
     parser.add_argument("--output", type=Path, default=Path("/output"), help="folder for the masks (default: /output)")

@@ -11,9 +11,8 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
-from scipy import ndimage
 
-from hemseg.components import TOUCHING
+from hemseg.components import labeled, labeled_sizes
 from hemseg.errors import HemsegError
 from hemseg.hounsfield import require_hounsfield_units
 from hemseg.preprocessing import (
@@ -21,7 +20,6 @@ from hemseg.preprocessing import (
     Strip,
     WorkingGrid,
     WorkingImage,
-    brain_level,
     skull_hull,
     working_image,
 )
@@ -133,7 +131,7 @@ def _odd_anatomy(working: WorkingImage, settings: Settings) -> list[str]:
     level = float(np.median(hu[inside]))
     if not BRAIN_HU[0] <= level <= BRAIN_HU[1]:
         findings.append(f"has a median of {level:.0f} HU inside the skull, where brain has 25 to 40: is it in HU?")
-    elif not LEVEL_HU[0] <= (tissue := brain_level(hu, inside)) <= LEVEL_HU[1]:
+    elif not LEVEL_HU[0] <= (tissue := working.brain_hu) <= LEVEL_HU[1]:
         findings.append(f"has a brain of {tissue:.0f} HU, where others have 25 to 40: is the scale off?")
     if _second_head(working):
         findings.append("shows two heads: one of them was left out")
@@ -164,7 +162,7 @@ def _odd_anatomy(working: WorkingImage, settings: Settings) -> list[str]:
 
 def _bone_of_head(bone: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """The connected components of bone at the edge of the cranial cavity: no table, no headrest; bool (z, y, x)."""
-    labels, n = ndimage.label(bone, TOUCHING)
+    labels, n = labeled(bone, corners=True)
     near = np.stack([cv2.dilate(plane, np.ones((9, 9), np.uint8)) for plane in inside.astype(np.uint8)]).astype(bool)
     touching = np.bincount(labels[near], minlength=n + 1) > 0
     touching[0] = False
@@ -180,9 +178,8 @@ def _second_head(working: WorkingImage) -> bool:
     top = saturation(working.hu)
     found = 0
     for z in looked_at:
-        labels, n = ndimage.label(brain_of(working.hu[z], top, mm))
-        sizes = np.bincount(labels.ravel(), minlength=n + 1)
-        own = np.bincount(labels[inside[z]], minlength=n + 1)
+        labels, sizes = labeled_sizes(brain_of(working.hu[z], top, mm))
+        own = np.bincount(labels[inside[z]], minlength=len(sizes))
         beside = (sizes * mm * mm / 100 >= SECOND_HEAD_CM2) & (own < 0.05 * sizes)
         found += bool(beside[1:].any())
     return found > 0.5 * len(looked_at)

@@ -1,29 +1,51 @@
-"""Connected components of masks: numbered by size, the largest one, and which of them are too small to stay."""
+"""Connected components of masks: numbered by size, the largest one, which are too small to stay; boxes and holes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import cc3d
 import numpy as np
-from scipy import ndimage
 
-TOUCHING = np.ones((3, 3, 3), bool)  # voxels that share a corner are connected: 26 neighbours in place of 6
+_CONNECTIVITY: dict[int, tuple[Any, Any]] = {
+    2: (4, 8),
+    3: (6, 26),
+}  # by dimensions: pixels or voxels that share a face; a corner
 
 
-def labeled_sizes(mask: np.ndarray, structure: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The components of a mask, and how many voxels each has.
+def labeled(mask: np.ndarray, corners: bool = False) -> tuple[np.ndarray, int]:
+    """The components of a mask, each with a number.
 
     Args:
         mask: of two or three dimensions; what is not 0 counts.
-        structure: which neighbours are connected, as in `scipy.ndimage.label`; those that share a face when None.
+        corners: voxels that share a corner are connected, too, and not only those that share a face.
+
+    Returns:
+        uint16 or uint32 shaped like ``mask``: 1, 2, ... in the components, 0 elsewhere; and how many there are.
+    """
+    found: Any = cc3d.connected_components(
+        np.ascontiguousarray(mask) != 0, connectivity=_CONNECTIVITY[mask.ndim][corners], return_N=True
+    )
+    return found
+
+
+def labeled_sizes(mask: np.ndarray, corners: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The components of a mask, and how many voxels each has; arguments as for `labeled`.
 
     Returns:
         Labels from 1 on, shaped like ``mask``, and the sizes by label; that of label 0, the background, is 0.
     """
-    labels, n = ndimage.label(mask, structure)
+    labels, n = labeled(mask, corners)
     sizes = np.bincount(labels.ravel(), minlength=n + 1)
     sizes[0] = 0
     return labels, sizes
+
+
+def boxes(labels: np.ndarray) -> list[tuple[slice, ...]]:
+    """The smallest box around each label from 1 on, in order; every number up to the highest must be there."""
+    found: Any = cc3d.statistics(labels, no_slice_conversion=False)
+    return list(found["bounding_boxes"][1:])
 
 
 def components_above(probability: np.ndarray, threshold: float) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
@@ -38,8 +60,8 @@ def components_above(probability: np.ndarray, threshold: float) -> Iterator[tupl
     around = bounding_box(above)  # of all of them: the rest need not be labelled
     if around is None:
         return
-    labels, _ = ndimage.label(above[around], TOUCHING)
-    for i, where in enumerate(ndimage.find_objects(labels), start=1):
+    labels, _ = labeled(above[around], corners=True)
+    for i, where in enumerate(boxes(labels), start=1):
         whole = tuple(slice(b.start + w.start, b.start + w.stop) for b, w in zip(around, where, strict=True))
         yield whole, labels[where] == i
 
@@ -66,16 +88,16 @@ def numbered_components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         int32 (z, y, x): 1 in the largest component, 2 in the second, ..., 0 in the background; and their sizes in
         voxels, the largest first.
     """
-    labels, sizes = labeled_sizes(mask, TOUCHING)
+    labels, sizes = labeled_sizes(mask, corners=True)
     order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
     number = np.zeros(len(sizes), np.int32)
     number[order] = np.arange(1, len(order) + 1)
     return number[labels], sizes[order]
 
 
-def largest_component(mask: np.ndarray, structure: np.ndarray | None = None) -> np.ndarray:
-    """The component with the most voxels, bool; empty where there is none. Arguments as for `labeled_sizes`."""
-    labels, sizes = labeled_sizes(mask, structure)
+def largest_component(mask: np.ndarray) -> np.ndarray:
+    """The component with the most voxels among those connected by faces, bool; empty where there is none."""
+    labels, sizes = labeled_sizes(mask)
     return labels == sizes.argmax() if sizes.any() else np.zeros(mask.shape, bool)
 
 
@@ -83,18 +105,18 @@ def drop_small_components(
     mask: np.ndarray,
     least: float = 1,
     share: float = 0.0,
-    structure: np.ndarray | None = None,
+    corners: bool = False,
     keep_largest: bool = False,
 ) -> np.ndarray:
     """A mask without its small components, bool.
 
     Args:
-        mask, structure: as for `labeled_sizes`.
+        mask, corners: as for `labeled`.
         least: voxels that a component has at least.
         share: of the largest component's voxels, that a component has at least.
         keep_largest: however small it is.
     """
-    labels, sizes = labeled_sizes(mask, structure)
+    labels, sizes = labeled_sizes(mask, corners)
     if keep_largest:
         least = min(least, int(sizes.max()))
     return (sizes >= max(1, least, share * sizes.max()))[labels]
@@ -102,5 +124,19 @@ def drop_small_components(
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
     """The smallest box that holds all of a mask, bool (any axes); None for an empty one."""
-    found = ndimage.find_objects(mask.view(np.uint8))
-    return found[0] if found else None
+    box: list[slice] = []
+    for axis in range(mask.ndim):
+        part = mask[tuple(box)]  # what the axes before have left of it
+        held = np.flatnonzero(part.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+        if not len(held):
+            return None
+        box.append(slice(int(held[0]), int(held[-1]) + 1))
+    return tuple(box)
+
+
+def without_holes(mask: np.ndarray) -> np.ndarray:
+    """A mask, bool of two or three dimensions, with what it encloses: from there no way leads to the array's border
+    but through the mask, from face to face."""
+    background, _ = labeled(np.pad(~mask, 1, constant_values=True))
+    inner = (slice(1, -1),) * mask.ndim
+    return background[inner] != background[(0,) * mask.ndim]

@@ -12,9 +12,8 @@ from functools import cached_property
 
 import cv2
 import numpy as np
-from scipy import ndimage
 
-from hemseg.components import labeled_sizes
+from hemseg.components import bounding_box, labeled_sizes
 from hemseg.preprocessing import brain_level
 
 LEVEL_HU = 32.0  # of a brain, where the scan has none
@@ -149,7 +148,8 @@ def lesion_features(lesion: np.ndarray, around: Surroundings) -> np.ndarray:
         lesion: bool (z, y, x) on the working grid; of one voxel and more.
     """
     reach = int(np.ceil(RING_MM / around.mm[1])) + 1
-    (found,) = ndimage.find_objects(lesion.astype(np.uint8))
+    found = bounding_box(lesion)
+    assert found is not None
     plane = tuple(slice(max(0, s.start - reach), s.stop + reach) for s in found[1:])
     box = (found[0], *plane)
     own, inside, depth = lesion[box], around.inside[box], around.depth[box]

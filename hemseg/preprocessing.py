@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
-from scipy import ndimage, sparse
 
-from hemseg.components import TOUCHING, drop_small_components, largest_component
+from hemseg.components import boxes, drop_small_components, labeled, largest_component, without_holes
 from hemseg.upright import quarters_to_upright, turned
 from hemseg.volume import Volume
 
@@ -28,6 +28,7 @@ BORDER_MM = 3.0  # how far from tissue its bone may begin: thin bone is dimmed b
 AIR_HU = 1e-3  # so far above the lowest value averages of air can come out: 32-bit weights add up to 1 but for rounding
 BELOW_SHARE, OPEN_SHARE = 0.5, 0.3  # see `_enclosed`
 TISSUE_HU, TISSUE_SPREAD_HU = (0.0, 65.0), 15.0  # of brain, wherever the scale is off by ten HU; see `brain_level`
+CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))  # a pixel and its neighbours
 MOST_SHIFT_HU = 15.0  # a brain that is farther off is not corrected: `hemseg.checks` warns
 
 Strip = Callable[[np.ndarray, tuple[float, float, float]], np.ndarray]
@@ -129,7 +130,7 @@ class WorkingGrid:
         if self.slab == 1:
             return array
         z = _resampling(working.shape[0], self.spacing[0], self.scan_shape[0], self.scan_spacing[0], centered=False)
-        return np.asarray(z @ array.reshape(len(array), -1)).reshape(-1, *array.shape[1:])
+        return z.along(array, 0)
 
     def nearest(self, voxels: np.ndarray) -> np.ndarray:
         """The working grid's voxels that voxels (n, 3) of the scan fall into; both (z, y, x) in LPS order."""
@@ -142,13 +143,38 @@ class WorkingGrid:
         return np.stack([z, *at], axis=1)
 
 
-def _in_plane(plane: np.ndarray, rows: sparse.csr_array, columns: sparse.csr_array) -> np.ndarray:
-    """Resample both axes of an array (y, x). Sparse: a fifth of the time, and no threads that wait for each other."""
-    return np.asarray((columns @ (rows @ plane).T).T)
+@dataclass(frozen=True, eq=False)
+class Resampling:
+    """How one axis is resampled: each value that comes out is a weighted sum of a few neighbours.
+
+    Attributes:
+        first: int (n_out,), the first of the neighbours.
+        weights: float32 (n_out, neighbours); 0 where there are fewer.
+    """
+
+    first: np.ndarray
+    weights: np.ndarray
+
+    def __getitem__(self, part: slice) -> Resampling:
+        return Resampling(self.first[part], self.weights[part])
+
+    def along(self, array: np.ndarray, axis: int) -> np.ndarray:
+        """An array, float32, resampled along one axis."""
+        last = array.shape[axis] - 1
+        shape = [-1 if a == axis else 1 for a in range(array.ndim)]
+        total = np.float32(0)
+        for k, weight in enumerate(self.weights.T):
+            total = total + array.take(np.minimum(self.first + k, last), axis) * weight.reshape(shape)
+        return np.asarray(total)
 
 
-def _resampling(n_in: int, mm_in: float, n_out: int, mm_out: float, centered: bool = True) -> sparse.csr_array:
-    """Weights (n_out, n_in) that resample one axis with a tent as wide as the coarser of the two pixels.
+def _in_plane(plane: np.ndarray, rows: Resampling, columns: Resampling) -> np.ndarray:
+    """Resample both axes of an array (y, x)."""
+    return columns.along(rows.along(plane, 0), 1)
+
+
+def _resampling(n_in: int, mm_in: float, n_out: int, mm_out: float, centered: bool = True) -> Resampling:
+    """Resample one axis with a tent as wide as the coarser of the two pixels.
 
     Coarser output: an antialiased average. Finer output: linear interpolation, constant beyond the edges.
     Both grids share their centre, or, with ``centered`` off, the edge of their first voxel.
@@ -159,7 +185,11 @@ def _resampling(n_in: int, mm_in: float, n_out: int, mm_out: float, centered: bo
         at_out += (n_in * mm_in - n_out * mm_out) / 2
     at_out = np.clip(at_out, at_in[0], at_in[-1])
     weights = np.maximum(0.0, 1.0 - np.abs(at_out[:, None] - at_in) / max(mm_in, mm_out))
-    return sparse.csr_array((weights / weights.sum(axis=1, keepdims=True)).astype(np.float32))
+    weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    first = (weights > 0).argmax(axis=1)
+    reach = np.arange(int((weights > 0).sum(axis=1).max()))
+    near = np.take_along_axis(weights, np.minimum(first[:, None] + reach, n_in - 1), axis=1)
+    return Resampling(first, np.where(first[:, None] + reach < n_in, near, 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +214,16 @@ class WorkingImage:
     def upright(self) -> tuple[np.ndarray, np.ndarray]:
         """``hu`` and ``intracranial`` as networks are shown them; `from_upright` is the way back."""
         return turned(self.hu, self.quarters), turned(self.intracranial, self.quarters)
+
+    @cached_property
+    def brain_hu(self) -> float:
+        """`brain_level` of the scan."""
+        return brain_level(self.hu, self.intracranial)
+
+    def leveled_upright(self, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+        """`upright`, with ``hu`` at the brain's level as in `leveled`."""
+        hu, inside = self.upright
+        return shifted_to_level(hu, self.brain_hu, settings), inside
 
     def from_upright(self, array: np.ndarray) -> np.ndarray:
         """An array (z, y, x) of what a network answered, as the scan lies."""
@@ -257,28 +297,27 @@ def intracranial_mask(hu: np.ndarray, settings: Settings) -> np.ndarray:
     # not every clipped voxel is skull: a few percent of bone in a voxel clip it, and thin blood lies there
     skull = _skull(head & (smooth >= skull_threshold(smooth, head, settings)))
     if skull.sum() < 0.01 * max(1, head.sum()):
-        return np.stack([ndimage.binary_fill_holes(s) for s in head]) if head.any() else head
+        return np.stack([without_holes(s) for s in head]) if head.any() else head
     inside = _hull(skull) & ~skull
     tissue = inside & (hu > settings.hu_range[0] + AIR_HU)
     brain = _enclosed(_largest_component_opened(tissue, settings, opening_mm=3.0), skull, settings)
     # give back what the opening took: thin blood along the skull belongs to the inside
     grown = _grown(brain, tissue, steps=round(5.0 / settings.in_plane_mm))
-    return np.stack([ndimage.binary_fill_holes(s) for s in grown]) & inside
+    return np.stack([without_holes(s) for s in grown]) & inside
 
 
 def _grown(brain: np.ndarray, tissue: np.ndarray, steps: int) -> np.ndarray:
     """Dilate in plane, a pixel a step, without leaving the tissue; all bool (z, y, x)."""
-    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     planes = brain.astype(np.uint8)
     for plane, allowed in zip(planes, tissue.astype(np.uint8), strict=True):
         for _ in range(steps):
-            plane[:] = cv2.dilate(plane, cross) & allowed
+            plane[:] = cv2.dilate(plane, CROSS) & allowed
     return planes.astype(bool)
 
 
 def _skull(bone: np.ndarray) -> np.ndarray:
     """The components of bone at least a twentieth as large as the largest: vault, flap, face; not calcifications."""
-    return drop_small_components(bone, share=0.05, structure=TOUCHING)
+    return drop_small_components(bone, share=0.05, corners=True)
 
 
 def skull_hull(bone: np.ndarray) -> np.ndarray:
@@ -314,14 +353,14 @@ def _enclosed(brain: np.ndarray, skull: np.ndarray, settings: Settings) -> np.nd
     kept = brain.copy()
     reach = max(1, round(BORDER_MM / settings.in_plane_mm))
     for z in range(int(brain.sum(axis=(1, 2)).argmax()) - 1, -1, -1):
-        components, _ = ndimage.label(brain[z])
-        for i, box in enumerate(ndimage.find_objects(components), start=1):
+        components, _ = labeled(brain[z])
+        for i, box in enumerate(boxes(components), start=1):
             component = components[box] == i
             if (component & kept[z + 1][box]).sum() >= BELOW_SHARE * component.sum():
                 continue
             window = tuple(slice(max(0, s.start - reach), s.stop + reach) for s in box)
             wide = components[window] == i
-            border = ndimage.binary_dilation(wide, iterations=reach) & ~wide
+            border = cv2.dilate(wide.astype(np.uint8), CROSS, iterations=reach).astype(bool) & ~wide
             if (border & ~skull[z][window]).sum() > OPEN_SHARE * border.sum():
                 kept[z][box][component] = False
     return kept
@@ -355,10 +394,13 @@ def leveled(hu: np.ndarray, intracranial: np.ndarray, settings: Settings) -> np.
 
     Scanners differ by some HU, and exports by more: blood differs from the brain beside it.
     """
-    if not settings.level_hu:
-        return hu
-    shift = settings.level_hu - brain_level(hu, intracranial)
-    if not np.isfinite(shift):
+    return shifted_to_level(hu, brain_level(hu, intracranial), settings) if settings.level_hu else hu
+
+
+def shifted_to_level(hu: np.ndarray, brain_hu: float, settings: Settings) -> np.ndarray:
+    """`leveled`, where the brain's level ``brain_hu`` is known; NaN leaves HU as they are."""
+    shift = settings.level_hu - brain_hu
+    if not settings.level_hu or not np.isfinite(shift):
         return hu
     return (hu + np.clip(shift, -MOST_SHIFT_HU, MOST_SHIFT_HU)).clip(*settings.hu_range).astype(np.float32)
 

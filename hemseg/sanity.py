@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from scipy import ndimage
 
-from hemseg.components import drop_small_components
+from hemseg.components import drop_small_components, labeled, without_holes
 from hemseg.preprocessing import WorkingImage
 from hemseg.volume import Volume
 
@@ -81,10 +80,10 @@ def is_infant(working: WorkingImage) -> bool:
         if not inside.any():
             continue
         tissue = cv2.morphologyEx((plane > plane.min() + 5).astype(np.uint8), cv2.MORPH_OPEN, opening)
-        labels, _ = ndimage.label(tissue | inside)
+        labels, _ = labeled(tissue | inside)
         sizes = np.bincount(labels[inside])
         sizes[0] = 0
-        head = ndimage.binary_fill_holes(labels == sizes.argmax())
+        head = without_holes(labels == sizes.argmax())
         largest = max(largest, int(head.sum()))
     return 0 < largest * working.grid.spacing[1] * working.grid.spacing[2] / 100 < INFANT_CM2
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from hemseg.components import numbered_components, without_components
 from hemseg.fields_of_view import corner_of, cut, fields_of_view
-from hemseg.preprocessing import Settings, WorkingImage, brain_level, leveled
+from hemseg.preprocessing import Settings, WorkingImage, brain_level
 from hemseg.strip import disc
 from hemseg.upright import turned
 
@@ -91,9 +91,8 @@ class SliceClassifier:
             working: the scan.
             settings: of the preprocessing; the classifier sees HU at the same level as the U-Net does.
         """
-        hu, inside = working.upright
         slices = np.flatnonzero((probability >= least).any(axis=(1, 2)))
-        return self.look(slices, leveled(hu, inside, settings), inside, settings.hu_range[0])
+        return self.look(slices, *working.leveled_upright(settings), settings.hu_range[0])
 
     def look(self, slices: np.ndarray, hu: np.ndarray, inside: np.ndarray, background: float) -> Look:
         """What it says of some slices; ``hu`` is at the brain's level, all as in `fields_of_view`."""
@@ -135,11 +134,10 @@ class SliceClassifier:
         """
         number, _ = numbered_components(confirmed >= threshold)
         beside = _beside_larger(number, least_ml * 1000 / float(np.prod(working.grid.spacing)))
-        hu, inside = working.upright
-        if not beside or not np.isfinite(brain_level(hu, inside)):
+        if not beside or not np.isfinite(working.brain_hu):
             return np.zeros(confirmed.shape, bool)
         number = turned(number, working.quarters)
-        hu = leveled(hu, inside, settings)
+        hu, inside = working.leveled_upright(settings)
         level, background = brain_level(hu, inside), settings.hu_range[0]
         corner = corner_of(inside, self.field)
         around = disc(PAINTED_MM, working.grid.spacing[1])

@@ -18,7 +18,7 @@ from hemseg.lesions import Lesion, MeasuredLesion, components, lesions_of, measu
 from hemseg.manifest import Manifest
 from hemseg.model import Model
 from hemseg.outline import narrowed
-from hemseg.preprocessing import WorkingImage, leveled, working_image
+from hemseg.preprocessing import WorkingImage, working_image
 from hemseg.sanity import implausible
 from hemseg.second_opinion import Look, Opinion, SliceClassifier, drop_components_within, drop_unconfirmed_components
 from hemseg.sliding_window import working_probability
@@ -149,9 +149,8 @@ def lesion_kinds(
         lesion = np.zeros(working.hu.shape, bool)
         lesion[tuple(voxels.T)] = True
         masks.append(turned(lesion, working.quarters))
-    hu, inside = working.upright
     settings, look = model.manifest.preprocessing, opinion.look if opinion else None
-    hu = leveled(hu, inside, settings)
+    hu, inside = working.leveled_upright(settings)
     if model.kinds.has_maps and model.classifier is not None:
         touched = np.unique(np.concatenate([voxels[:, 0] for voxels in lesions]))
         if look is None or not set(touched.tolist()) <= set(look.kind_maps):

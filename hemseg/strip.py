@@ -13,9 +13,8 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from scipy import ndimage
 
-from hemseg.components import labeled_sizes
+from hemseg.components import labeled_sizes, without_holes
 
 HU_RANGE = (-20.0, 100.0)  # what the network sees; the training data hold no more
 STRIP_MM = 2.0  # its pixels
@@ -55,7 +54,7 @@ def learned_mask(hu: np.ndarray, spacing: tuple[float, float, float], network: N
         deep = cv2.erode(plane.astype(np.uint8), rim_disc, borderValue=1).astype(bool)
         # saturated voxels deep inside may be blood at the top of a window; in the rim they are bone
         rim = near & ~deep & ~bone[z] & (probability[z] >= POSSIBLE)
-        result[z] = ndimage.binary_fill_holes(deep | rim)
+        result[z] = without_holes(deep | rim)
     return result
 
 

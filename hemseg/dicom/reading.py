@@ -13,6 +13,7 @@ from pathlib import Path
 from hemseg.dicom.choice import choose_series, require_one_patient, series_warnings
 from hemseg.dicom.series import find_series, studies
 from hemseg.dicom.source import Source, is_dicom, require_pydicom, sources_of
+from hemseg.dicom.stack import build_volume
 from hemseg.errors import HemsegError
 from hemseg.volume import Volume
 
@@ -25,8 +26,6 @@ def read_series(sources: Iterable[Source], path: Path, requested: str = "") -> V
     Raises:
         HemsegError: there is no series to be segmented, there are several patients, or it cannot be read.
     """
-    from hemseg.dicom.stack import build_volume  # scipy takes a while
-
     sources = list(sources)
     if not sources:
         raise HemsegError(f"{path}: holds no DICOM files; give a scan, or the folder of a DICOM study.")

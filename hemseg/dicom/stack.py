@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import ndimage
 
 from hemseg.dicom.codestream import check_bits, check_codestreams, decoded
 from hemseg.dicom.stacks import Instance, Series
@@ -135,7 +134,7 @@ def _gap_warnings(gaps: np.ndarray, step: float, depth: np.ndarray) -> list[str]
     warnings: list[str] = []
     if not len(gaps):
         return warnings
-    around = ndimage.median_filter(gaps, size=5, mode="mirror")  # the plan may change on the way, from 4 to 7 mm, say
+    around = _running_median(gaps)  # the plan may change on the way, from 4 to 7 mm, say
     odd = ((gaps < COINCIDENT * step, "nearly coincide"), (gaps > MISSING * around, "have others missing between them"))
     for near, what in odd:
         if near.any():
@@ -143,6 +142,14 @@ def _gap_warnings(gaps: np.ndarray, step: float, depth: np.ndarray) -> list[str]
             more = f" and {near.sum() - 3} more pairs" if near.sum() > 3 else ""
             warnings.append(f"Slices at {places}{more} {what}.")
     return warnings
+
+
+def _running_median(values: np.ndarray, width: int = 5) -> np.ndarray:
+    """The median of each value (n,) and its neighbours; beyond the ends the values are mirrored. Of two, the lower."""
+    if len(values) < 3:
+        return np.full_like(values, values.min())
+    padded = np.pad(values, width // 2, mode="reflect")
+    return np.asarray(np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=-1))
 
 
 def _planes(series: Series) -> Iterator[np.ndarray]:

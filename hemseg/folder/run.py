@@ -19,6 +19,7 @@ from hemseg.io.files import exclusive_access, remove_leftovers
 from hemseg.manifest import Manifest, default_weights
 from hemseg.model import load
 from hemseg.names import printable
+from hemseg.startup import import_nibabel
 from hemseg.streams import print_text
 
 
@@ -124,6 +125,7 @@ def _rows(
         return run_on_ray(todo, weights, run.device, key, target, run.ray, run.jobs)
     if run.jobs > 1 and len(todo) > 1:
         return run_in_processes(todo, weights, run.device, key, target, min(run.jobs, len(todo)))
+    import_nibabel(job.scan for job in todo)
     model = load(weights, run.device, scans=len(todo))
     if printed.verbose:
         print(f"weights {model.manifest.name} {model.manifest.version}, {model.provider}", file=sys.stderr)

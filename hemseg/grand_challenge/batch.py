@@ -29,6 +29,7 @@ from hemseg.io.files import remove_leftovers
 from hemseg.manifest import default_weights
 from hemseg.model import load
 from hemseg.names import printable
+from hemseg.startup import import_nibabel
 
 if TYPE_CHECKING:
     from hemseg.model import Model
@@ -80,6 +81,7 @@ def run_container(
     refuse_conflicts(jobs, tables=[path for path in results if not is_results(path)], overwrite=overwrite)
     for folder in (target, predict):
         remove_leftovers(folder)
+    import_nibabel(job.scan for job in jobs)
     model = load(weights, device, scans=len(jobs)).at(operating_point)
     logger.info("weights %s %s on %s", model.manifest.name, model.manifest.version, model.provider)
     slices = f", {len(run_plan.dicom)} DICOM files" if run_plan.dicom else ""

@@ -155,6 +155,21 @@ def test_inference_never_imports_torch(scan: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_a_nifti_scan_takes_no_libraries_that_it_does_not_need(scan: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from hemseg.cli import main\n"
+        f"sys.argv = ['hemseg', 'segment', {str(scan)!r}, {str(tmp_path / 'out')!r}]\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "taken = {'pydicom', 'gdcm', 'requests', 'scipy.ndimage', 'scipy.sparse'} & set(sys.modules)\n"
+        "assert not taken, taken\n"
+        "import pydicom, nibabel\n"  # they are hidden from nibabel for a moment, not for good
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_package_needs_nothing_of_training(tmp_path: Path) -> None:
     """The container has hemseg, process.py and the weights, and no more."""
     for name in ("hemseg", "weights"):

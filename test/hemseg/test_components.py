@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from scipy import ndimage
 
-from hemseg.components import drop_small_components, labeled_sizes, numbered_components
+from hemseg.components import (
+    bounding_box,
+    boxes,
+    drop_small_components,
+    labeled,
+    labeled_sizes,
+    numbered_components,
+    without_holes,
+)
 
 
 def test_numbers_follow_size_and_then_place() -> None:
@@ -30,3 +40,25 @@ def test_small_components_go_and_the_largest_may_stay() -> None:
     assert not drop_small_components(mask, 10).any()
     assert np.array_equal(drop_small_components(mask, 10, keep_largest=True), mask & (np.arange(6)[:, None] == 2))
     assert not drop_small_components(mask & False, 10, keep_largest=True).any()
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (12, 30, 40)])
+@pytest.mark.parametrize("share", [0.1, 0.35, 0.6, 0.9])
+def test_labels_boxes_and_holes_are_those_of_scipy(shape: tuple[int, ...], share: float) -> None:
+    mask = np.random.default_rng(len(shape)).random(shape) < share
+    for corners, structure in ((False, None), (True, np.ones((3,) * len(shape)))):
+        labels, n = labeled(mask, corners)
+        expected, count = ndimage.label(mask, structure)
+        assert n == count
+        assert len(np.unique(np.stack([labels[mask], expected[mask]]), axis=1).T) == n  # each is one of them
+        assert boxes(labels) == ndimage.find_objects(labels.astype(np.int32))
+    assert np.array_equal(without_holes(mask), ndimage.binary_fill_holes(mask))
+    assert bounding_box(mask) == ndimage.find_objects(mask.astype(np.uint8))[0]
+
+
+def test_of_an_empty_mask_nothing_comes() -> None:
+    mask = np.zeros((3, 4, 5), bool)
+    assert bounding_box(mask) is None
+    assert not without_holes(mask).any()
+    assert labeled(mask)[1] == 0
+    assert boxes(labeled(mask)[0]) == []

@@ -19,6 +19,7 @@ LAYERS = (
         "hemseg.errors",
         "hemseg.choices",
         "hemseg.options",
+        "hemseg.startup",
         "hemseg.streams",
         "hemseg.manifest_values",
     ),
@@ -28,6 +29,7 @@ LAYERS = (
     (
         "hemseg.scan",
         "hemseg.components",
+        "hemseg.abc2",
         "hemseg.lesions",
         "hemseg.preprocessing",
         "hemseg.strip",

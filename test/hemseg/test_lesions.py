@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy import ndimage
 
-from hemseg.lesions import abc2, components, lesions_of, measured_lesions, ventricular_csf
+from hemseg.abc2 import _interpolated, abc2
+from hemseg.lesions import components, lesions_of, measured_lesions, ventricular_csf
 from hemseg.preprocessing import WorkingGrid, WorkingImage
 from hemseg.volume import Volume
 
@@ -82,6 +84,13 @@ def test_b_of_a_crescent_is_its_thickness() -> None:
     found = abc2(ring[None], (5.0, 1.0, 1.0))
     assert found.a_cm == pytest.approx(2 * np.sqrt(58**2 - 30**2) / 10, rel=0.03)
     assert 1.0 <= found.b_cm < 1.4  # a caliper around all of it would give 2.8
+
+
+def test_between_pixels_a_field_is_linear_and_ends_with_the_picture() -> None:
+    field = np.random.default_rng(0).random((6, 9))
+    at = np.random.default_rng(1).uniform(-2, 11, (40, 5, 2))
+    expected = ndimage.map_coordinates(field, np.moveaxis(at, -1, 0), order=1, mode="nearest")
+    assert_allclose(_interpolated(field, at), expected, atol=1e-12)
 
 
 def test_components_come_by_size_and_touch_at_corners() -> None:

@@ -13,12 +13,14 @@ import numpy as np
 import pydicom
 import pytest
 from helpers.series import write_series
+from numpy.testing import assert_allclose
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
+from scipy import ndimage
 
 from hemseg.dicom.choice import is_sharp
 from hemseg.dicom.header import FIELDS
 from hemseg.dicom.source import Source
-from hemseg.dicom.stack import _step
+from hemseg.dicom.stack import _running_median, _step
 from hemseg.dicom_out.seg import write_segmentation
 from hemseg.errors import HemsegError
 from hemseg.folder.scans import find_scans
@@ -636,3 +638,9 @@ def test_slices_without_patient_are_of_the_patient_of_their_study(tmp_path: Path
 
     series(tmp_path, edit=edit)
     assert np.array_equal(read(tmp_path).hu, SCAN.hu)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 9])
+def test_the_running_median_is_that_of_scipy(n: int) -> None:
+    gaps = np.random.default_rng(n).random(n)
+    assert_allclose(_running_median(gaps), ndimage.median_filter(gaps, size=5, mode="mirror"))

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import COARSE, OBLIQUE, dice
+from numpy.testing import assert_allclose
 
 from hemseg.preprocessing import Settings, WorkingGrid, equalized, intracranial_mask, network_input, working_image
 from hemseg.volume import Volume
@@ -163,6 +164,20 @@ def test_there_and_back_is_a_smooth_image_again() -> None:
     back = grid.to_scan(grid.from_scan(hu), slice(None), slice(None))
     assert back.shape == hu.shape
     assert np.abs(back - hu)[6:-6, 4:-4, 4:-4].max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("n_in", "mm_in", "n_out", "mm_out"), [(512, 0.45, 230, 1.0), (60, 2.0, 120, 1.0), (5, 1.0, 1, 5.0)]
+)
+def test_resampling_is_the_product_with_a_matrix_of_tents(n_in: int, mm_in: float, n_out: int, mm_out: float) -> None:
+    values = np.random.default_rng(0).random((3, n_in)).astype(np.float32)
+    at_in, at_out = (np.arange(n_in) + 0.5) * mm_in, (np.arange(n_out) + 0.5) * mm_out
+    at_out = np.clip(at_out + (n_in * mm_in - n_out * mm_out) / 2, at_in[0], at_in[-1])
+    tents = np.maximum(0, 1 - np.abs(at_out[:, None] - at_in) / max(mm_in, mm_out))
+    expected = values @ (tents / tents.sum(axis=1, keepdims=True)).T
+    grid = WorkingGrid((1, n_in, 3), (1.0, mm_in, mm_out), (1.0, mm_out, mm_out), 1)
+    assert grid.shape == (1, n_out, 3)
+    assert_allclose(grid.from_scan(values.T[None])[0].T, expected, atol=1e-6)
 
 
 def test_part_of_the_scan_is_a_part_of_the_whole() -> None:

@@ -14,7 +14,7 @@ from training.data.datasets import Case, DataSet, Prepared
 from training.data.slice_kinds import UNKNOWN, allowed_kinds, read_slice_kinds
 from training.evaluation import kind_slices, single_slices
 from training.evaluation.kind_slices import slice_aucs
-from training.evaluation.kinds import confusion, judged, summary
+from training.evaluation.kinds import by_patient, confusion, judged, summary
 from training.fitting.kind_slices import PooledSlices, linear_maps, nothing_named
 from training.labels.kind_head import PAINTED_SHARE, fitted_head, sample_weights, unsure_below
 from training.labels.lesion_kinds import LesionSample, labelled_lesions, lesions_of, painted_lesions
@@ -245,3 +245,22 @@ def test_kinds_are_learned_from_slice_labels(tmp_path: Path, monkeypatch: pytest
     assert not Head.read(tmp_path / "out" / "kinds.npz").has_maps
     rows = list(csv.DictReader((tmp_path / "out" / "lesions.csv").open()))
     assert [(row["truth"], row["called"]) for row in rows] == [(k, k) for k in ("subdural", "intraparenchymal")]
+
+
+def test_patients_count_once_whatever_their_lesions_are_called() -> None:
+    def row(split: str, case: str, kinds: str, called: str, data: str = "set") -> dict[str, object]:
+        return {"data": data, "split": split, "case": case, "kinds": kinds, "called": called}
+
+    rows = [
+        *(row("val", "a", "subdural epidural", called) for called in ("subdural", "subdural", "unsure")),
+        row("test", "b", "subdural", ""),
+        row("test", "c", "epidural", "subdural"),
+        row("", "p", "subdural", "subdural", "phantoms"),
+    ]
+    table = {(line["split"], line["kind"]): line for line in by_patient(rows)}
+    assert {split for split, _ in table} == {"val", "test", "val + test"}
+    both = table["val + test", "subdural"]
+    assert (both["patients"], both["called_so"], both["share"]) == (2, 1, 0.5)
+    assert (both["others"], both["others_called_so"], both["others_share"]) == (1, 1, 1.0)
+    assert both["low"] == pytest.approx(0.095, abs=1e-3)  # Wilson's, of 1 in 2
+    assert np.isnan(table["val", "subdural"]["others_share"])  # nobody is without it

@@ -151,6 +151,7 @@ def _measure(
     table = kinds.summary(rows)
     write_table(rows, out / "lesions.csv")
     write_table(table, out / "summary.csv")
+    write_table(kinds.by_patient(rows), out / "patients.csv")
     write_confusion(rows, out / "confusion.png")
     for row in table:
         print(in_words(row))

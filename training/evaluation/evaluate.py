@@ -13,7 +13,7 @@ from rich.progress import track
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from hemseg.components import TOUCHING, labeled_sizes
+from hemseg.components import labeled_sizes
 from hemseg.errors import HemsegError
 from hemseg.model import load
 from hemseg.preprocessing import Settings, smoothed, working_image
@@ -62,7 +62,7 @@ def threshold_predictor(settings: Settings, min_ml: float = 0.5) -> Predictor:
         blood = working.intracranial & (smooth >= BLOOD_HU[0]) & (smooth <= BLOOD_HU[1])
         disc = ndimage.generate_binary_structure(2, 1)[None]
         blood = ndimage.binary_opening(blood, disc, iterations=max(1, round(2 / settings.in_plane_mm)))
-        labels, sizes = labeled_sizes(blood, TOUCHING)
+        labels, sizes = labeled_sizes(blood, corners=True)
         ml = sizes * float(np.prod(working.grid.spacing)) / 1000
         kept = (ml >= min_ml)[labels]
         mask = volume.from_lps(mask_on_scan(kept.astype(np.float32), working, 0.5))

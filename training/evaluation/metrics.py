@@ -10,7 +10,7 @@ from monai.metrics.utils import get_edge_surface_distance
 from scipy import ndimage
 from scipy.stats import binomtest
 
-from hemseg.components import TOUCHING, labeled_sizes
+from hemseg.components import labeled_sizes
 
 NSD_TOLERANCE_MM = 0.42  # INSTANCE 2022
 
@@ -62,7 +62,7 @@ def lesion_counts(mask: np.ndarray, reference: np.ndarray, voxel_ml: float, min_
 
 
 def _touched(mask: np.ndarray, other: np.ndarray, voxel_ml: float, min_ml: float) -> list[int]:
-    labels, voxels = labeled_sizes(mask, TOUCHING)
+    labels, voxels = labeled_sizes(mask, corners=True)
     sizes = voxels[1:] * voxel_ml
     touched = np.bincount(labels.ravel(), weights=other.ravel(), minlength=len(voxels))[1:]
     return [int(t) for t, s in zip(touched, sizes, strict=True) if s >= min_ml]

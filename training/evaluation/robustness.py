@@ -19,7 +19,7 @@ from rich.progress import track
 from scipy import ndimage
 
 from hemseg.checks import check_scan
-from hemseg.components import TOUCHING
+from hemseg.components import boxes, labeled
 from hemseg.errors import HemsegError
 from hemseg.model import Model
 from hemseg.scan import read
@@ -89,11 +89,11 @@ def false_lesions(result: Segmentation, reference: np.ndarray) -> tuple[int, int
 
     A component counts as intraventricular where it lies deep in the brain and much of its surroundings is fluid.
     """
-    labels, _ = ndimage.label(result.mask, TOUCHING)
+    labels, _ = labeled(result.mask, corners=True)
     found = ventricular = 0
     mm = result.volume.spacing[0]
     reach = max(1, round(3 / mm))
-    for i, box in enumerate(ndimage.find_objects(labels), start=1):
+    for i, box in enumerate(boxes(labels), start=1):
         part = labels[box] == i
         if part.sum() * result.volume.voxel_ml < LEAST_ML or (part & (reference[box] > 0)).any():
             continue

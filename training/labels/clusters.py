@@ -81,4 +81,4 @@ def choose_cluster(view: SliceView, probe: Probe, settings: Pseudolabels) -> Cho
 
 def _without_small_parts(mask: np.ndarray, settings: Pseudolabels) -> np.ndarray:
     """A mask (y, x) without its components below ``min_pixels``; the largest stays in any case."""
-    return drop_small_components(mask, settings.min_pixels, structure=np.ones((3, 3)), keep_largest=True)
+    return drop_small_components(mask, settings.min_pixels, corners=True, keep_largest=True)
