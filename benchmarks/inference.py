@@ -78,12 +78,16 @@ def stages(scan: Path, folder: Path) -> list[Row]:
         rows.append(Row(what, _cpu() - cpu, time.perf_counter() - wall, resource.getrusage(0).ru_maxrss / 1024))
         cpu, wall = _cpu(), time.perf_counter()
 
+    from hemseg.startup import import_nibabel, start_lean
+
+    start_lean()
     from hemseg.checks import check_scan
     from hemseg.model import load
     from hemseg.scan import read
     from hemseg.segmentation import postprocess, second_opinion
     from hemseg.sliding_window import working_probability
 
+    import_nibabel([scan])
     model = load(device="cpu")
     lap("start-up: libraries, runtime, model")
     volume = read(scan)
