@@ -88,10 +88,11 @@ def tiny(config: Config) -> Config:
     """The paper's networks and optimisers on images and widths that take seconds."""
     c, s, u = config.classifier, config.sequence, config.segmenter
     small = replace(c.optimization, batch=4, micro_batch=0)
+    widths = (16, 16, 16, 16)  # below 16 channels, torch 2.13's convolutions overrun their memory on a CPU, backward
     return replace(
         config,
         preprocessing=replace(config.preprocessing, in_plane_mm=3.4, slice_mm=18.0),
-        classifier=replace(c, backbone="resnet18", widths=(4, 8, 8, 8), image_size=(48, 48), optimization=small),
+        classifier=replace(c, backbone="resnet18", widths=widths, image_size=(48, 48), optimization=small),
         sequence=replace(s, hidden=8),
         segmenter=replace(
             u,
