@@ -478,6 +478,24 @@ def test_stages_are_skipped_when_done_and_run_again_when_something_changed(tmp_p
         assert ran == expected
 
 
+def test_a_trained_network_is_kept_when_its_stage_starts_over(tmp_path: Path) -> None:
+    def train(folder: Path) -> dict[str, int]:
+        (folder / "network.pt").write_text("weights")
+        return {}
+
+    def run(setting: int) -> None:
+        table = {"a": Stage("a", (), (setting,), train), "b": Stage("b", ("a",), (), lambda folder: {})}
+        run_stage(table["b"], tmp_path, table)
+
+    for setting in (1, 2, 1):
+        run(setting)
+    assert len(list((tmp_path / "former").glob("a-*/network.pt"))) == 2  # of either setting; b can be made again
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "former"]
+    (tmp_path / "a" / "done.json").unlink()  # interrupted: half of a training is none
+    run(3)
+    assert len(list((tmp_path / "former").iterdir())) == 2
+
+
 def test_an_interrupted_stage_goes_on_with_what_it_has(tmp_path: Path) -> None:
     def fail_once(folder: Path) -> dict[str, int]:
         if not (folder / "half").exists():

@@ -2,7 +2,8 @@
 
 Every stage reads files and writes files below ``RUN/<stage>/``. When it is through it leaves ``done.json`` with
 its fingerprint: a hash of its part of the configuration, of the data and of the stages that it builds on. A stage
-whose fingerprint still holds is skipped; one whose fingerprint changed starts over.
+whose fingerprint still holds is skipped; one whose fingerprint changed starts over, and a network that it had
+trained to its end is kept in ``RUN/former``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..console import console, in_words
 from ..fitting.hardware import rank
 from ..stage_names import folder_of, without_suffix
 
-DONE = "done.json"
+DONE, NETWORK = "done.json", "network.pt"
 
 
 def fingerprint(*parts: Any) -> str:
@@ -90,8 +91,9 @@ def run_stage(stage: Stage, run: Path, stages: dict[str, Stage]) -> dict[str, An
     if rank() > 0:
         return _follow(stage, folder, mark)
     if folder.exists() and started != mark:
-        console.print(f"{stage.name}: its configuration or inputs changed, starts over")
-        shutil.rmtree(folder)
+        kept = _set_aside(folder, done.get("fingerprint", ""))
+        trained = f"; what it had trained is kept in {kept}" if kept else ""
+        console.print(f"{stage.name}: its configuration or inputs changed, starts over{trained}", soft_wrap=True)
     elif folder.exists():
         console.print(f"{stage.name}: was interrupted, goes on")
         remove_leftovers(folder)
@@ -103,6 +105,19 @@ def run_stage(stage: Stage, run: Path, stages: dict[str, Stage]) -> dict[str, An
     _write(folder / DONE, {"fingerprint": mark, "minutes": round(minutes, 2), "figures": figures})
     console.print(f"[bold]{stage.name}[/bold] ({minutes:.1f} min): {in_words(figures)}")
     return figures
+
+
+def _set_aside(folder: Path, mark: str) -> Path | None:
+    """Make room for a stage. A network that was trained to its end took hours, and whoever only wanted a figure did not
+    mean to lose it: it is moved, and where it is now is returned. All else can be made again."""
+    if not mark or not (folder / NETWORK).exists():
+        shutil.rmtree(folder)
+        return None
+    kept = folder.parent / "former" / f"{folder.name}-{mark}"
+    shutil.rmtree(kept, ignore_errors=True)  # of the same settings and inputs
+    kept.parent.mkdir(exist_ok=True)
+    folder.rename(kept)
+    return kept
 
 
 def is_done(stage: Stage, run: Path, stages: dict[str, Stage]) -> bool:
