@@ -36,11 +36,19 @@ def corner_of(inside: np.ndarray, field: tuple[int, int]) -> tuple[int, int]:
     return middle[0] - field[0] // 2, middle[1] - field[1] // 2
 
 
-def cut(plane: np.ndarray, corner: tuple[int, int], size: tuple[int, ...], fill: float) -> np.ndarray:
-    """A window of a plane (y, x), filled where it leaves it; float32."""
-    result = np.full(size, fill, np.float32)
-    spans = [(max(0, c), min(n, c + s), c) for n, c, s in zip(plane.shape, corner, size, strict=True)]
-    if all(a < b for a, b, _ in spans):
-        inner, outer = (tuple(slice(a - c * own, b - c * own) for a, b, c in spans) for own in (1, 0))
-        result[inner] = plane[outer]
+def cut(array: np.ndarray, corner: tuple[int, int], size: tuple[int, ...], fill: float) -> np.ndarray:
+    """A window of a plane (y, x), or of each slice (z, y, x), of ``size`` (y, x), filled where it leaves the array."""
+    result = np.full((*array.shape[:-2], *size), fill, array.dtype)
+    inner, outer = overlap(array.shape[-2:], corner, size)
+    (y, x), (own_y, own_x) = outer, inner
+    result[..., own_y, own_x] = array[..., y, x]
     return result
+
+
+def overlap(
+    shape: tuple[int, ...], corner: tuple[int, int], size: tuple[int, ...]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Where a window of ``size`` at a corner, all (y, x), and a plane of ``shape`` overlap: in the window, and in the
+    plane."""
+    spans = [(max(0, c), max(max(0, c), min(n, c + s)), c) for n, c, s in zip(shape, corner, size, strict=True)]
+    return tuple(slice(a - c, b - c) for a, b, c in spans), tuple(slice(a, b) for a, b, _ in spans)

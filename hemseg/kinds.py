@@ -175,7 +175,8 @@ def seen_in(lesion: np.ndarray, look: Look) -> np.ndarray:
     """Means of the maps in a lesion, bool (z, y, x), then of its slices' logits weighted by its area: `FROM_MAPS`."""
     slices = np.flatnonzero(lesion.any(axis=(1, 2)))
     maps = np.stack([look.kind_maps[z] for z in slices.tolist()])
-    seen = np.stack([shrunk(cut(lesion[z], look.corner, look.field, 0.0), maps.shape[2:]) for z in slices])
+    shown = cut(lesion[slices].astype(np.float32), look.corner, look.field, 0.0)
+    seen = np.stack([shrunk(plane, maps.shape[2:]) for plane in shown])
     return within(maps, seen)
 
 

@@ -15,6 +15,7 @@ from helpers.networks import TINY
 from safetensors.torch import load_file
 
 from hemseg.errors import HemsegError
+from hemseg.fields_of_view import cut
 from hemseg.manifest import default_weights
 from hemseg.model import load as load_model
 from hemseg.preprocessing import Settings, working_image
@@ -22,7 +23,7 @@ from hemseg.scan import read
 from hemseg.sliding_window import network_probability
 from training.config import CONFIGS, Cam, Config, Pseudolabels, Segmenter, Sequence, load_config
 from training.data.datasets import load_dataset, prepare, prepared
-from training.data.field_of_view import cut, paste
+from training.data.field_of_view import paste
 from training.data.phantom import write_dataset
 from training.evaluation.metrics import lesion_counts, overlap, summary
 from training.fitting.classifier import Volumes, collate_volumes, refit_linear_layer

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hemseg.fields_of_view import corner_of
+from hemseg.fields_of_view import corner_of, cut, overlap
 from hemseg.preprocessing import leveled
 
 from ..config import Classifier, Config
@@ -33,27 +33,12 @@ def crop_field_of_view(case: Prepared, config: Config) -> tuple[np.ndarray, tupl
     return cut(hu, corner, size, background), corner
 
 
-def cut(array: np.ndarray, corner: tuple[int, int], size: tuple[int, int], fill: float) -> np.ndarray:
-    """A window of each slice, (z, *size), filled where it leaves the array."""
-    result = np.full((array.shape[0], *size), fill, array.dtype)
-    inner, outer = _overlap(array.shape[1:], corner, size)
-    result[(slice(None), *inner)] = array[(slice(None), *outer)]
-    return result
-
-
 def paste(window: np.ndarray, corner: tuple[int, int], shape: tuple[int, ...]) -> np.ndarray:
     """The reverse of `cut`: (z, y, x) of ``shape`` with the window at its corner, zero elsewhere."""
     result = np.zeros((window.shape[0], *shape[1:]), window.dtype)
-    inner, outer = _overlap(shape[1:], corner, window.shape[1:])
+    inner, outer = overlap(shape[1:], corner, window.shape[1:])
     result[(slice(None), *outer)] = window[(slice(None), *inner)]
     return result
-
-
-def _overlap(
-    shape: tuple[int, ...], corner: tuple[int, int], size: tuple[int, ...]
-) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    spans = [(max(0, c), max(max(0, c), min(n, c + s)), c) for n, c, s in zip(shape, corner, size, strict=True)]
-    return tuple(slice(a - c, b - c) for a, b, c in spans), tuple(slice(a, b) for a, b, _ in spans)
 
 
 def to_network_size(hu: Tensor, settings: Classifier) -> Tensor:

@@ -13,6 +13,7 @@ from rich.progress import track
 
 import hemseg
 from hemseg.errors import HemsegError
+from hemseg.fields_of_view import cut
 from hemseg.model import load, load_strip
 from hemseg.preprocessing import smoothed, working_image
 from hemseg.scan import read
@@ -21,7 +22,7 @@ from hemseg.sliding_window import working_probability
 from ..config import Config
 from ..console import console
 from ..data.datasets import Case, Prepared, prepare, prepared
-from ..data.field_of_view import crop_field_of_view, cut, network_slices, paste, to_network_size
+from ..data.field_of_view import crop_field_of_view, network_slices, paste, to_network_size
 from ..evaluation.evaluate import evaluate, network_predictor
 from ..evaluation.panels import Shown, write_panel
 from ..evaluation.quality import reference_on_grid
@@ -129,7 +130,7 @@ def slice_views(case: Prepared, config: Config, maps: Path) -> Iterator[tuple[in
     intensities = smoothed(hu, grid) if config.pseudolabels.smooth else hu
     saved = load_case(maps, case.name)
     for z, activation in zip(saved["slices"], saved["maps"].astype(np.float32), strict=True):
-        window = cut(activation[None], corner, size, 0.0)[0]
+        window = cut(activation, corner, size, 0.0)
         yield (
             int(z),
             corner,
