@@ -80,7 +80,9 @@ def read_labels(
             continue
         if sorted(by_slice) != list(range(n)):
             from_one = " from 1 on; does the table count from 1? The first slice is 0" * (min(by_slice) == 1)
-            faults.append(f"{name}: has {n} slices, but labels for {len(by_slice)}{from_one}")
+            lacking = [str(z) for z in range(n) if z not in by_slice]
+            which = f" (slice {listed(lacking)} has none)" if lacking and not from_one else ""
+            faults.append(f"{name}: has {n} slices, but labels for {len(by_slice)}{which}{from_one}")
             continue
         labels[name] = tuple(by_slice[z] for z in range(n))
     return labels
