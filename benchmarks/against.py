@@ -55,9 +55,10 @@ def compared(other: Path, scan: Path, times: int) -> dict[str, dict[str, list[fl
     found: dict[str, dict[str, list[float]]] = {}
     for what, arguments in COMMANDS.items():
         took: dict[str, list[float]] = {"here": [], "there": []}
-        for _ in range(times):
-            took["here"].append(cpu_seconds(ROOT, arguments, source, scan))
-            took["there"].append(cpu_seconds(other, arguments, source, scan))
+        for number in range(times):
+            by_turns = (("here", ROOT), ("there", other))
+            for name, checkout in by_turns if number % 2 else by_turns[::-1]:
+                took[name].append(cpu_seconds(checkout, arguments, source, scan))
         found[what] = took
     return found
 
@@ -70,8 +71,8 @@ def main() -> None:
     arguments = parser.parse_args()
     other = arguments.checkout.resolve()
     try:
-        if not (other / "hemseg" / "cli.py").is_file():
-            raise HemsegError(f"{arguments.checkout}: is no checkout of hemseg; give a folder with hemseg/cli.py.")
+        if not ((other / "hemseg" / "cli.py").is_file() and (other / "process.py").is_file()):
+            raise HemsegError(f"{arguments.checkout}: is no checkout of hemseg: it lacks hemseg/cli.py or process.py.")
         with tempfile.TemporaryDirectory() as folder:
             scan = Path(folder) / "phantom.nii.gz"
             phantom(scan, *THICK)

@@ -17,15 +17,19 @@ def labeled(mask: np.ndarray, corners: bool = False) -> tuple[np.ndarray, int]:
         corners: voxels that share a corner are connected, too, and not only those that share a face.
 
     Returns:
-        Integers shaped like ``mask``: 1, 2, ... in the components, 0 elsewhere; and how many there are.
+        int32 shaped like ``mask``: 1, 2, ... in the components, in no order that can be relied on, 0 elsewhere; and
+        how many there are.
     """
     voxels = (mask != 0).view(np.uint8)
+    if not voxels.any():  # both libraries end the process over an array without voxels
+        return np.zeros(mask.shape, np.int32), 0
     if mask.ndim == 2:  # OpenCV knows planes alone, and is the faster one
         n, labels = cv2.connectedComponents(np.ascontiguousarray(voxels), connectivity=8 if corners else 4)
         return labels, n - 1
     found = sitk.ConnectedComponentImageFilter()
     found.SetFullyConnected(corners)
-    return sitk.GetArrayFromImage(found.Execute(sitk.GetImageFromArray(voxels))), int(found.GetObjectCount())
+    labels = sitk.GetArrayFromImage(found.Execute(sitk.GetImageFromArray(voxels)))
+    return labels.view(np.int32), int(found.GetObjectCount())
 
 
 def labeled_sizes(mask: np.ndarray, corners: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -139,8 +143,8 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
 
 
 def without_holes(mask: np.ndarray) -> np.ndarray:
-    """A mask, bool of two or three dimensions, with what it encloses: from there no way leads to the array's border
+    """A mask of two or three dimensions, as bool, with what it encloses: from there no way leads to the array's border
     but through the mask, from face to face."""
-    background, _ = labeled(np.pad(~mask, 1, constant_values=True))
+    background, _ = labeled(np.pad(mask == 0, 1, constant_values=True))
     inner = (slice(1, -1),) * mask.ndim
     return background[inner] != background[(0,) * mask.ndim]

@@ -13,7 +13,7 @@ OBJECTS = 50_000  # that are made before Python looks for garbage among them; im
 
 
 def start_lean() -> None:
-    """Call it before NumPy is imported: each thread of its OpenBLAS, never used here, takes 32 MB and waits, spinning;
+    """Call it before NumPy is imported: each thread of its OpenBLAS, hardly used here, takes 32 MB and waits, spinning;
     and Python's search for garbage takes a twentieth of a short run."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     gc.set_threshold(OBJECTS)
@@ -22,7 +22,8 @@ def start_lean() -> None:
 
 def import_nibabel(scans: Iterable[Path]) -> None:
     """Import nibabel, if one of the scans is NIfTI, without pydicom and its decoders, which it takes along where they
-    are installed: NIfTI has no use for them, and they take a tenth of a short run. Call it before threads begin.
+    are installed: a scan has no use for them, and they take a tenth of a short run. (To nibabel a DICOM extension of
+    a header is bytes then.) Call it before threads begin.
     """
     nifti = any(scan.name.lower().endswith((".nii", ".nii.gz")) for scan in scans)
     if not nifti or {"nibabel", "pydicom"} & set(sys.modules):

@@ -145,7 +145,8 @@ def _gap_warnings(gaps: np.ndarray, step: float, depth: np.ndarray) -> list[str]
 
 
 def _running_median(values: np.ndarray, width: int = 5) -> np.ndarray:
-    """The median of each value (n,) and its neighbours; beyond the ends the values are mirrored. Of two, the lower."""
+    """The median of each value (n,) and its neighbours; beyond the ends the values are mirrored. Of two values alone,
+    the lower."""
     if len(values) < 3:
         return np.full_like(values, values.min())
     padded = np.pad(values, width // 2, mode="reflect")

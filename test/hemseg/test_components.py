@@ -51,13 +51,15 @@ def test_labels_boxes_and_holes_are_those_of_scipy(shape: tuple[int, ...], share
         expected, count = ndimage.label(mask, structure)
         assert n == count
         assert len(np.unique(np.stack([labels[mask], expected[mask]]), axis=1).T) == n  # each is one of them
-        assert boxes(labels) == ndimage.find_objects(labels.astype(np.int32))
+        assert boxes(labels) == ndimage.find_objects(labels)
     assert np.array_equal(without_holes(mask), ndimage.binary_fill_holes(mask))
+    assert np.array_equal(without_holes(mask.astype(np.uint8)), without_holes(mask))
     assert bounding_box(mask) == ndimage.find_objects(mask.astype(np.uint8))[0]
 
 
-def test_of_an_empty_mask_nothing_comes() -> None:
-    mask = np.zeros((3, 4, 5), bool)
+@pytest.mark.parametrize("shape", [(3, 4, 5), (4, 5), (0, 5, 5), (5, 5, 0), (0, 5), (5, 0)])
+def test_of_an_empty_mask_nothing_comes(shape: tuple[int, ...]) -> None:
+    mask = np.zeros(shape, bool)
     assert bounding_box(mask) is None
     assert not without_holes(mask).any()
     assert labeled(mask)[1] == 0

@@ -480,21 +480,27 @@ def test_stages_are_skipped_when_done_and_run_again_when_something_changed(tmp_p
 
 
 def test_a_trained_network_is_kept_when_its_stage_starts_over(tmp_path: Path) -> None:
+    now: list[int] = []
+    trained: list[int] = []
+
     def train(folder: Path) -> dict[str, int]:
         (folder / "network.pt").write_text("weights")
+        trained.append(now[0])
         return {}
 
     def run(setting: int) -> None:
+        now[:] = [setting]
         table = {"a": Stage("a", (), (setting,), train), "b": Stage("b", ("a",), (), lambda folder: {})}
         run_stage(table["b"], tmp_path, table)
 
-    for setting in (1, 2, 1):
+    for setting in (1, 2, 1, 2):
         run(setting)
-    assert len(list((tmp_path / "former").glob("a-*/network.pt"))) == 2  # of either setting; b can be made again
+    assert trained == [1, 2]  # what was done before is taken back
+    assert len(list((tmp_path / "former").glob("a-*/network.pt"))) == 1  # b can be made again
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "former"]
     (tmp_path / "a" / "done.json").unlink()  # interrupted: half of a training is none
     run(3)
-    assert len(list((tmp_path / "former").iterdir())) == 2
+    assert len(list((tmp_path / "former").iterdir())) == 1
 
 
 def test_an_interrupted_stage_goes_on_with_what_it_has(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ python -m training measure --data ../data/ct-ich --out OUT
 python -m training phantoms FOLDER --cases 20
 
 A stage that is done is skipped; one that was interrupted goes on where it was; one whose configuration or inputs
-changed starts over, and a network that it had trained is moved to RUN/former. Naming a stage runs what it needs first.
+changed starts over, and a network that was trained to its end goes to RUN/former. Naming a stage runs what it needs
+first.
 """
 
 from __future__ import annotations

@@ -90,6 +90,9 @@ def run_stage(stage: Stage, run: Path, stages: dict[str, Stage]) -> dict[str, An
         return dict(done["figures"])
     if rank() > 0:
         return _follow(stage, folder, mark)
+    former = run / "former" / f"{stage.name}-{mark}"
+    if folder.exists() and started != mark and mark_of(former) == mark:
+        return _taken_back(stage, folder, former, done.get("fingerprint", ""))
     if folder.exists() and started != mark:
         kept = _set_aside(folder, done.get("fingerprint", ""))
         trained = f"; what it had trained is kept in {kept}" if kept else ""
@@ -109,7 +112,7 @@ def run_stage(stage: Stage, run: Path, stages: dict[str, Stage]) -> dict[str, An
 
 def _set_aside(folder: Path, mark: str) -> Path | None:
     """Make room for a stage. A network that was trained to its end took hours, and whoever only wanted a figure did not
-    mean to lose it: it is moved, and where it is now is returned. All else can be made again."""
+    mean to lose it: it is moved with all of the stage, and where it is now is returned. All else can be made again."""
     if not mark or not (folder / NETWORK).exists():
         shutil.rmtree(folder)
         return None
@@ -118,6 +121,14 @@ def _set_aside(folder: Path, mark: str) -> Path | None:
     kept.parent.mkdir(exist_ok=True)
     folder.rename(kept)
     return kept
+
+
+def _taken_back(stage: Stage, folder: Path, former: Path, mark: str) -> dict[str, Any]:
+    """The result of settings and inputs that are those of before again."""
+    _set_aside(folder, mark)
+    former.rename(folder)
+    console.print(f"{stage.name}: done before with these settings and inputs, taken back from {former}", soft_wrap=True)
+    return dict(_read(folder / DONE)["figures"])
 
 
 def is_done(stage: Stage, run: Path, stages: dict[str, Stage]) -> bool:
