@@ -48,6 +48,7 @@ def test_rows_are_measured_once_and_what_is_forgotten_is_said(tmp_path: Path, mo
         seen.append(f"{predict} {dataset.name}")
         trained = "patients" in predict
         new = {"patients_found_count": "1 of 1", "healthy_median_ml": 0.1, "healthy_with_half_ml_count": "0 of 1"}
+        new |= {"false_lesions_per_scan": 0.5 if trained else 0.25}
         return new | {"slice_auc": 0.9 if trained else 0.8, "dice_mean": 0.68 if trained else 0.7}
 
     def stages(config: Config, dataset: DataSet, run: Path, hardware: Hardware) -> dict[str, Stage]:
@@ -65,7 +66,9 @@ def test_rows_are_measured_once_and_what_is_forgotten_is_said(tmp_path: Path, mo
     assert [row["patients"] for row in rows] == [0, 2, 5]
     assert len(seen) == len(set(seen)) == 6
     with (tmp_path / "out" / "table.csv").open() as stream:
-        assert [row["Dice, old"] for row in csv.DictReader(stream)] == ["0.7", "0.68", "0.68"]
+        table = list(csv.DictReader(stream))
+    assert [row["Dice, old"] for row in table] == ["0.7", "0.68", "0.68"]
+    assert [row["false lesions a scan, old"] for row in table] == ["0.25", "0.5", "0.5"]
     assert study.forgotten(rows, ["old"])["old"] == pytest.approx(0.02)
     assert "old: 0.020 (too much)" in (tmp_path / "out" / "table.md").read_text()
     assert (tmp_path / "out" / "finetuning.png").stat().st_size > 5000

@@ -103,7 +103,7 @@ def _measure(datasets: list[DataSet], weights: Path) -> Any:
 
 
 def _figures(measured: dict[str, dict[str, Any]], mine: DataSet, old: list[DataSet]) -> dict[str, Any]:
-    """The row of a table: found and false on the new scans, Dice on those that have masks."""
+    """The row of a table: found and false on the new scans, Dice and false lesions on those that have masks."""
     new = measured[mine.name]
     row = {
         "found": new.get("patients_found_count", "-"),
@@ -114,6 +114,7 @@ def _figures(measured: dict[str, dict[str, Any]], mine: DataSet, old: list[DataS
     for dataset in (mine, *old):
         if "dice_mean" in measured[dataset.name]:
             row[f"Dice, {dataset.name}"] = measured[dataset.name]["dice_mean"]
+            row[f"false lesions a scan, {dataset.name}"] = measured[dataset.name]["false_lesions_per_scan"]
     return row
 
 
