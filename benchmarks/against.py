@@ -1,64 +1,46 @@
 """How fast hemseg is against another checkout: ``python -m benchmarks.against FOLDER``; see docs/performance.md.
 
 Seconds of one run say little on a shared machine, whose speed changes by a third within minutes. So both checkouts
-segment the same scan by turns, in this process's environment, and their fastest and median runs are compared.
+segment the same scan by turns, with the libraries of this one, and their fastest and median runs are compared.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from statistics import median
 
-from benchmarks.inference import ROOT, THICK, phantom
+from benchmarks.inference import ROOT, THICK, command, phantom
 from hemseg.errors import HemsegError
 
 COMMANDS = {
-    "hemseg segment": ("-m", "hemseg.cli", "segment", "{scan}", "{target}", "--device", "cpu"),
-    "process.py, mode legacy": (
-        *("process.py", "--input", "{source}", "--output", "{target}", "--device", "cpu", "--mode", "legacy"),
-    ),
+    "hemseg segment": "-m hemseg.cli segment {scan} {target} --device cpu",
+    "process.py, mode legacy": "process.py --input {source} --output {target} --device cpu --mode legacy",
 }
 
 
-def cpu_seconds(checkout: Path, arguments: tuple[str, ...], source: Path, scan: Path) -> float:
-    """CPU seconds of a whole process of a checkout, of all threads.
-
-    Args:
-        arguments: of Python; ``{source}``, ``{scan}`` and ``{target}`` stand for the folder of the scan, the scan and
-            an empty folder.
+def cpu_seconds(checkout: Path, what: str, scan: Path) -> float:
+    """CPU seconds of one of `COMMANDS` in a checkout, of all threads.
 
     Raises:
         HemsegError: it failed.
     """
-    with tempfile.TemporaryDirectory() as target, tempfile.TemporaryFile() as printed:
-        call = [argument.format(source=source, scan=scan, target=target) for argument in arguments]
-        environment = {**os.environ, "PYTHONPATH": str(checkout)}
-        process = subprocess.Popen(
-            [sys.executable, *call], stdout=printed, stderr=printed, cwd=checkout, env=environment
-        )
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            printed.seek(0)
-            raise HemsegError(f"{checkout}: failed: {printed.read().decode(errors='replace')[-400:].strip()}")
-    return used.ru_utime + used.ru_stime
+    with tempfile.TemporaryDirectory() as target:
+        call = [word.format(source=scan.parent, scan=scan, target=target) for word in COMMANDS[what].split()]
+        return command(what, call, checkout).cpu_seconds
 
 
 def compared(other: Path, scan: Path, times: int) -> dict[str, dict[str, list[float]]]:
     """CPU seconds of either command: ``{command: {"here": [...], "there": [...]}}``, taken by turns."""
-    source = scan.parent
     found: dict[str, dict[str, list[float]]] = {}
-    for what, arguments in COMMANDS.items():
+    for what in COMMANDS:
         took: dict[str, list[float]] = {"here": [], "there": []}
         for number in range(times):
             by_turns = (("here", ROOT), ("there", other))
             for name, checkout in by_turns if number % 2 else by_turns[::-1]:
-                took[name].append(cpu_seconds(checkout, arguments, source, scan))
+                took[name].append(cpu_seconds(checkout, what, scan))
         found[what] = took
     return found
 

@@ -2,7 +2,8 @@
 
 Every figure is of a fresh process, so that start-up, page faults and first-use costs are in it. CPU seconds are user
 and system time of all threads, peak is the largest resident size. On a shared machine either changes by a third within
-minutes: of a command the fastest of three runs counts, and `benchmarks.against` compares two checkouts by turns.
+minutes: of `hemseg segment` and `process.py` the fastest of three runs counts, and `benchmarks.against` compares two
+checkouts by turns.
 """
 
 from __future__ import annotations
@@ -45,15 +46,20 @@ def _cpu(who: int = resource.RUSAGE_SELF) -> float:
     return used.ru_utime + used.ru_stime
 
 
-def command(what: str, arguments: list[str]) -> Row:
+def command(what: str, arguments: list[str], checkout: Path = ROOT) -> Row:
     """Time a whole process, from start to files on disk.
+
+    Args:
+        arguments: of Python.
+        checkout: whose modules run.
 
     Raises:
         HemsegError: it failed.
     """
     start = time.perf_counter()
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen([sys.executable, *arguments], stdout=said, stderr=said, cwd=ROOT)
+        call, environment = [sys.executable, *arguments], {**os.environ, "PYTHONPATH": str(checkout)}
+        process = subprocess.Popen(call, stdout=said, stderr=said, cwd=checkout, env=environment)
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         wall = time.perf_counter() - start

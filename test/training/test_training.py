@@ -34,7 +34,7 @@ from training.labels.clusters import choose_cluster, intensity_clusters, trial_i
 from training.labels.differential import Probe, SliceView
 from training.networks.slice_network import SequenceNetwork, SliceNetwork
 from training.networks.unet import build_unet, combined_loss
-from training.pipeline.runner import Stage, run_stage
+from training.pipeline.runner import Stage, _follow, run_stage
 
 
 @pytest.fixture(scope="session")
@@ -501,6 +501,16 @@ def test_a_trained_network_is_kept_when_its_stage_starts_over(tmp_path: Path) ->
     (tmp_path / "a" / "done.json").unlink()  # interrupted: half of a training is none
     run(3)
     assert len(list((tmp_path / "former").iterdir())) == 1
+
+
+def test_the_other_processes_do_not_train_what_the_first_took_back(tmp_path: Path) -> None:
+    def train(folder: Path) -> dict[str, int]:
+        raise AssertionError("waits for a first process that does not train")
+
+    (tmp_path / "a").mkdir()
+    for name in ("started.json", "done.json"):  # as a folder that is moved: both at once
+        (tmp_path / "a" / name).write_text('{"fingerprint": "mark", "figures": {"n": 1}}')
+    assert _follow(Stage("a", (), (), train, distributed=True), tmp_path / "a", "mark") == {"n": 1}
 
 
 def test_an_interrupted_stage_goes_on_with_what_it_has(tmp_path: Path) -> None:

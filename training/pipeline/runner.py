@@ -90,10 +90,9 @@ def run_stage(stage: Stage, run: Path, stages: dict[str, Stage]) -> dict[str, An
         return dict(done["figures"])
     if rank() > 0:
         return _follow(stage, folder, mark)
-    former = run / "former" / f"{stage.name}-{mark}"
-    if folder.exists() and started != mark and mark_of(former) == mark:
-        return _taken_back(stage, folder, former, done.get("fingerprint", ""))
     if folder.exists() and started != mark:
+        if mark_of(former := _former_folder(folder, mark)) == mark:
+            return _taken_back(stage, folder, former, done.get("fingerprint", ""))
         kept = _set_aside(folder, done.get("fingerprint", ""))
         trained = f"; what it had trained is kept in {kept}" if kept else ""
         console.print(f"{stage.name}: its configuration or inputs changed, starts over{trained}", soft_wrap=True)
@@ -116,11 +115,16 @@ def _set_aside(folder: Path, mark: str) -> Path | None:
     if not mark or not (folder / NETWORK).exists():
         shutil.rmtree(folder)
         return None
-    kept = folder.parent / "former" / f"{folder.name}-{mark}"
+    kept = _former_folder(folder, mark)
     shutil.rmtree(kept, ignore_errors=True)  # of the same settings and inputs
     kept.parent.mkdir(exist_ok=True)
     folder.rename(kept)
     return kept
+
+
+def _former_folder(folder: Path, mark: str) -> Path:
+    """Where a stage's folder is kept when its settings or inputs are others."""
+    return folder.parent / "former" / f"{folder.name}-{mark}"
 
 
 def _taken_back(stage: Stage, folder: Path, former: Path, mark: str) -> dict[str, Any]:
@@ -145,7 +149,8 @@ def _follow(stage: Stage, folder: Path, mark: str) -> dict[str, Any]:
     """What the other processes of a run do: take part if the stage is distributed, and wait for the first one."""
     if stage.distributed:
         _wait(folder / "started.json", mark)
-        stage.run(folder)
+        if mark_of(folder) != mark:  # else the first process took back what was done before, and does not train
+            stage.run(folder)
     return dict(_wait(folder / DONE, mark)["figures"])
 
 
