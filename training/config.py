@@ -39,7 +39,7 @@ class Optimization:
     weight_decay: float = 0.0
     batch: int = 32  # what one step of the optimiser sees, over all processes
     micro_batch: int = 0  # what fits the device at once; gradients add up to the batch. 0: the batch itself
-    epochs: int = 100
+    epochs: int = 100  # 0: the weights that training starts from (`init`), as they are
     patience: int = 25
     keep: str = "best"  # best: the epoch with the lowest validation loss | last: where that loss is no good judge
     frozen_statistics: bool = False  # batch norms keep the means and variances that they start with (fine-tuning)
@@ -136,6 +136,8 @@ class Segmenter:
     artefacts: float = 0.0  # with `augment`: share that gets streaks or more noise
     # weight of a loss in which each slice counts once (networks.unet.slice_loss); 0: voxels alone, as in the paper
     slice_loss: float = 0.0
+    # weight of a loss in which each lesion of each slice counts once (networks.unet.lesion_loss); 0: none
+    lesion_loss: float = 0.0
     # with `slice_loss`: a positive slice without a pseudo-label counts, too, by its surest voxels, wherever they are;
     # for patches that hold whole slices
     unlocated: bool = False
@@ -166,6 +168,8 @@ class SelfTraining:
     patches_per_case: int = 1
     single_slices: int = 0  # as the segmenter's, of later rounds; 0: the same
     slice_loss: float = 0.0  # likewise
+    lesion_loss: float = 0.0  # likewise
+    painted: float = 0.0  # likewise
     unlocated: bool = False  # likewise
     train_patch: tuple[int, int, int] = (0, 0, 0)  # likewise
     # each n-th healthy single slice is shown to the U-Net before, and drawn the more often the surer that is of blood

@@ -22,12 +22,14 @@ from ..data.augmentation import augmented_patches, random_window
 from ..data.datasets import Prepared
 from ..data.painted import add_bleed, add_distractor, add_noise, add_streaks
 from ..data.painted_place import Place, place_of
-from ..networks.unet import LEFT_OUT, MEMORY_FORMAT, UNLOCATED, build_unet, combined_loss, slice_loss
+from ..networks.unet import LEFT_OUT, MEMORY_FORMAT, UNLOCATED, build_unet, combined_loss, lesion_loss, slice_loss
 from .hardware import Hardware, rank
 from .trainer import Task, fit, load_network, loader, save_network
 
 ILL_SINGLES = 0.4  # of the single slices of an epoch hold a bleed
 LEAST_ODDS = 0.15  # of drawing a healthy single slice that the U-Net before already knows to be so, against 1.15
+LEAST_LESION = 4  # pixels: a lesion of fewer in a slice counts for less than one
+IN_PLANE = np.stack([np.zeros((3, 3), bool), np.ones((3, 3), bool), np.zeros((3, 3), bool)])
 VALIDATED_SINGLES = 50  # single slices that a validation looks at, at most
 
 
@@ -35,7 +37,7 @@ class Patches(Dataset):
     """Patches of prepared scans with their (pseudo-)labels; half of them are centred on hemorrhage.
 
     A target has one channel, the label; with `slice_loss` a second one: 1 on slices that are labelled 0 throughout,
-    with `unlocated` -1 on slices that hold a bleed nobody knows where.
+    with `unlocated` -1 on slices that hold a bleed nobody knows where; with `lesion_loss` a last one, `lesion_shares`.
 
     Where the scan itself is changed at random (`changed_scan`), the network's input is made anew for each patch.
     """
@@ -101,6 +103,8 @@ class Patches(Dataset):
             well, somewhere = ((label == value).all(axis=(1, 2), keepdims=True) for value in (0, UNLOCATED))
             verdict = well.astype(np.float32) - (somewhere & self.settings.unlocated)
             target.append(np.broadcast_to(verdict, label.shape))
+        if self.settings.lesion_loss:
+            target.append(lesion_shares(label))
         item = np.concatenate([image, np.stack(target).astype(np.float32)])
         return pad_to_patch(item, self.size, self.preprocessing.edge_slices)
 
@@ -135,6 +139,15 @@ def around_brain(case: Prepared, label: np.ndarray, settings: Settings) -> tuple
     label = known_label(case, {case.name: label})
     box = input_box(case.intracranial, settings) or (slice(None),) * 3
     return case.hu[box], case.intracranial[box], label[box]
+
+
+def lesion_shares(label: np.ndarray) -> np.ndarray:
+    """What each voxel of a label is of its lesion in its slice: one over the lesion's pixels; float32 (z, y, x)."""
+    lesions, _ = ndimage.label(label > 0, IN_PLANE)
+    sizes = np.bincount(lesions.ravel())
+    shares = 1 / np.maximum(sizes, LEAST_LESION).astype(np.float32)
+    shares[0] = 0
+    return np.asarray(shares[lesions])
 
 
 def known_label(case: Prepared, labels: dict[str, np.ndarray]) -> np.ndarray:
@@ -223,9 +236,13 @@ class SegmenterTask(Task):
         logits = (self.compiled or [self.network])[0](image)
         loss = combined_loss(logits, target[:, :1])
         if self.settings.slice_loss:
-            of_slices = slice_loss(logits, target[:, :1], target[:, 1:])
+            of_slices = slice_loss(logits, target[:, :1], target[:, 1:2])
             self.log("train_slice_loss", of_slices, on_step=False, on_epoch=True, batch_size=len(image))
             loss = loss + self.settings.slice_loss * of_slices
+        if self.settings.lesion_loss:
+            of_lesions = lesion_loss(logits, target[:, :1], target[:, -1:])
+            self.log("train_lesion_loss", of_lesions, on_step=False, on_epoch=True, batch_size=len(image))
+            loss = loss + self.settings.lesion_loss * of_lesions
         self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(image))
         return loss
 

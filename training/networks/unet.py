@@ -81,3 +81,17 @@ def slice_loss(logits: Tensor, target: Tensor, verdict: Tensor) -> Tensor:
     unlocated = logits[somewhere & ~ill & ~well].topk(count).values
     losses = torch.cat([F.softplus(brightest).mean(-1), found.sum(-1) / there.sum(-1), F.softplus(-unlocated).mean(-1)])
     return losses.sum() / max(1, len(losses))
+
+
+def lesion_loss(logits: Tensor, target: Tensor, share: Tensor) -> Tensor:
+    """Binary cross-entropy in which each lesion of each slice counts once, whatever its size (beyond the paper).
+
+    In `combined_loss` a rim of blood of a hundred voxels is nothing beside a bleed of thousands, and in `slice_loss`
+    it is hidden by any surer bleed of its slice. What is around a lesion is left to the other losses.
+
+    Args:
+        logits, target: (n, 1, z, y, x); target as for `combined_loss`.
+        share: (n, 1, z, y, x), each voxel's share of its lesion in its slice (`fitting.segmenter.lesion_shares`).
+    """
+    own = share.float() * (target > 0.5)
+    return (own * F.softplus(-logits.float())).sum() / own.sum().clamp_min(1.0)

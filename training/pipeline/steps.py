@@ -233,6 +233,8 @@ def later_round(config: Config, number: int) -> Config:
         patches_per_case=own.patches_per_case,
         single_slices=own.single_slices or config.segmenter.single_slices,
         slice_loss=own.slice_loss or config.segmenter.slice_loss,
+        lesion_loss=own.lesion_loss or config.segmenter.lesion_loss,
+        painted=own.painted or config.segmenter.painted,
         unlocated=own.unlocated or config.segmenter.unlocated,
         train_patch=own.train_patch if any(own.train_patch) else config.segmenter.train_patch,
     )
