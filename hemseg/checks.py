@@ -15,18 +15,12 @@ import numpy as np
 from hemseg.components import labeled, labeled_sizes
 from hemseg.errors import HemsegError
 from hemseg.hounsfield import require_hounsfield_units
-from hemseg.preprocessing import (
-    Settings,
-    Strip,
-    WorkingGrid,
-    WorkingImage,
-    skull_hull,
-    working_image,
-)
+from hemseg.preprocessing import Settings, Strip, WorkingImage, skull_hull, working_image
 from hemseg.resources import check_working_memory
 from hemseg.sanity import INTRACRANIAL_ML, is_infant, reaches_from_base_to_vertex
 from hemseg.strip import brain_of, saturation, slices_losing_brain
 from hemseg.volume import Volume
+from hemseg.working_grid import WorkingGrid
 
 BRAIN_HU = (10.0, 60.0)  # the median of the inside of the skull: brain has 25-40, with much blood or CSF more or less
 LEVEL_HU = (20.0, 45.0)  # of its gray and white matter, without blood and CSF
@@ -53,7 +47,7 @@ def check_scan(
     """
     require_head_ct(volume)
     array, spacing = volume.in_lps()
-    check_working_memory(volume.path, math.prod(WorkingGrid.of(array.shape, spacing, settings).shape))
+    check_working_memory(volume.path, math.prod(WorkingGrid.of(array.shape, spacing, settings.spacing).shape))
     working = working_image(volume, settings, strip)
     warnings = (*volume.warnings, *scan_warnings(volume, working, settings))
     if strict and warnings:

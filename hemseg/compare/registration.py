@@ -16,8 +16,9 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from hemseg.preprocessing import WorkingGrid, WorkingImage
+from hemseg.preprocessing import WorkingImage
 from hemseg.volume import Volume
+from hemseg.working_grid import WorkingGrid
 
 WINDOW_HU = (0.0, 80.0)
 BASE_MM = 2.5  # both heads are brought to cubes of this size

@@ -32,6 +32,7 @@ LAYERS = (
         "hemseg.abc2",
         "hemseg.lesions",
         "hemseg.preprocessing",
+        "hemseg.working_grid",
         "hemseg.strip",
         "hemseg.hounsfield",
         "hemseg.lesion_features",

@@ -9,8 +9,9 @@ from scipy import ndimage
 
 from hemseg.abc2 import _interpolated, abc2
 from hemseg.lesions import components, lesions_of, measured_lesions, ventricular_csf
-from hemseg.preprocessing import WorkingGrid, WorkingImage
+from hemseg.preprocessing import WorkingImage
 from hemseg.volume import Volume
+from hemseg.working_grid import WorkingGrid
 
 
 def ellipsoid(

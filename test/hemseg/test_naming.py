@@ -21,7 +21,7 @@ from hemseg.folder.plan import OutputOptions, plan_jobs
 from hemseg.kinds import CODES, INPUTS, KINDS, UNSURE_CODE, Head, Kind
 from hemseg.manifest import FORMAT, Manifest
 from hemseg.model import Model, load
-from hemseg.preprocessing import WorkingGrid, WorkingImage
+from hemseg.preprocessing import WorkingImage
 from hemseg.report.columns import LESIONS, lesion_cells
 from hemseg.report.findings import findings
 from hemseg.report.kinds import kinds_path, write_kinds
@@ -29,6 +29,7 @@ from hemseg.report.viewer import page
 from hemseg.scan import read
 from hemseg.segmentation import Segmentation, lesion_kinds, segment
 from hemseg.volume import Volume
+from hemseg.working_grid import WorkingGrid
 from training.data.phantom import Phantom
 from training.export.kinds import attach_kinds
 

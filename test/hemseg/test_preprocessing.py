@@ -7,8 +7,9 @@ import pytest
 from conftest import COARSE, OBLIQUE, dice
 from numpy.testing import assert_allclose
 
-from hemseg.preprocessing import Settings, WorkingGrid, equalized, intracranial_mask, network_input, working_image
+from hemseg.preprocessing import Settings, equalized, intracranial_mask, network_input, working_image
 from hemseg.volume import Volume
+from hemseg.working_grid import WorkingGrid
 from training.data.phantom import Grid, Phantom, make_phantom
 
 SETTINGS = Settings(in_plane_mm=2.0, slice_mm=9.0)
@@ -149,7 +150,7 @@ def test_tilted_gantry() -> None:
 
 @pytest.mark.parametrize(("mm", "slab"), [(0.6, 8), (1.25, 4), (2.5, 2), (3.0, 2), (4.0, 1), (5.0, 1), (8.0, 1)])
 def test_thin_slices_are_averaged_and_thick_ones_kept(mm: float, slab: int) -> None:
-    grid = WorkingGrid.of((41, 20, 20), (mm, 1, 1), Settings())
+    grid = WorkingGrid.of((41, 20, 20), (mm, 1, 1), Settings().spacing)
     assert grid.slab == slab
     assert grid.shape[0] == -(-41 // slab)
     hu = np.repeat(np.arange(41, dtype=np.float32), 400).reshape(41, 20, 20)
@@ -160,7 +161,7 @@ def test_thin_slices_are_averaged_and_thick_ones_kept(mm: float, slab: int) -> N
 def test_there_and_back_is_a_smooth_image_again() -> None:
     z, y, x = np.meshgrid(np.arange(40), np.arange(90), np.arange(100), indexing="ij")
     hu = (np.sin(z / 8) + np.sin(y / 15) + np.cos(x / 15)).astype(np.float32)
-    grid = WorkingGrid.of(hu.shape, (1.25, 0.45, 0.45), Settings())
+    grid = WorkingGrid.of(hu.shape, (1.25, 0.45, 0.45), Settings().spacing)
     back = grid.to_scan(grid.from_scan(hu), slice(None), slice(None))
     assert back.shape == hu.shape
     assert np.abs(back - hu)[6:-6, 4:-4, 4:-4].max() < 0.1
@@ -181,7 +182,7 @@ def test_resampling_is_the_product_with_a_matrix_of_tents(n_in: int, mm_in: floa
 
 
 def test_part_of_the_scan_is_a_part_of_the_whole() -> None:
-    grid = WorkingGrid.of((10, 64, 80), (5.0, 0.5, 0.5), Settings())
+    grid = WorkingGrid.of((10, 64, 80), (5.0, 0.5, 0.5), Settings().spacing)
     working = np.random.default_rng(0).random(grid.shape).astype(np.float32)
     whole = grid.to_scan(working, slice(None), slice(None))
     assert np.allclose(grid.to_scan(working, slice(8, 30), slice(5, 60)), whole[:, 8:30, 5:60], atol=1e-6)

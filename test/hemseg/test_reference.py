@@ -13,11 +13,12 @@ from conftest import ROOT
 from scipy import ndimage
 
 from hemseg.model import Model
-from hemseg.preprocessing import Settings, WorkingGrid, WorkingImage, equalized, leveled, working_image
+from hemseg.preprocessing import Settings, WorkingImage, equalized, leveled, working_image
 from hemseg.scan import read
 from hemseg.segmentation import segment
 from hemseg.sliding_window import working_probability
 from hemseg.volume import Volume
+from hemseg.working_grid import WorkingGrid
 
 CASES = sorted((ROOT / "test" / "cases").iterdir())
 
@@ -44,7 +45,7 @@ def along(array: np.ndarray, axis: int, weights: list[list[tuple[int, float]]]) 
 
 def plain_working(volume: Volume, settings: Settings) -> tuple[np.ndarray, WorkingGrid]:
     hu, spacing = volume.in_lps()
-    grid = WorkingGrid.of(hu.shape, spacing, settings)
+    grid = WorkingGrid.of(hu.shape, spacing, settings.spacing)
     hu = hu.astype(np.float64)
     slabs = [hu[z : z + grid.slab].mean(axis=0) for z in range(0, len(hu), grid.slab)]
     result = np.clip(np.stack(slabs), *settings.hu_range)

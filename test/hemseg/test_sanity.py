@@ -18,12 +18,13 @@ from hemseg.folder.jobs import Outcome
 from hemseg.folder.journal import Journal
 from hemseg.folder.plan import Job
 from hemseg.folder.rows import row_of
-from hemseg.preprocessing import WorkingGrid, WorkingImage
+from hemseg.preprocessing import WorkingImage
 from hemseg.report.findings import RED, findings, overlay
 from hemseg.report.viewer import page
 from hemseg.sanity import implausible, reaches_from_base_to_vertex
 from hemseg.segmentation import Segmentation, require_plausible
 from hemseg.volume import Volume
+from hemseg.working_grid import WorkingGrid
 from training.data.phantom import Phantom
 
 SPACING = (5.0, 2.0, 2.0)  # z, y, x

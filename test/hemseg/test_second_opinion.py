@@ -15,10 +15,11 @@ import hemseg
 from hemseg.errors import HemsegError
 from hemseg.manifest import Manifest
 from hemseg.model import load
-from hemseg.preprocessing import Settings, WorkingGrid, WorkingImage
+from hemseg.preprocessing import Settings, WorkingImage
 from hemseg.second_opinion import Opinion, SliceClassifier, drop_components_within, drop_unconfirmed_components
 from hemseg.segmentation import postprocess
 from hemseg.volume_range import volume_range
+from hemseg.working_grid import WorkingGrid
 
 NOT_ASKED = np.nan
 

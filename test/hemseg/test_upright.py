@@ -10,12 +10,13 @@ import pytest
 
 from hemseg.checks import check_scan
 from hemseg.model import Model, load
-from hemseg.preprocessing import Settings, Strip, WorkingGrid, WorkingImage, working_image
+from hemseg.preprocessing import Settings, Strip, WorkingImage, working_image
 from hemseg.second_opinion import SliceClassifier
 from hemseg.segmentation import segment
 from hemseg.upright import quarters_to_upright, turned
 from hemseg.volume import Volume
 from hemseg.volume_range import volumes_at
+from hemseg.working_grid import WorkingGrid
 from training.data.anatomy import Options
 from training.data.phantom import Grid, make_phantom
 

@@ -11,7 +11,8 @@ import torch
 from hemseg.kinds import ANSWERS, KINDS
 from hemseg.manifest import Manifest
 from hemseg.model import load_classifier
-from hemseg.preprocessing import WorkingGrid, WorkingImage
+from hemseg.preprocessing import WorkingImage
+from hemseg.working_grid import WorkingGrid
 from training.config import Classifier, Config, Segmenter
 from training.data.datasets import Prepared
 from training.data.field_of_view import network_slices

@@ -66,10 +66,14 @@ def test_a_step_adds_the_loss_by_its_weight(monkeypatch: Any) -> None:
     batch = torch.rand(1, 2, 2, 16, 16), torch.zeros(1, 2, 2, 16, 16)
     batch[1][0, 0, 0, 3:6, 3:6] = 1
     batch[1][0, 1, 0, 3:6, 3:6] = 1 / 9
-    found = {}
+    found: dict[Any, float] = {}
+
+    def log(name: str, value: Any, **_: Any) -> None:
+        found[name] = float(torch.as_tensor(value).detach())
+
     for weight in (0.5, 1.0):
         task = SegmenterTask(network, replace(SETTINGS, lesion_loss=weight), 0)
-        monkeypatch.setattr(task, "log", lambda name, value, **_: found.update({name: float(torch.as_tensor(value).detach())}))
+        monkeypatch.setattr(task, "log", log)
         task.training_step(batch, 0)
         found[weight] = found["train_loss"]
     assert found[1.0] - found[0.5] == pytest.approx(0.5 * found["train_lesion_loss"], rel=1e-4)

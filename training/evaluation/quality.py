@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from hemseg.preprocessing import Settings, WorkingGrid
+from hemseg.preprocessing import Settings
 from hemseg.scan import read
 from hemseg.volume import Volume
+from hemseg.working_grid import WorkingGrid
 
 from ..data.datasets import Case, DataSet
 from ..data.references import read_reference
@@ -30,7 +31,7 @@ def reference_on_grid(case: Case, settings: Settings) -> np.ndarray:
 def mask_on_grid(volume: Volume, mask: np.ndarray, settings: Settings) -> np.ndarray:
     """A mask (z, y, x) of a scan, brought to the scan's working grid; bool (z, y, x), LPS order."""
     array, spacing = volume.with_voxels(mask.astype(np.float32)).in_lps()
-    return WorkingGrid.of(array.shape, spacing, settings).from_scan(array) >= 0.5
+    return WorkingGrid.of(array.shape, spacing, settings.spacing).from_scan(array) >= 0.5
 
 
 def label_quality(dataset: DataSet, settings: Settings, labels: Path, split: str = "val") -> list[dict[str, Any]]:

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from hemseg.errors import HemsegError
-from hemseg.preprocessing import WorkingGrid
 from hemseg.resources import cores
 from hemseg.scan import read
 from hemseg.strip import HU_RANGE, MULTIPLE, STRIP_MM, brain_of, scaled, standardized
 from hemseg.volume import Volume
+from hemseg.working_grid import WorkingGrid
 
 from ..config import Optimization
 from ..console import console
