@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from hemseg.errors import HemsegError
 from hemseg.manifest import Manifest, default_weights
-from training.config import Config, load_config
+from training.config import Config, SelfTraining, load_config
 from training.data.datasets import DataSet, load_dataset
 from training.data.phantom import cases, write_case
 from training.evaluation.tables import write_table
@@ -124,6 +124,35 @@ def test_fine_tuned_weights_say_what_they_started_from_and_keep_its_licence(
     assert manifest.provenance["supervision"] == "slice labels"
     assert (tuned[0] / "export" / "LICENSE").read_text() == "as the manifest says\n"
     assert find_initial_weights(str(tuned[0])) is not None  # and one may go on from it
+
+
+def test_networks_with_0_epochs_stay_what_they_are_and_a_later_round_goes_on_from_there(
+    study: Path, config: Config, dataset: DataSet, tmp_path: Path
+) -> None:
+    as_it_is = replace(config.classifier.optimization, epochs=0)
+    round_ = SelfTraining(enabled=True, optimization=config.segmenter.optimization)
+    config = replace(
+        config,
+        init=str(study / "start"),
+        classifier=replace(config.classifier, optimization=as_it_is, painted=1, unpainted=5),
+        segmenter=replace(config.segmenter, optimization=as_it_is),
+        self_training=round_,
+    )
+    stages = build_stages(config, dataset, tmp_path, hardware=CPU)
+    run_stage(stages["resegment"], tmp_path, stages)
+    start = find_initial_weights(config.init)
+    assert start is not None
+    for stage, before in (
+        ("classify", start.classifier),
+        ("classify/unpainted", start.unpainted),
+        ("segment", start.unet),
+        ("resegment", None),
+    ):
+        found = torch.load(tmp_path / stage / "network.pt", weights_only=True)
+        kept = load_file(before) if before else torch.load(tmp_path / "segment" / "network.pt", weights_only=True)
+        assert all(torch.equal(found[key], kept[key]) for key in kept) == (before is not None)
+    with pytest.raises(HemsegError, match="classifier has 0 epochs.*name weights with --init"):
+        build_stages(replace(config, init=""), dataset, tmp_path, hardware=CPU)
 
 
 def test_training_goes_on_from_the_weights_with_frozen_statistics(tuned: tuple[Path, str], study: Path) -> None:
@@ -330,10 +359,10 @@ def test_estimates_grow_with_the_work(config: Config, dataset: DataSet, tmp_path
     steps = {"classifier": {"seconds": 8.0, "memory_bytes": 2e9}, "unet": {"seconds": 6.0, "memory_bytes": 3e9}}
     monkeypatch.setattr("training.pipeline.estimate.measured_steps", lambda *_: steps)
 
-    def minutes(config: Config) -> Estimate:
+    def minutes(config: Config, last: str = "segment") -> Estimate:
         stages = build_stages(config, dataset, tmp_path, hardware=CPU)
-        assert needed(["segment"], stages)[-1] == "segment"
-        found = estimate(config, dataset, tmp_path, ["segment"], stages, CPU)
+        assert needed([last], stages)[-1] == last
+        found = estimate(config, dataset, tmp_path, [last], stages, CPU)
         assert found is not None
         return found
 
@@ -342,6 +371,15 @@ def test_estimates_grow_with_the_work(config: Config, dataset: DataSet, tmp_path
     assert first.minutes["classify"] == pytest.approx((slices["train"] + 0.35 * slices["val"]) / 60)  # 1 s per slice
     longer = replace(config.segmenter, optimization=replace(config.segmenter.optimization, epochs=50))
     assert minutes(replace(config, segmenter=longer)).minutes["segment"] == pytest.approx(50 * first.minutes["segment"])
+    twice = replace(config, classifier=replace(config.classifier, unpainted=config.classifier.optimization.epochs))
+    assert minutes(twice).minutes["classify"] == pytest.approx(2 * first.minutes["classify"])
+    patch = config.segmenter.train_patch
+    own = SelfTraining(enabled=True, optimization=config.segmenter.optimization)
+    later = minutes(replace(config, self_training=own), "resegment")
+    assert later.minutes["resegment"] == pytest.approx(first.minutes["segment"])
+    whole = replace(own, train_patch=(patch[0], 2 * patch[1], 2 * patch[2]))
+    grown = minutes(replace(config, self_training=whole), "resegment").minutes["resegment"]
+    assert 3 * later.minutes["resegment"] < grown < 4 * later.minutes["resegment"]  # validation is the same
     assert first.memory_bytes > 3e9
     assert "GB of memory" in first.sentence()
     monkeypatch.setattr("training.pipeline.estimate.available_bytes", lambda: 10**9)

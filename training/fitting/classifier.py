@@ -181,12 +181,15 @@ def train_classifier(
         folder: where checkpoints, curves and weights go.
         hardware: what to train on.
         painted: slices with painted bleeds, to be learned beside those of ``train``.
-        start: weights to go on from; from scratch when None.
+        start: weights to go on from; from scratch when None. They stay as they are where the recipe has 0 epochs.
     """
     torch.manual_seed(config.seed)
     network = SliceNetwork(config.classifier)
     if start:
         load_network(network, start)
+    if start and not config.classifier.optimization.epochs:
+        save_network(network, folder / "network.pt")
+        return {"epochs": 0, "val_auc": slice_auc(network, val)}
     task = SliceTask(network, config.classifier, config.seed)
     optimization = config.classifier.optimization
     slices = train.slices()

@@ -276,10 +276,16 @@ def train_segmenter(
         config: the recipe.
         folder: where checkpoints, curves and weights go.
         hardware: what to train on.
-        start: weights to go on from (self-training's second round); from scratch when None.
+        start: weights to go on from (self-training's second round); from scratch when None. They stay as they are where
+            the recipe has 0 epochs.
         false_peaks: highest probability of the U-Net before in healthy single slices, by case; they are drawn by it.
     """
     settings = config.segmenter
+    if start and not settings.optimization.epochs:
+        save_network(
+            load_network(build_unet(settings, len(config.preprocessing.channels)), start), folder / "network.pt"
+        )
+        return {"epochs": 0}
     if not any((labels[case.name] > 0).any() for case in train):
         if rank() == 0:
             console.print("[yellow]segment: no training scan has a hemorrhage label; the U-Net will find none[/yellow]")

@@ -18,7 +18,7 @@ import torch
 from hemseg.io.files import atomic_write
 from hemseg.resources import available_bytes
 
-from ..config import Config, Optimization
+from ..config import Config, Optimization, Segmenter
 from ..data.datasets import DataSet, Prepared
 from ..fitting.classifier import SliceTask, Volumes, training_slices
 from ..fitting.hardware import Hardware, processor, world_size
@@ -28,6 +28,7 @@ from ..fitting.trainer import micro_batch
 from ..networks.slice_network import SliceNetwork
 from ..networks.unet import MEMORY_FORMAT, build_unet
 from .runner import Stage, fingerprint, is_done
+from .steps import later_round, without_paint
 
 CACHE = "steps.json"
 STEPS = 3
@@ -188,8 +189,11 @@ class _Cost:
         c = self.config
         if kind == "classify":
             train = self._slices("classify", "train") * (1 + c.classifier.painted)
-            work = train / world_size() + FORWARD * self._slices("classify", "val")
-            return c.classifier.optimization.epochs * work * self.per_slice
+            checked = FORWARD * self._slices("classify", "val")
+            painted = c.classifier.optimization.epochs * (train / world_size() + checked)
+            unpainted = without_paint(c).classifier.optimization.epochs if c.classifier.unpainted else 0
+            plain = unpainted * (self._slices("classify", "train") / world_size() + checked)
+            return (painted + plain) * self.per_slice
         if kind == "sequence":
             work = self._slices("sequence", "train") / world_size() + FORWARD * self._slices("sequence", "val")
             return c.sequence.enabled * c.sequence.optimization.epochs * work * self.per_slice
@@ -202,9 +206,9 @@ class _Cost:
             )
             return self._positive() * trials * FORWARD * self.per_slice
         if kind == "segment":
-            return self._unet(c.segmenter.optimization, c.segmenter.patches_per_case)
+            return self._unet(c.segmenter)
         if kind == "resegment":
-            return self._unet(c.self_training.optimization, c.self_training.patches_per_case)
+            return self._unet(later_round(c, 1).segmenter)
         if kind == "relabel":
             return sum(1 in case.labels for case in self.weak) * self._whole()
         return 0.0
@@ -236,14 +240,17 @@ class _Cost:
         s = self.config.segmenter
         return FORWARD * self.per_patch * math.prod(s.patch) / math.prod(s.train_patch)
 
-    def _unet(self, optimization: Optimization, per_case: int) -> float:
-        s, part = self.config.segmenter, self.parts["segment"]
+    def _unet(self, settings: Segmenter) -> float:
+        """Seconds of a U-Net's training; its patches may be larger than the measured ones."""
+        part = self.parts["segment"]
         train = part.part("train")
-        singles = s.single_slices and any(len(case.labels) == 1 for case in train)
+        singles = settings.single_slices and any(len(case.labels) == 1 for case in train)
         volumes = sum(len(case.labels) > 1 for case in train) if singles else len(train)
-        samples = volumes * per_case + (s.single_slices if singles else 0)
+        samples = volumes * settings.patches_per_case + (settings.single_slices if singles else 0)
         val = sum(len(case.labels) > 1 for case in part.part("val"))
-        return optimization.epochs * (samples * self.per_patch / world_size() + val * self._whole())
+        larger = math.prod(settings.train_patch) / math.prod(self.config.segmenter.train_patch)
+        of_epoch = samples * larger * self.per_patch / world_size() + val * self._whole()
+        return settings.optimization.epochs * of_epoch
 
 
 def _read(path: Path) -> dict[str, Any]:

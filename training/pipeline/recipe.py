@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 
 import hemseg
+from hemseg.errors import HemsegError
 from hemseg.preprocessing import PREPROCESSING_VERSION
 
 from ..config import Config, Segmenter
@@ -40,9 +41,14 @@ from .train_masks import mask_fingerprints
 def build_stages(
     config: Config, dataset: DataSet, run: Path, variant: Variant | None = None, hardware: Hardware | None = None
 ) -> dict[str, Stage]:
-    """The stages of a run, by name, in order."""
+    """The stages of a run, by name, in order.
+
+    Raises:
+        HemsegError: a network is to stay as it is, and there are no weights to take it from.
+    """
     variant = variant or Variant()
     context = Context(vary(config, variant), dataset, run, variant, hardware or Hardware())
+    check_epochs(config)
     table = [
         prepare(context),
         *classifier(context),
@@ -53,6 +59,17 @@ def build_stages(
         *results(context),
     ]
     return {stage.name: stage for stage in table}
+
+
+def check_epochs(config: Config) -> None:
+    """Raises HemsegError where a network has 0 epochs, so stays as it is, but begins with random numbers."""
+    networks = {"classifier": config.classifier.optimization, "segmenter": config.segmenter.optimization}
+    for name, optimization in networks.items():
+        if not optimization.epochs and not config.init:
+            raise HemsegError(
+                f"configuration {config.name}: {name} has 0 epochs, so it is taken as it is, but nothing says from "
+                "where; name weights with --init, or give it epochs."
+            )
 
 
 def prepare(context: Context) -> Stage:

@@ -53,7 +53,7 @@ def train_on_slices(context: Context, folder: Path) -> dict[str, Any]:
     """The slice classifier, on slices and, if so configured, on painted copies of them; and one without these."""
     without = context.config.without.classify
     paint = None
-    if context.config.classifier.painted:
+    if context.config.classifier.painted and context.config.classifier.optimization.epochs:
         cases, workers = context.cases("train", without=without), context.hardware.workers
         paint = painted_slices(cases, context.config, context.slice_kinds, workers)
     start, volumes = context.initial.classifier if context.initial else None, context.volumes(without)
@@ -68,7 +68,8 @@ def train_on_slices(context: Context, folder: Path) -> dict[str, Any]:
 def without_paint(config: Config) -> Config:
     """The configuration of the classifier that learns the data's own slices alone."""
     own = config.classifier
-    schedule = replace(own.optimization, epochs=own.unpainted, patience=own.unpainted)
+    epochs = own.unpainted if own.optimization.epochs else 0  # neither learns, or both
+    schedule = replace(own.optimization, epochs=epochs, patience=epochs)
     return replace(config, classifier=replace(own, painted=0, optimization=schedule))
 
 
