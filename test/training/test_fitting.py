@@ -145,6 +145,18 @@ def test_a_loss_that_is_no_number_stops_with_its_batch(tmp_path: Path) -> None:
     assert all(torch.isfinite(p).all() for p in task.parameters())
 
 
+@pytest.mark.parametrize("garbage", [float("nan"), 4.7e32])
+def test_a_gradient_that_is_none_stops_before_a_weight_is_changed(tmp_path: Path, garbage: float) -> None:
+    """As PyTorch 2.13 gives them in bfloat16 on a CPU where a 3D convolution sees two slices."""
+    task, train, val = slice_task()
+    before, first = [p.detach().clone() for p in task.parameters()], next(task.parameters())
+    first.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([0]), garbage))
+    with pytest.raises(HemsegError, match=r"the gradient of network\.\S+ is \S+ in epoch 0.*--precision 32-true"):
+        fit(task, train, val, tmp_path, CPU)
+    assert (tmp_path / "bad_batch.pt").exists()
+    assert all(torch.equal(p, q) for p, q in zip(task.parameters(), before, strict=True))
+
+
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     writer, path = WholeCheckpoints(), tmp_path / "last.ckpt"
     writer.save_checkpoint({"epoch": 1, "weights": torch.ones(10)}, path)

@@ -39,6 +39,7 @@ warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not e
 
 
 KEEP = ("best", "last")  # checkpoints
+LARGEST_GRADIENT = 1e8  # beyond is none: uninitialised memory
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -197,8 +198,8 @@ class TimeLeft(TQDMProgressBar):
         return shown  # type: ignore[return-value]
 
 
-class FiniteLoss(L.Callback):
-    """Stops at the first loss that is no number, with the batch that gave it on disk, before a weight is changed."""
+class FiniteSteps(L.Callback):
+    """Stops at the first loss or gradient that is no number, with its batch on disk, before a weight is changed."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / f"bad_batch{rank() or ''}.pt"
@@ -217,6 +218,23 @@ class FiniteLoss(L.Callback):
             f"{self.path.parent}: the loss is {float(loss.detach().mean())} in epoch {trainer.current_epoch}; the "
             f"batch that gave it is in {self.path.name}. Look at its voxels, or lower the learning rate, and run the "
             "same command: it goes on from the last whole epoch."
+        )
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if trainer.precision == "16-mixed":  # its scaler meets infinite gradients, and leaves those steps out
+            return
+        largest = {name: p.grad.abs().max() for name, p in pl_module.named_parameters() if p.grad is not None}
+        if not largest or bool((torch.stack(list(largest.values())) < LARGEST_GRADIENT).all()):
+            return
+        name = next(name for name, value in largest.items() if not value < LARGEST_GRADIENT)
+        torch.save(self.batch, self.path)
+        raise HemsegError(
+            f"{self.path.parent}: the gradient of {name} is {float(largest[name]):.3g} in epoch "
+            f"{trainer.current_epoch}, though the loss is a number; the batch that gave it is in {self.path.name}. "
+            "PyTorch's 3D convolutions do this on some CPUs in bfloat16 where the deepest level has two slices: give "
+            "--precision 32-true, or a train_patch of more slices, and run the same command."
         )
 
 
@@ -265,7 +283,7 @@ def fit(task: Task, train: DataLoader, val: DataLoader, folder: Path, hardware: 
             best,
             last,
             TimeLeft(),
-            FiniteLoss(folder),
+            FiniteSteps(folder),
         ],
         logger=TensorBoardLogger(folder, "", "tensorboard"),
         log_every_n_steps=10,
