@@ -12,7 +12,9 @@ from hemseg.errors import HemsegError
 from hemseg.resources import cores
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")  # Lightning's names
-BF16_FLAGS = ("amx_bf16", "avx512_bf16")  # of a processor that multiplies bfloat16 itself; others emulate it, slowly
+# Of a processor that is faster in bfloat16. One with avx512_bf16 alone multiplies it, too, and takes 1.2 to 1.5 times
+# as long as in float32 over a step of either network (docs/training.md); others emulate it, several times slower.
+BF16_FLAG = "amx_bf16"
 CPU_INFO = Path("/proc/cpuinfo")
 MOST_WORKERS = 4  # loader's processes beside a training process that needs the cores itself
 MOST_BESIDE_GPU = 16  # and beside one that a GPU does the computing for: making the samples is what takes the time then
@@ -114,7 +116,7 @@ def _compiler() -> str | None:
 
 
 def best_precision(cpu_info: Path = CPU_INFO) -> tuple[str, str]:
-    """bf16-mixed where the device multiplies bfloat16 itself, else 32-true; and why.
+    """bf16-mixed where the device is faster in it, else 32-true; and why.
 
     bfloat16 has float32's range, so no loss has to be scaled; float16 (``16-mixed``) is never chosen by itself.
     """
@@ -128,9 +130,9 @@ def best_precision(cpu_info: Path = CPU_INFO) -> tuple[str, str]:
     if torch.backends.mps.is_available():
         return "32-true", "bfloat16 was not tried on this kind of GPU"
     flags = cpu_flags(cpu_info)
-    if has := next((flag for flag in BF16_FLAGS if flag in flags), None):
-        return "bf16-mixed", f"this processor has {has}"
-    lacking = f"this processor has neither {' nor '.join(BF16_FLAGS)}"
+    if BF16_FLAG in flags:
+        return "bf16-mixed", f"this processor has {BF16_FLAG}"
+    lacking = f"this processor has no {BF16_FLAG}, and is slower in bfloat16"
     return "32-true", lacking if flags else f"{cpu_info} does not say what this processor can do"
 
 
