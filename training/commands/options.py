@@ -37,7 +37,7 @@ DevicesOption = Annotated[
 NodesOption = Annotated[int, typer.Option("--nodes", min=1, help="Nodes.")]
 PrecisionOption = Annotated[
     Precision,
-    typer.Option("--precision", help="Of the arithmetic in training. auto: bf16-mixed where the device has it."),
+    typer.Option("--precision", help="Of the arithmetic in training. auto: bf16-mixed where that is faster."),
 ]
 WorkersOption = Annotated[
     str,

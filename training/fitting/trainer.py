@@ -234,7 +234,8 @@ class FiniteSteps(L.Callback):
             f"{self.path.parent}: the gradient of {name} is {float(largest[name]):.3g} in epoch "
             f"{trainer.current_epoch}, though the loss is a number; the batch that gave it is in {self.path.name}. "
             "PyTorch's 3D convolutions do this on some CPUs in bfloat16 where the deepest level has two slices: give "
-            "--precision 32-true, or a train_patch of more slices, and run the same command."
+            "--precision 32-true, or a train_patch of more slices; elsewhere lower the learning rate. Then run the "
+            "same command: it goes on from the last whole epoch."
         )
 
 
