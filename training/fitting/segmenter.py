@@ -281,19 +281,17 @@ def train_segmenter(
         false_peaks: highest probability of the U-Net before in healthy single slices, by case; they are drawn by it.
     """
     settings = config.segmenter
+    torch.manual_seed(config.seed)
+    network = build_unet(settings, len(config.preprocessing.channels))
+    if start:
+        load_network(network, start)
     if start and not settings.optimization.epochs:
-        save_network(
-            load_network(build_unet(settings, len(config.preprocessing.channels)), start), folder / "network.pt"
-        )
+        save_network(network, folder / "network.pt")
         return {"epochs": 0}
     if not any((labels[case.name] > 0).any() for case in train):
         if rank() == 0:
             console.print("[yellow]segment: no training scan has a hemorrhage label; the U-Net will find none[/yellow]")
         settings = replace(settings, optimization=replace(settings.optimization, epochs=1))
-    torch.manual_seed(config.seed)
-    network = build_unet(settings, len(config.preprocessing.channels))
-    if start:
-        load_network(network, start)
     network.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]
     task = SegmenterTask(network, settings, config.seed, hardware.compile)
     patches = Patches(train, labels, config, false_peaks)

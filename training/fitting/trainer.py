@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProg
 from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from hemseg.errors import HemsegError, first_line
@@ -225,13 +226,14 @@ class FiniteSteps(L.Callback):
     ) -> None:
         if trainer.precision == "16-mixed":  # its scaler meets infinite gradients, and leaves those steps out
             return
-        largest = {name: p.grad.abs().max() for name, p in pl_module.named_parameters() if p.grad is not None}
-        if not largest or bool((torch.stack(list(largest.values())) < LARGEST_GRADIENT).all()):
+        gradients = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
+        if get_total_norm(gradients.values(), torch.inf) < LARGEST_GRADIENT:
             return
+        largest = {name: float(gradient.abs().max()) for name, gradient in gradients.items()}
         name = next(name for name, value in largest.items() if not value < LARGEST_GRADIENT)
         torch.save(self.batch, self.path)
         raise HemsegError(
-            f"{self.path.parent}: the gradient of {name} is {float(largest[name]):.3g} in epoch "
+            f"{self.path.parent}: the gradient of {name} is {largest[name]:.3g} in epoch "
             f"{trainer.current_epoch}, though the loss is a number; the batch that gave it is in {self.path.name}. "
             "PyTorch's 3D convolutions do this on some CPUs in bfloat16 where the deepest level has two slices: give "
             "--precision 32-true, or a train_patch of more slices; elsewhere lower the learning rate. Then run the "
