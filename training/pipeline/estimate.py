@@ -188,12 +188,10 @@ class _Cost:
         """Of a stage; 0 where it hardly takes time, or nobody knows."""
         c = self.config
         if kind == "classify":
-            train = self._slices("classify", "train") * (1 + c.classifier.painted)
-            checked = FORWARD * self._slices("classify", "val")
-            painted = c.classifier.optimization.epochs * (train / world_size() + checked)
-            unpainted = without_paint(c).classifier.optimization.epochs if c.classifier.unpainted else 0
-            plain = unpainted * (self._slices("classify", "train") / world_size() + checked)
-            return (painted + plain) * self.per_slice
+            train, val = (self._slices("classify", split) for split in ("train", "val"))
+            both = [c.classifier, *([without_paint(c).classifier] if c.classifier.unpainted else [])]
+            works = (o.optimization.epochs * (train * (1 + o.painted) / world_size() + FORWARD * val) for o in both)
+            return sum(works) * self.per_slice
         if kind == "sequence":
             work = self._slices("sequence", "train") / world_size() + FORWARD * self._slices("sequence", "val")
             return c.sequence.enabled * c.sequence.optimization.epochs * work * self.per_slice
