@@ -13,7 +13,7 @@ from hemseg.io.files import write_text
 from hemseg.manifest_values import check_values
 from hemseg.preprocessing import Settings
 
-FORMAT = 9  # of the manifest; raised when an older hemseg could misread a newer one
+FORMAT = 10  # of the manifest; raised when an older hemseg could misread a newer one
 MANIFEST = "manifest.json"
 PLATFORM_MODEL = Path("/opt/ml/model")  # where Grand Challenge unpacks a model tarball
 DEFAULT_POINT = "balanced"
@@ -65,6 +65,8 @@ class Manifest:
         classifier_field: (y, x) voxels of the working grid that it sees.
         min_slice_probability: connected components are dropped where that probability stays below it in all their
             slices; 0: nobody asks (format 8).
+        doubt_slice_probability: a slice in which the U-Net reaches ``threshold`` but nothing is left standing is named
+            as doubtful where that probability reaches this; 0: none is (format 10).
         provenance: how the weights came about (data, recipe, seed, commit, metrics); not read by inference.
     """
 
@@ -93,6 +95,7 @@ class Manifest:
     classifier_sha256: str = ""
     classifier_field: tuple[int, int] = (0, 0)
     min_slice_probability: float = 0.0
+    doubt_slice_probability: float = 0.0
     provenance: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -137,6 +140,8 @@ class Manifest:
             check_values(manifest)
             if manifest.min_slice_probability and not manifest.classifier_file:
                 raise ValueError("min_slice_probability needs classifier_file")
+            if manifest.doubt_slice_probability and not manifest.min_slice_probability:
+                raise ValueError("doubt_slice_probability needs min_slice_probability")
             for name, values in manifest.operating_points.items():
                 if not isinstance(values, dict) or not values or set(values) - set(POINT_KEYS):
                     raise ValueError(f"operating_points.{name} should set some of {', '.join(POINT_KEYS)}")

@@ -23,6 +23,7 @@ RANGES = {  # of numbers; lowest and highest
     "outline_ml": (0.0, 1e4),
     "min_peak": (0.0, 1.0),
     "min_slice_probability": (0.0, 1.0),
+    "doubt_slice_probability": (0.0, 1.0),
     "classifier_field": (0, 1024),
     "min_lesion_ml": (0.0, 1e4),
     "max_median_hu": (0.0, 1e5),

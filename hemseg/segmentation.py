@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from hemseg.components import bounding_box, without_components
 from hemseg.errors import HemsegError
 from hemseg.io.masks import write_mask
 from hemseg.io.result_writers import RESULT_WRITERS
@@ -17,10 +16,10 @@ from hemseg.kinds import CODES, UNSURE_CODE, Kind, kinds_of
 from hemseg.lesions import Lesion, MeasuredLesion, components, lesions_of, measured_lesions
 from hemseg.manifest import Manifest
 from hemseg.model import Model
-from hemseg.outline import narrowed
+from hemseg.postprocessing import doubtful_slices, drop_uncertain_components, postprocessed_mask
 from hemseg.preprocessing import WorkingImage, working_image
 from hemseg.sanity import implausible
-from hemseg.second_opinion import Look, Opinion, SliceClassifier, drop_components_within, drop_unconfirmed_components
+from hemseg.second_opinion import Look, Opinion, SliceClassifier, drop_unconfirmed_components
 from hemseg.sliding_window import working_probability
 from hemseg.upright import turned
 from hemseg.volume import Volume
@@ -43,6 +42,8 @@ class Segmentation:
         mask_path: the file that a given mask was read from (`hemseg.measure`).
         range_ml: lowest and highest volume (`hemseg.volume_range`), where it was asked for.
         opinion: what the slice classifier said; None where it was not asked.
+        doubtful_slices: slices of the scan from inferior to superior, counted from 0, in which the slice classifier
+            sees hemorrhage and nothing is outlined (`hemseg.postprocessing`).
         kinds: the kind of each of ``lesions`` and how probable it is; empty where the weights name none.
     """
 
@@ -59,6 +60,16 @@ class Segmentation:
     range_ml: tuple[float, float] | None = None
     kinds: tuple[Kind, ...] = ()
     opinion: Opinion | None = None
+    doubtful_slices: tuple[int, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """What was found, in a few words; never that there is nothing where slices are doubtful."""
+        count = len(self.lesions)
+        found = f"{self.volume_ml:.1f} mL in {count} lesion{'s' * (count != 1)}"
+        if not self.doubtful_slices:
+            return found if count else "no hemorrhage found"
+        return f"{found if count else 'nothing outlined'}, doubtful: {numbered(self.doubtful_slices)}"
 
     @cached_property
     def kind_mask(self) -> np.ndarray:
@@ -208,8 +219,10 @@ def postprocess(
     """
     start = time.perf_counter()
     mask = postprocessed_mask(volume, working, probability, manifest, opinion)
-    if doubt := _left_out(mask, volume, working, probability, manifest, opinion):
-        volume = replace(volume, warnings=(*volume.warnings, doubt))
+    doubtful = doubtful_slices(mask, volume, working, probability, manifest, opinion)
+    left_out = _left_out(mask, volume, working, probability, manifest, opinion)
+    doubts = doubts_of(doubtful, working.grid.scan_shape[0])
+    volume = replace(volume, warnings=(*volume.warnings, *left_out, *doubts))
     result = Segmentation(
         volume=volume,
         mask=mask,
@@ -220,9 +233,9 @@ def postprocess(
         working=working,
         working_probability=probability,
         opinion=opinion,
+        doubtful_slices=doubtful,
     )
-    found = implausible(mask, result.volume_ml, volume, working)
-    return replace(result, implausible=found)
+    return replace(result, implausible=implausible(mask, result.volume_ml, volume, working))
 
 
 def _left_out(
@@ -232,89 +245,35 @@ def _left_out(
     probability: np.ndarray,
     manifest: Manifest,
     opinion: Opinion | None,
-) -> str:
-    """A sentence on what the second opinion took out of a mask; '' for nothing."""
+) -> tuple[str, ...]:
+    """A sentence on what the second opinion took out of a mask, if it did."""
     if opinion is None or not ((opinion.slices < manifest.min_slice_probability).any() or opinion.unseen.any()):
-        return ""
+        return ()
     every = postprocessed_mask(volume, working, probability, manifest)
     milliliters = (int(every.sum()) - int(mask.sum())) * volume.voxel_ml
     if not milliliters:
-        return ""
+        return ()
     return (
         f"{milliliters:.1f} mL that the U-Net marked was left out: the slice classifier sees no hemorrhage there. "
-        "The heat map shows where."
+        "The heat map shows where.",
     )
 
 
-def postprocessed_mask(
-    volume: Volume,
-    working: WorkingImage,
-    probability: np.ndarray,
-    manifest: Manifest,
-    opinion: Opinion | None = None,
-) -> np.ndarray:
-    """The network's answer as a mask on the scan's own grid, uint8 (z, y, x); arguments as for `postprocess`."""
-    certain = drop_uncertain_components(probability, manifest.threshold, manifest.min_peak)
-    if opinion is not None:
-        least = manifest.min_slice_probability
-        certain = drop_unconfirmed_components(certain, manifest.threshold, opinion.slices, least)
-        certain = drop_components_within(certain, manifest.threshold, opinion.unseen)
-    voxel_ml = float(np.prod(working.grid.spacing)) / 1000
-    certain = narrowed(certain, manifest.threshold, manifest.outline_threshold, manifest.outline_ml, voxel_ml)
-    mask = volume.from_lps(mask_on_scan(certain, working, manifest.threshold))
-    return _drop_implausible_components(mask, volume, manifest)
+def doubts_of(slices: tuple[int, ...], count: int) -> tuple[str, ...]:
+    """A sentence on the doubtful ones of a scan's slices, if there are any."""
+    if not slices:
+        return ()
+    where = f"in {numbered(slices)} of {count}, counted from inferior, where" if count > 1 else "in it, but"
+    return (f"The slice classifier sees hemorrhage {where} nothing is outlined: look there.",)
 
 
-def drop_uncertain_components(probability: np.ndarray, threshold: float, min_peak: float) -> np.ndarray:
-    """Probability (z, y, x) without the components above ``threshold`` whose highest value stays below ``min_peak``."""
-    if min_peak <= threshold:
-        return probability
-    return without_components(probability, threshold, lambda where, part: probability[where][part].max() < min_peak)
-
-
-def mask_on_scan(probability: np.ndarray, working: WorkingImage, threshold: float) -> np.ndarray:
-    """Bring the probability back to the scan's grid (LPS order) and threshold it there; uint8 (z, y, x)."""
-    grid = working.grid
-    mask = np.zeros(grid.scan_shape, np.uint8)
-    box = bounding_box(probability >= threshold)
-    if box is None:
-        return mask
-    rows, columns = (_scan_slice(box[a], a, grid.scan_spacing, grid.spacing, grid.scan_shape) for a in (1, 2))
-    mask[:, rows, columns] = grid.to_scan(probability, rows, columns) >= threshold
-    return mask
-
-
-def faint_probability(result: Segmentation, least: float) -> np.ndarray | None:
-    """Probability on the scan's grid in LPS order, float32 (z, y, x), 0 outside the box of all that reaches ``least``.
-
-    That is much faster than `Segmentation.probability`. None for a given mask.
-    """
-    working, probability = result.working, result.working_probability
-    if probability is None:
-        return None
-    grid = working.grid
-    found = np.zeros(grid.scan_shape, np.float32)
-    box = bounding_box(probability >= least)
-    if box is not None:
-        rows, columns = (_scan_slice(box[a], a, grid.scan_spacing, grid.spacing, grid.scan_shape) for a in (1, 2))
-        found[:, rows, columns] = grid.to_scan(probability, rows, columns)
-    return found
-
-
-def _scan_slice(
-    part: slice, axis: int, scan: tuple[float, ...], working: tuple[float, ...], shape: tuple[int, ...]
-) -> slice:
-    """The scan's indices that a part of the working grid reaches, with two pixels to spare."""
-    ratio = working[axis] / scan[axis]
-    return slice(max(0, int((part.start - 2) * ratio)), min(shape[axis], int((part.stop + 2) * ratio) + 1))
-
-
-def _drop_implausible_components(mask: np.ndarray, volume: Volume, manifest: Manifest) -> np.ndarray:
-    """A mask without the connected components that are too small, or too bright for blood."""
-    mask = np.ascontiguousarray(mask)
-    for voxels in components(mask):
-        where = tuple(voxels.T)
-        too_small = len(voxels) * volume.voxel_ml < manifest.min_lesion_ml
-        if too_small or (manifest.max_median_hu and np.median(volume.hu[where]) > manifest.max_median_hu):
-            mask[where] = 0
-    return mask
+def numbered(slices: tuple[int, ...]) -> str:
+    """Slices in words, ``slices 3, 7-9``; given in order, counted from 0, and written as people count."""
+    runs: list[list[int]] = []
+    for z in slices:
+        if runs and z == runs[-1][-1] + 1:
+            runs[-1].append(z)
+        else:
+            runs.append([z])
+    words = [f"{run[0] + 1}" if len(run) == 1 else f"{run[0] + 1}-{run[-1] + 1}" for run in runs]
+    return f"slice{'s' * (len(slices) > 1)} {', '.join(words)}"

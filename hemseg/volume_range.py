@@ -15,8 +15,9 @@ import numpy as np
 from hemseg.errors import HemsegError
 from hemseg.manifest import Manifest
 from hemseg.model import Model
+from hemseg.postprocessing import postprocessed_mask
 from hemseg.preprocessing import WorkingImage, network_input
-from hemseg.segmentation import Segmentation, postprocessed_mask
+from hemseg.segmentation import Segmentation
 from hemseg.sliding_window import input_box, sliding_window
 
 SHIFT = (1, 6, 6)  # (z, y, x) voxels of the working grid that are put before the image; in plane the head moves by half

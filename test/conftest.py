@@ -86,6 +86,7 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
         classifier_file="",
         classifier_sha256="",
         min_slice_probability=0.0,
+        doubt_slice_probability=0.0,
         kinds_file="",
         kinds_sha256="",
         preprocessing=replace(manifest.preprocessing, in_plane_mm=4.0, slice_mm=9.0, level_hu=0.0),

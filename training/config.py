@@ -151,6 +151,7 @@ class Segmenter:
     min_peak: float = 0.0  # connected components whose highest probability stays below it are dropped
     # and those that the slice classifier sees in none of their slices (hemseg.second_opinion); 0: it is not asked
     min_slice_probability: float = 0.0
+    doubt_slice_probability: float = 0.0  # a slice of which it is as sure, and in which nothing is marked, is named
     operating_points: dict[str, dict[str, float]] = field(default_factory=dict)  # others, by name
     max_median_hu: float = 0.0  # and those with a higher median: calcifications; 0: no limit
 

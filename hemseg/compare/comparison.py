@@ -26,7 +26,7 @@ from hemseg.errors import HemsegError
 from hemseg.io.writers import to_itk
 from hemseg.model import Model
 from hemseg.preprocessing import WorkingImage
-from hemseg.segmentation import postprocess, second_opinion
+from hemseg.segmentation import doubts_of, postprocess, second_opinion
 from hemseg.volume import Volume
 
 MATCHING_MM = 1.5  # cubes on which lesions are matched
@@ -166,7 +166,9 @@ def of_probability(scan: Scan, probability: np.ndarray, model: Model) -> Measure
     """A scan's mask of the probability (z, y, x) on its working grid, as `hemseg segment` outlines it."""
     opinion = second_opinion(probability, scan.working, model)
     result = postprocess(scan.volume, scan.working, probability, replace(model.manifest, min_peak=0.0), opinion)
-    return replace(_of_mask(scan.volume, result.mask, given=False), implausible=result.implausible)
+    doubts = doubts_of(result.doubtful_slices, len(result.slice_probability))
+    volume = replace(scan.volume, warnings=(*scan.volume.warnings, *doubts))
+    return replace(_of_mask(volume, result.mask, given=False), implausible=result.implausible)
 
 
 def _of_mask(volume: Volume, mask: np.ndarray, given: bool) -> Measured:

@@ -19,8 +19,8 @@ from scipy.spatial.transform import Rotation
 from hemseg.compare.registration import image_on_working_grid
 from hemseg.io.writers import to_itk
 from hemseg.model import Model
+from hemseg.postprocessing import drop_uncertain_components
 from hemseg.preprocessing import Settings, WorkingImage, working_image
-from hemseg.segmentation import drop_uncertain_components
 from hemseg.sliding_window import working_probability
 from hemseg.volume import Volume
 

@@ -51,8 +51,11 @@ def print_table(rows: Sequence[Row]) -> None:
         seconds = f"{float(row.seconds):.1f}" if row.seconds else ""
         if row.implausible:
             volume += " implausible"
+        if row.doubtful_slices:
+            volume += " doubtful"
         red = row.status != "done" or row.implausible
-        table.add_row(Text(row.case), volume, row.lesions, seconds, style="red" if red else None)
+        style = "red" if red else "yellow" if row.doubtful_slices else None
+        table.add_row(Text(row.case), volume, row.lesions, seconds, style=style)
     shown = io.StringIO()  # rich itself would end the process where nobody reads, and fail where nothing can be written
     terminal = sys.stdout.isatty()
     Console(file=shown, force_terminal=terminal, width=Console().width if terminal else 120).print(table)

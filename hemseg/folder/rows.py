@@ -29,7 +29,7 @@ LATER_NUMBERS = (  # columns that older tables do not have
     "volume_ml_low",
     "volume_ml_high",
 )
-LATER = (*LATER_NUMBERS, "lesions_checksum")
+LATER = (*LATER_NUMBERS, "lesions_checksum", "doubtful_slices")
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Row:
     volume_ml_low: str = ""
     volume_ml_high: str = ""
     lesions_checksum: str = ""
+    doubtful_slices: str = ""
     lesion_lines: tuple[Line, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
@@ -160,6 +161,7 @@ def row_of(outcome: Outcome, key: str, target: Path) -> Row:
         volume_ml_low=f"{result.range_ml[0]:.3f}" if result.range_ml else "",
         volume_ml_high=f"{result.range_ml[1]:.3f}" if result.range_ml else "",
         lesions_checksum=checksum_of(lines),
+        doubtful_slices=" ".join(str(z + 1) for z in result.doubtful_slices),
         lesion_lines=lines,
     ).sealed
 

@@ -35,6 +35,8 @@ def write_summary_page(cases: list[tuple[Job, Row]], path: Path) -> None:
                 where = quote(os.path.relpath(job.thumbnail, path.parent))
                 picture = f'<img loading="lazy" alt="" src="{where}">'
         notes = html.escape(row.error or row.warnings)
+        if row.doubtful_slices:
+            notes = f'<span class="doubtful">Doubtful slices: {html.escape(row.doubtful_slices)}.</span> {notes}'
         if row.implausible:
             notes = f'<span class="implausible">Implausible: {html.escape(row.implausible)}</span> {notes}'
         numbers = "".join(
@@ -46,6 +48,7 @@ def write_summary_page(cases: list[tuple[Job, Row]], path: Path) -> None:
             f'{numbers}<td data-value="{notes}">{notes}</td></tr>'
         )
     failed = sum(row.status != "done" for _, row in cases)
+    doubtful = sum(bool(row.doubtful_slices) for _, row in cases)
     heads = ("case", "volume (mL)", "lesions", "largest (mL)", "seconds", "warnings and errors")
     page = filled(
         "summary.html",
@@ -56,6 +59,7 @@ def write_summary_page(cases: list[tuple[Job, Row]], path: Path) -> None:
             "ALL": len(cases),
             "FAILED": f", {failed} failed" if failed else "",
             "FOUND": sum(float(row.volume_ml or 0) > 0 for _, row in cases),
+            "DOUBTFUL": f" Slices are doubtful in {doubtful}." if doubtful else "",
             "NOTICE": NOTICE,
             "HEADS": "".join(f"<th><button>{head}</button></th>" for head in heads),
             "ROWS": "\n".join(lines),

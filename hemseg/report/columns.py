@@ -65,6 +65,11 @@ SUMMARY = (
     Column("volume_ml_low", "number", "Lower end of the volume's range (--range; empty without)", "mL"),
     Column("volume_ml_high", "number", "Upper end of the volume's range (--range; empty without)", "mL"),
     Column("lesions_checksum", "text", "Whether the case's lines of lesions.csv are there as written", internal=True),
+    Column(
+        "doubtful_slices",
+        "text",
+        "Slices in which the slice classifier sees hemorrhage and nothing is outlined, counted from 1, from inferior",
+    ),
 )
 LESIONS = (
     Column("case", "text", "The scan's path below the input folder, as in summary.csv"),

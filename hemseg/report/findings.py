@@ -20,14 +20,15 @@ if TYPE_CHECKING:
 
 WINDOW = (0.0, 80.0)  # HU, the brain window
 COLUMNS, ROWS, TILE = 4, 3, 300  # px
-RED, WHITE, GRAY = (60, 60, 255), (255, 255, 255), (170, 170, 170)
+RED, WHITE, GRAY, YELLOW = (60, 60, 255), (255, 255, 255), (170, 170, 170), (60, 220, 255)
 
 
 def overlay(result: Segmentation, title: str = "") -> np.ndarray:
     """Twelve slices in the brain window, hemorrhage outlined in red, patient's right on the left.
 
     The slices are spread over the hemorrhage and a slice beyond at either end, or over the whole scan if
-    nothing was found. What is implausible about the result stands above them, in red.
+    nothing was found; doubtful ones are among them, with a yellow frame. What is implausible about the result stands
+    above them, in red.
 
     Returns:
         uint8 (y, x, 3), BGR.
@@ -35,28 +36,36 @@ def overlay(result: Segmentation, title: str = "") -> np.ndarray:
     volume = result.volume
     hu, (_, mm_y, mm_x) = volume.in_lps()
     mask, _ = volume.with_voxels(result.mask).in_lps()
-    tiles = [_tile(hu[z], mask[z], mm_y, mm_x, z) for z in _shown(mask)]
+    doubtful = result.doubtful_slices
+    tiles = [_tile(hu[z], mask[z], mm_y, mm_x, z, z in doubtful) for z in _shown(mask, doubtful)]
     tiles += [np.zeros((TILE, TILE, 3), np.uint8)] * (-len(tiles) % COLUMNS)
     rows = [np.hstack(tiles[i : i + COLUMNS]) for i in range(0, len(tiles), COLUMNS)]
     header = np.zeros((64 + 26 * len(result.implausible), COLUMNS * TILE, 3), np.uint8)
-    found = f"{result.volume_ml:.1f} mL in {len(result.lesions)} lesion{'s' * (len(result.lesions) != 1)}"
-    _write(header, f"{title}  {found if result.lesions else 'no hemorrhage found'}".strip(), (12, 28), WHITE, 0.7)
+    color = YELLOW if doubtful else WHITE
+    _write(header, f"{title}  {result.headline}".strip(), (12, 28), color, 0.7)
     _write(header, "hemseg - research only, not a medical device", (12, 52), GRAY, 0.45)
     for line, text in enumerate(result.implausible):
         _write(header, f"implausible: {text}", (12, 78 + 26 * line), RED, 0.6)
     return np.vstack([header, *rows])
 
 
-def _shown(mask: np.ndarray) -> list[int]:
-    hit = np.flatnonzero(mask.any(axis=(1, 2)))
+def _shown(mask: np.ndarray, doubtful: tuple[int, ...]) -> list[int]:
+    """The slices to show, at most half of them doubtful."""
+    hit = np.union1d(np.flatnonzero(mask.any(axis=(1, 2))), np.array(doubtful, int))
     first, last = (max(0, hit[0] - 1), min(len(mask) - 1, hit[-1] + 1)) if len(hit) else (0, len(mask) - 1)
     if last - first + 1 < COLUMNS * ROWS:  # show its neighbours rather than nothing
         first = max(0, min((first + last) // 2 - COLUMNS * ROWS // 2, len(mask) - COLUMNS * ROWS))
         last = min(len(mask) - 1, first + COLUMNS * ROWS - 1)
-    return [int(z) for z in np.unique(np.linspace(first, last, COLUMNS * ROWS).round())]
+    shown = [int(z) for z in np.unique(np.linspace(first, last, COLUMNS * ROWS).round())]
+    kept = doubtful[:: -(-len(doubtful) // (COLUMNS * ROWS // 2)) or 1]
+    for z in kept:
+        if z not in shown:
+            nearest = min((other for other in shown if other not in kept), key=lambda other: abs(other - z))
+            shown[shown.index(nearest)] = z
+    return sorted(shown)
 
 
-def _tile(hu: np.ndarray, mask: np.ndarray, mm_y: float, mm_x: float, z: int) -> np.ndarray:
+def _tile(hu: np.ndarray, mask: np.ndarray, mm_y: float, mm_x: float, z: int, doubtful: bool = False) -> np.ndarray:
     low, high = WINDOW
     gray = (np.clip((hu - low) / (high - low), 0, 1) * 255).astype(np.uint8)
     scale = TILE / max(hu.shape[0] * mm_y, hu.shape[1] * mm_x)
@@ -68,7 +77,9 @@ def _tile(hu: np.ndarray, mask: np.ndarray, mm_y: float, mm_x: float, z: int) ->
     tile = np.zeros((TILE, TILE, 3), np.uint8)
     y, x = (TILE - size[1]) // 2, (TILE - size[0]) // 2
     tile[y : y + size[1], x : x + size[0]] = picture
-    _write(tile, str(z + 1), (6, 18), WHITE, 0.5)
+    if doubtful:
+        cv2.rectangle(tile, (1, 1), (TILE - 2, TILE - 2), YELLOW, 2)
+    _write(tile, f"{z + 1}{' doubtful' * doubtful}", (6, 18), YELLOW if doubtful else WHITE, 0.5)
     _write(tile, "R", (6, TILE - 8), GRAY, 0.45)
     return tile
 
@@ -89,6 +100,7 @@ def findings(result: Segmentation, model: Model, case: str) -> dict[str, Any]:
         "lesions": [_lesion(lesion) | kind for lesion, kind in zip(result.measured, _kinds(result), strict=True)],
         **_kinds_measured(result, model),
         "mask": "given" if result.mask_path else "made",
+        "doubtful_slices": list(result.doubtful_slices),
         "implausible": list(result.implausible),
         "warnings": [*result.implausible, *result.volume.warnings],
         "series": result.volume.chosen,
@@ -148,7 +160,8 @@ def write_overlay(result: Segmentation, path: Path, title: str = "") -> None:
 
 
 def write_thumbnail(result: Segmentation, path: Path) -> None:
-    """Write the slice with the most hemorrhage (the middle one if there is none) as a small JPEG, all or nothing.
+    """Write the slice with the most hemorrhage as a small JPEG, all or nothing; without one a doubtful slice, without
+    that the middle one.
 
     Raises:
         OutputError: it cannot be written.
@@ -156,7 +169,8 @@ def write_thumbnail(result: Segmentation, path: Path) -> None:
     hu, (_, mm_y, mm_x) = result.volume.in_lps()
     mask, _ = result.volume.with_voxels(result.mask).in_lps()
     areas = mask.sum(axis=(1, 2), dtype=np.int64)
-    z = int(areas.argmax()) if areas.any() else len(mask) // 2
-    small = cv2.resize(_tile(hu[z], mask[z], mm_y, mm_x, z), (150, 150), interpolation=cv2.INTER_AREA)
+    doubtful = result.doubtful_slices
+    z = int(areas.argmax()) if areas.any() else (*doubtful, len(mask) // 2)[len(doubtful) // 2]
+    small = cv2.resize(_tile(hu[z], mask[z], mm_y, mm_x, z, z in doubtful), (150, 150), interpolation=cv2.INTER_AREA)
     jpeg = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
     write_bytes(marked_jpeg(jpeg, mark(result.volume.content)), path, "the thumbnail")

@@ -19,8 +19,9 @@ import numpy as np
 from hemseg.io.files import write_text
 from hemseg.kinds import CODES, UNSURE, UNSURE_CODE
 from hemseg.names import printable
+from hemseg.postprocessing import probability_on_scan
 from hemseg.report.templates import filled
-from hemseg.segmentation import Segmentation, faint_probability
+from hemseg.segmentation import Segmentation
 
 # grey level -> HU: single HU from -20 to 100, coarser steps outside
 HU_OF_LEVEL = np.concatenate(
@@ -63,9 +64,7 @@ def page(result: Segmentation, found: dict[str, Any]) -> str:
     data = json.dumps(_slices(result)).replace("<", "\\u003c")  # no text may end the script
     between = "{:.1f} to {:.1f} mL".format(*found["volume_ml_range"]) if "volume_ml_range" in found else ""
     facts = {
-        "volume": f"{found['volume_ml']:.1f} mL in {len(found['lesions'])} lesion{'s' * (len(found['lesions']) != 1)}"
-        if found["lesions"]
-        else "no hemorrhage found",
+        "volume": result.headline,
         "range": between,
         "kinds": "right in {right} of {lesions} lesions of unseen scans".format(**found["kinds_measured"])
         if "kinds_measured" in found
@@ -150,7 +149,8 @@ def _slices(result: Segmentation) -> dict[str, Any]:
     """Pictures, masks and areas, from inferior to superior, the patient's right on the left."""
     hu, (mm_z, mm_y, mm_x) = result.volume.in_lps()
     mask, _ = result.volume.with_voxels(result.kind_mask if result.kinds else result.mask).in_lps()
-    probability = faint_probability(result, HEAT_LEAST)
+    answer = result.working_probability
+    probability = None if answer is None else probability_on_scan(answer, result.working, HEAT_LEAST)
     most = PIXELS if len(hu) <= MANY else PIXELS_OF_MANY
     scale = min(1.0, most / max(hu.shape[1:]))
     size = (max(1, round(hu.shape[2] * scale)), max(1, round(hu.shape[1] * scale)))
@@ -171,6 +171,7 @@ def _slices(result: Segmentation) -> dict[str, Any]:
             for name, code in (*CODES.items(), (UNSURE, UNSURE_CODE))
             if any(kind.name == name for kind in result.kinds)
         },
+        "doubtful": list(result.doubtful_slices),
         "area_cm2": [round(float((m > 0).sum()) * mm_y * mm_x / 100, 2) for m in mask],
         "levels": [round(float(v), 1) for v in HU_OF_LEVEL],
         "windows": WINDOWS,

@@ -43,7 +43,7 @@ LAYERS = (
         "hemseg.upright",
     ),
     ("hemseg.manifest", "hemseg.onnx_session", "hemseg.model"),
-    ("hemseg.sliding_window",),
+    ("hemseg.sliding_window", "hemseg.postprocessing"),
     ("hemseg.checks", "hemseg.sanity", "hemseg.segmentation", "hemseg.volume_range"),
     ("hemseg.report", "hemseg.measure", "hemseg.dicom_out", "hemseg.mask_formats"),
     ("hemseg.folder", "hemseg.compare", "hemseg.bids"),

@@ -103,6 +103,20 @@ def test_nothing_found_is_said(result: Segmentation, tmp_path: Path) -> None:
     assert comments[-1] == NOTICE
 
 
+def test_where_a_slice_is_doubtful_hemorrhage_is_not_called_absent(result: Segmentation, tmp_path: Path) -> None:
+    volume = replace(result.volume, warnings=("Look at slice 4.",))
+    empty = replace(
+        result, mask=np.zeros_like(result.mask), lesions=(), volume_ml=0.0, doubtful_slices=(3,), volume=volume
+    )
+    _, report = written(empty, tmp_path)
+    (whole,) = report.content.get_image_measurement_groups()
+    assert values(whole) == {"Volume": 0}
+    assert not whole.get_qualitative_evaluations(name=codes.DCM.PresenceOfProperty)
+    texts = [item for item in whole[0].ContentSequence if item.ValueType == "TEXT"]
+    comments = [item.TextValue for item in texts if item.name == codes.DCM.Comment]
+    assert comments == ["Look at slice 4.", NOTICE]
+
+
 def test_no_free_text_is_carried(result: Segmentation, tmp_path: Path) -> None:
     segmentation, report = written(result, tmp_path)
     assert (report.PatientID, report.StudyDate, report.AccessionNumber) == ("ID7", "20260102", "A1")

@@ -96,6 +96,25 @@ def shows(browser: Any, number: int) -> None:
     WebDriverWait(browser, 20).until(lambda b: b.execute_script("return document.body.dataset.slice") == str(number))
 
 
+def test_a_page_opens_at_a_doubtful_slice(browser: Any, tmp_path: Path, model: Model) -> None:
+    from selenium.webdriver.common.by import By
+
+    healthy = segment(read(ROOT / "test" / "cases" / "phantom-healthy.nii.gz"), model)
+    doubtful = replace(healthy, mask=np.zeros_like(healthy.mask), lesions=(), kinds=(), doubtful_slices=(4, 7, 8))
+    write_page(doubtful, findings(doubtful, model, "doubtful"), tmp_path / "report.html")
+    opened(browser, tmp_path / "report.html")
+    shows(browser, 7)
+    assert browser.find_element(By.ID, "where").text.endswith("0.0 cm², doubtful")
+    bar = browser.find_element(By.ID, "doubtful")
+    buttons = bar.find_elements(By.TAG_NAME, "button")
+    assert [button.text for button in buttons] == ["5", "8", "9"]
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#plot .doubtful")) == 3
+    assert "nothing outlined, doubtful: slices 5, 8-9" in browser.find_element(By.TAG_NAME, "body").text
+    buttons[0].click()
+    shows(browser, 4)
+    assert browser.get_log("browser") == []
+
+
 def test_report(browser: Any, pages: Path) -> None:
     from selenium.webdriver import ActionChains, Keys
     from selenium.webdriver.common.actions.wheel_input import ScrollOrigin

@@ -113,22 +113,28 @@ def patients(results: Path) -> str:
         found = sum(int(row["slices_found"]) > 0 for row in ill)
         slices = sum(int(row["slices_found"]) for row in ill), sum(int(row["positive_slices"]) for row in ill)
         middle = median(healthy) if healthy else 0.0
+        said = sum(int(row["slices_found"]) + int(row["slices_doubtful"]) > 0 for row in ill)
         called = sum(ml >= 0.5 for ml in healthy)
+        doubted = sum(int(row["doubtful_false"]) > 0 for row in own if not int(row["positive_slices"]))
         lines.append(
             [
                 title,
                 f"{found} of {len(ill)}",
+                f"{said} of {len(ill)}",
                 f"{slices[0]} of {slices[1]}",
                 f"{called} of {len(healthy)}",
                 f"{middle:.1f}",
+                f"{doubted} of {len(healthy)}",
             ]
         )
     head = (
         "CT-ICH",
         "patients with hemorrhage found",
+        "or with a doubtful slice",
         "slices found",
         "healthy with 0.5 mL or more",
         "median mL in the healthy",
+        "healthy with a doubtful slice",
     )
     return _table(head, lines)
 
@@ -183,14 +189,26 @@ def slices(results: Path) -> str:
             f"{row['split']}, {row['slices']}",
             row["without_blood"],
             _share(row["marked"], row["marked_low"], row["marked_high"]),
+            _share(row["marked_or_doubtful"]),
             row["with_blood"],
             _share(row["found"], row["found_low"], row["found_high"]),
+            _share(row["found_or_doubtful"], row["found_or_doubtful_low"], row["found_or_doubtful_high"]),
             f"{float(row['auc_score']):.2f} ({float(row['auc_score_low']):.2f}..{float(row['auc_score_high']):.2f})",
             f"{float(row['auc_classifier']):.2f}" if row.get("auc_classifier") else "-",
         ]
         for row in _rows(results / "slices" / "summary.csv")
     ]
-    head = ("RSNA slices", "without blood", "of these marked", "with blood", "of these found", "AUC", "AUC, classifier")
+    head = (
+        "RSNA slices",
+        "without blood",
+        "of these marked",
+        "or doubtful",
+        "with blood",
+        "of these found",
+        "or doubtful",
+        "AUC",
+        "AUC, classifier",
+    )
     return _table(head, rows)
 
 
@@ -224,12 +242,12 @@ def painted(results: Path) -> str:
         [
             row["bleeds"],
             row["number"],
-            _share(row["found"]) if row["number"] != "0" else "-",
+            *(_share(row[key]) if row["number"] != "0" else "-" for key in ("found", "said")),
             f"{float(row['dice']):.2f}" if row["dice"] not in ("", "nan") else "-",
         ]
         for row in _rows(results / "painted" / "summary.csv")
     ]
-    return _table(("painted bleeds", "number", "found", "Dice"), rows)
+    return _table(("painted bleeds", "number", "found", "or in a doubtful slice", "Dice"), rows)
 
 
 TABLES: dict[str, Callable[[Path], str]] = {

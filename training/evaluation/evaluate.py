@@ -16,9 +16,10 @@ from sklearn.metrics import roc_auc_score
 from hemseg.components import labeled_sizes
 from hemseg.errors import HemsegError
 from hemseg.model import load
+from hemseg.postprocessing import mask_on_scan
 from hemseg.preprocessing import Settings, smoothed, working_image
 from hemseg.scan import read
-from hemseg.segmentation import mask_on_scan, segment
+from hemseg.segmentation import segment
 from hemseg.volume import Volume
 
 from ..console import console
@@ -27,16 +28,19 @@ from ..data.references import read_reference
 from .metrics import lesion_counts, overlap, summary, surface, wilson
 from .tables import write_table
 
-METRICS_VERSION = 4  # raised when a figure is added or changes its meaning: evaluations are then made again
+METRICS_VERSION = 5  # raised when a figure is added or changes its meaning: evaluations are then made again
 BLOOD_HU = (48.0, 95.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """``mask`` uint8 (z, y, x) on the scan's grid; ``slice_score`` (slice,) from inferior to superior."""
+    """``mask`` uint8 (z, y, x) on the scan's grid; ``slice_score`` (slice,) from inferior to superior; ``doubtful``
+    slices, see `hemseg.segmentation.Segmentation`.
+    """
 
     mask: np.ndarray
     slice_score: np.ndarray
+    doubtful: tuple[int, ...] = ()
 
 
 Predictor = Callable[[Volume], Prediction]
@@ -48,7 +52,7 @@ def network_predictor(weights: Path) -> Predictor:
 
     def predict(volume: Volume) -> Prediction:
         result = segment(volume, model)
-        return Prediction(result.mask, result.slice_probability)
+        return Prediction(result.mask, result.slice_probability, result.doubtful_slices)
 
     return predict
 
@@ -116,11 +120,12 @@ def _evaluate_one(
     for case in track(dataset.part(*splits), f"evaluate {dataset.name} {'+'.join(splits)}", console=console):
         volume = read(case.image)
         prediction = predict(volume)
-        row = {"case": case.name, "split": case.split, "subtypes": " ".join(case.subtypes)}
-        rows.append(row | slice_metrics(prediction.mask, case, volume))
-        if case.reference:
-            rows[-1] |= case_metrics(prediction.mask, case, volume)
+        row: dict[str, Any] = {"case": case.name, "split": case.split, "subtypes": " ".join(case.subtypes)}
         labels = _inferior_to_superior(case, volume)
+        doubtful = labels[list(prediction.doubtful)]
+        row |= slice_metrics(prediction.mask, case, volume)
+        row |= {"slices_doubtful": int((doubtful == 1).sum()), "doubtful_false": int((doubtful == 0).sum())}
+        rows.append(row | (case_metrics(prediction.mask, case, volume) if case.reference else {}))
         scores = {"score": prediction.slice_score} | ({"classifier": classify(case)} if classify else {})
         for z in np.flatnonzero(labels >= 0):
             slices.append(

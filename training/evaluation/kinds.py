@@ -21,8 +21,9 @@ from hemseg.errors import HemsegError
 from hemseg.kinds import KINDS, UNSURE
 from hemseg.lesions import components
 from hemseg.model import Model
+from hemseg.postprocessing import mask_on_scan
 from hemseg.scan import read
-from hemseg.segmentation import Segmentation, mask_on_scan
+from hemseg.segmentation import Segmentation
 from hemseg.volume import Volume
 
 from ..console import console

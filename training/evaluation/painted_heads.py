@@ -23,8 +23,8 @@ from scipy import ndimage
 
 from hemseg.errors import HemsegError
 from hemseg.model import Model
+from hemseg.postprocessing import mask_on_scan
 from hemseg.scan import read
-from hemseg.segmentation import mask_on_scan
 from hemseg.volume import Volume
 
 from ..config import CONFIGS
@@ -80,7 +80,9 @@ def read_plan(path: Path = PLAN) -> list[Planned]:
 
 
 def painted_heads(dataset: DataSet, split: str, model: Model, plan: list[Planned]) -> list[dict[str, Any]]:
-    """One row per painted bleed: mL, whether a lesion touches it, Dice, and lesions that came with it elsewhere."""
+    """One row per painted bleed: mL, whether a lesion touches it, or one of its slices has become doubtful (``said``),
+    Dice, and lesions that came with it elsewhere.
+    """
     rows = []
     for number, case in enumerate(track(dataset.part(split), f"painted, {dataset.name} {split}", console=console)):
         wanted = [p for p in plan if p.head == number]
@@ -105,7 +107,11 @@ def painted_heads(dataset: DataSet, split: str, model: Model, plan: list[Planned
             truth = label == 1
             if truth.any():
                 after = check_and_segment(replace(volume, hu=hu, path=None), model)
-                rows.append({"case": case.name, "split": split, **_row(bleed, truth, after.mask, before.mask, volume)})
+                row = _row(bleed, truth, after.mask, before.mask, volume)
+                named = set(after.doubtful_slices) - set(before.doubtful_slices)
+                held = np.flatnonzero(volume.with_voxels(truth).in_lps()[0].any(axis=(1, 2)))
+                row["said"] = int(row["found"] or bool(named & set(held.tolist())))
+                rows.append({"case": case.name, "split": split, **row})
     return rows
 
 
@@ -135,6 +141,7 @@ def painted_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "bleeds": name,
             "number": len(own),
             "found": float(np.mean([r["found"] for r in own])) if own else float("nan"),
+            "said": float(np.mean([r["said"] for r in own])) if own else float("nan"),
             "dice": float(np.mean([r["dice"] for r in own])) if own else float("nan"),
             "false_lesions": float(np.mean([r["false_lesions"] for r in own])) if own else float("nan"),
         }

@@ -36,7 +36,8 @@ RESAMPLED = 1000  # of a bootstrap
 def single_slices(
     dataset: DataSet, split: str, model: Model, areas_px: dict[str, float], classifier: dict[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """One row per case of a data set of single slices: label, kinds, mm² of the mask, highest probability.
+    """One row per case of a data set of single slices: label, kinds, mm² of the mask, whether it is doubtful, highest
+    probability.
 
     A slice that is refused counts as one in which nothing is marked.
 
@@ -51,9 +52,10 @@ def single_slices(
             result = check_and_segment(volume, model)
             mm2 = float(result.mask.sum() * volume.spacing[0] * volume.spacing[1])
             score, refused = float(result.slice_probability.max()), 0
+            doubtful = int(bool(result.doubtful_slices))
             opinion = _opinion(result, model)
         except HemsegError:  # users get no mask of it either: nothing is found, nothing marked
-            mm2, score, refused, opinion = 0.0, 0.0, 1, 0.0
+            mm2, score, refused, doubtful, opinion = 0.0, 0.0, 1, 0, 0.0
         row = {
             "case": case.name,
             "split": split,
@@ -61,6 +63,7 @@ def single_slices(
             "kinds": " ".join(case.subtypes),
             "brain_level": int(areas_px.get(case.name, 0) > BRAIN_LEVEL_PX),
             "mm2": mm2,
+            "doubtful": doubtful,
             "score": score,
             "refused": refused,
         }
@@ -90,8 +93,10 @@ def single_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "slices": "brain level" if level else "all",
                 "without_blood": len(healthy),
                 **_share("marked", [r["mm2"] >= LEAST_MM2 for r in healthy]),
+                **_share("marked_or_doubtful", [_said(r) for r in healthy]),
                 "with_blood": len(ill),
                 **_share("found", [r["mm2"] >= LEAST_MM2 for r in ill]),
+                **_share("found_or_doubtful", [_said(r) for r in ill]),
                 "refused": sum(r["refused"] for r in own),
             }
             for key in ("score", "classifier"):
@@ -113,6 +118,11 @@ def kinds_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             only = {"alone": len(alone), **_share("found_alone", [r["mm2"] >= LEAST_MM2 for r in alone])}
             result.append({"split": name, "kind": kind, **counts, **only})
     return result
+
+
+def _said(row: dict[str, Any]) -> bool:
+    """Whether users are told of hemorrhage: by an outline, or by the slice being called doubtful."""
+    return bool(row["mm2"] >= LEAST_MM2 or row["doubtful"])
 
 
 def _by_split(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -67,4 +67,5 @@ def export_classifier(networks: list[SliceNetwork], config: Config, folder: Path
         "classifier_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "classifier_field": field_size(config),
         "min_slice_probability": config.segmenter.min_slice_probability,
+        "doubt_slice_probability": config.segmenter.doubt_slice_probability,
     }

@@ -177,6 +177,7 @@ def results(context: Context) -> list[Stage]:
         hemseg.__version__,
         *([network.operating_points] if network.operating_points else []),
         *([network.min_slice_probability] if network.min_slice_probability else []),
+        *([{"doubt": network.doubt_slice_probability}] if network.doubt_slice_probability else []),
         *([{"outline": network.outline_threshold}] if network.outline_threshold else []),
         *_unless_empty((own_license,) if own_license else ()),
         *([context.initial.provenance] if context.initial else []),
@@ -198,6 +199,7 @@ def trained_part(settings: Segmenter) -> Segmenter:
         min_peak=0.0,
         max_median_hu=0.0,
         min_slice_probability=0.0,
+        doubt_slice_probability=0.0,
         operating_points={},
     )
 

@@ -45,7 +45,7 @@ function plotAreas(most, bars) {
 }
 function show(slice, text) {
   slider.value = slice;
-  document.getElementById("where").textContent = `${slice + 1} of ${n}, ${text} cm²`;
+  document.getElementById("where").textContent = `${slice + 1} of ${n}, ${text}`;
   document.getElementById("cursor").setAttribute("x", slice);
   document.body.dataset.slice = slice;
 }
