@@ -42,6 +42,7 @@ from hemseg.io.files import write_json
 from hemseg.manifest import default_weights
 from hemseg.model import load
 from hemseg.resources import is_out_of_memory
+from hemseg.segmentation import numbered
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -117,7 +118,10 @@ class Cases:
         if outcome.result is None:
             raise (UnexpectedError if outcome.unexpected else HemsegError)(outcome.error)
         print_messages(outcome)
-        return f"{job.case}: {outcome.result.volume_ml:.1f} mL"
+        doubtful = outcome.result.doubtful_slices
+        return f"{job.case}: {outcome.result.volume_ml:.1f} mL" + (
+            f", doubtful: {numbered(doubtful)}" if doubtful else ""
+        )
 
     def _is_inside(self, path: Path) -> bool:
         return path.resolve().is_relative_to(self.source.resolve())

@@ -120,8 +120,7 @@ class Node:
         if outcome.result is not None:
             if self.queue.finish(case, files):
                 result = outcome.result
-                logger.info("%s: %.1f mL in %d lesions, %.1f s", case, result.volume_ml, len(result.lesions),
-                            result.seconds)  # fmt: skip
+                logger.info("%s: %s, %.1f s", case, result.headline, result.seconds)
             else:
                 logger.info("%s: more images came while it was segmented; it waits for the rest", case)
             return
