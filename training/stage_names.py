@@ -22,6 +22,7 @@ STAGES = {  # of the recipe itself, in order: what each makes
     "panels": "Pictures like the paper's Fig. 3, of val.",
     "evaluate": "Figures on the test split.",
 }
+NETWORK = "network.pt"  # in the folder of a stage that trains one
 WITHOUT_LEARNING = "evaluate@baseline"  # the threshold of the tables' row 0
 
 

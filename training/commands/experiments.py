@@ -166,12 +166,12 @@ def _shortcuts(
     from ..pipeline.initial_weights import find_initial_weights
     from ..pipeline.recipe import build_stages
     from ..pipeline.runner import run_stage
-    from ..stage_names import stage_names
+    from ..stage_names import NETWORK, stage_names
 
     settings, dataset = config_and_data(config, data, run, seed)
     stages, names, initial = build_stages(settings, dataset, run), stage_names(), find_initial_weights(init)
     run_stage(stages[names.prepare if initial else names.classify], run, stages)
-    of_run = run / names.classify / "network.pt"
+    of_run = run / names.classify / NETWORK
     for path in dict.fromkeys([initial.classifier, initial.unpainted] if initial else [of_run]):
         network = SliceNetwork(replace(settings.classifier, pretrained=""))
         load_network(network, path)

@@ -30,7 +30,7 @@ from ..data.field_of_view import network_slices
 from ..fitting.classifier import predict
 from ..fitting.trainer import load_network
 from ..networks.slice_network import SliceNetwork
-from ..stage_names import stage_names
+from ..stage_names import NETWORK, stage_names
 
 FOLDS = 5
 
@@ -93,7 +93,7 @@ def slice_answers(run: Path, dataset: DataSet, config: Config, splits: tuple[str
     """The highest probability that the run's classifier gives to a slice of each case of some splits."""
     stages = stage_names()
     network = SliceNetwork(replace(config.classifier, pretrained=""))
-    load_network(network, run / stages.sequence / "network.pt")
+    load_network(network, run / stages.sequence / NETWORK)
     answers = {}
     for case in dataset.part(*splits):
         names = (case.name, f"{dataset.name}_{case.name}")  # the latter where the run has several data sets

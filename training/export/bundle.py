@@ -29,7 +29,7 @@ from hemseg.segmentation import segment
 
 from ..config import Config
 from ..networks.unet import build_unet
-from ..stage_names import stage_names
+from ..stage_names import NETWORK, stage_names
 
 
 def bundle_network(
@@ -81,7 +81,7 @@ def write_bundle(config: Config, run: Path, out: Path) -> None:
     (out / "docs").mkdir(exist_ok=True)
     rounds = config.self_training.rounds if config.self_training.enabled else 0
     names = stage_names(rounds=rounds)
-    (out / "models" / "model.pt").write_bytes((run / names.unets[-1] / "network.pt").read_bytes())
+    (out / "models" / "model.pt").write_bytes((run / names.unets[-1] / NETWORK).read_bytes())
     manifest = Manifest.read(run / names.export)
     manifest.write(out / "configs")
     for name in filter(None, (manifest.strip_file, manifest.classifier_file, manifest.kinds_file)):

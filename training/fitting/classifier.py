@@ -30,6 +30,7 @@ from ..data.datasets import Prepared
 from ..data.field_of_view import network_slices
 from ..data.slice_kinds import UNKNOWN
 from ..networks.slice_network import SequenceNetwork, SliceNetwork
+from ..stage_names import NETWORK
 from .hardware import Hardware
 from .trainer import Task, fit, load_network, loader, micro_batch, save_network
 
@@ -188,7 +189,7 @@ def train_classifier(
     if start:
         load_network(network, start)
     if start and not config.classifier.optimization.epochs:
-        save_network(network, folder / "network.pt")
+        save_network(network, folder / NETWORK)
         return {"epochs": 0, "val_auc": slice_auc(network, val)}
     task = SliceTask(network, config.classifier, config.seed)
     optimization = config.classifier.optimization
@@ -197,7 +198,7 @@ def train_classifier(
         slices = slices.with_more(painted)
     batches = training_slices(slices, config.classifier, config.seed, hardware.workers)
     figures = fit(task, batches, DataLoader(val.slices(), micro_batch(optimization)), folder, hardware)
-    save_network(network, folder / "network.pt")
+    save_network(network, folder / NETWORK)
     return figures | {"val_auc": slice_auc(network, val)}
 
 
@@ -275,7 +276,7 @@ def train_sequence(
         batches.collate_fn = collate_volumes
         figures = fit(task, batches, DataLoader(val.sequences(), 1, collate_fn=collate_volumes), folder, hardware)
         refit_linear_layer(network, train)
-    save_network(network, folder / "network.pt")
+    save_network(network, folder / NETWORK)
     return figures | {"val_auc": slice_auc(network, val)}
 
 

@@ -23,6 +23,7 @@ from ..data.datasets import Prepared
 from ..data.painted import add_bleed, add_distractor, add_noise, add_streaks
 from ..data.painted_place import Place, place_of
 from ..networks.unet import LEFT_OUT, MEMORY_FORMAT, UNLOCATED, build_unet, combined_loss, lesion_loss, slice_loss
+from ..stage_names import NETWORK
 from .hardware import Hardware, rank
 from .trainer import Task, fit, load_network, loader, save_network
 
@@ -286,7 +287,7 @@ def train_segmenter(
     if start:
         load_network(network, start)
     if start and not settings.optimization.epochs:
-        save_network(network, folder / "network.pt")
+        save_network(network, folder / NETWORK)
         return {"epochs": 0}
     if not any((labels[case.name] > 0).any() for case in train):
         if rank() == 0:
@@ -297,7 +298,7 @@ def train_segmenter(
     patches = Patches(train, labels, config, false_peaks)
     batches = training_batches(patches, settings, config.seed, hardware.workers)
     figures = fit(task, batches, DataLoader(_whole_scans(val, labels, config), 1), folder, hardware)
-    save_network(network, folder / "network.pt")
+    save_network(network, folder / NETWORK)
     return figures
 
 

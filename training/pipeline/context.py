@@ -22,7 +22,7 @@ from ..fitting.hardware import Hardware
 from ..fitting.trainer import load_network
 from ..networks.slice_network import SliceNetwork
 from ..networks.unet import UNLOCATED, build_unet
-from ..stage_names import StageNames, Variant, stage_names
+from ..stage_names import NETWORK, StageNames, Variant, stage_names
 from .initial_weights import InitialWeights, find_initial_weights
 from .train_masks import described, masked_cases
 
@@ -103,7 +103,7 @@ class Context:
 
     def network_file(self, stage: str) -> Path:
         """The weights that a stage wrote."""
-        return self.run / stage / "network.pt"
+        return self.run / stage / NETWORK
 
     def unet(self, stage: str) -> torch.nn.Module:
         """The U-Net that a stage trained."""

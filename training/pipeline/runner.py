@@ -23,9 +23,9 @@ from hemseg.io.files import atomic_write, remove_leftovers
 
 from ..console import console, in_words
 from ..fitting.hardware import rank
-from ..stage_names import folder_of, without_suffix
+from ..stage_names import NETWORK, folder_of, without_suffix
 
-DONE, NETWORK = "done.json", "network.pt"
+DONE = "done.json"
 
 
 def fingerprint(*parts: Any) -> str:

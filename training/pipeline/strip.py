@@ -42,6 +42,7 @@ from ..evaluation.stripping import enclosed_below_brain, intracranial_reference,
 from ..export.to_onnx import TOLERANCE, WithSigmoid, write_onnx
 from ..fitting.hardware import Hardware
 from ..fitting.trainer import Task, fit, loader, save_network
+from ..stage_names import NETWORK
 
 CANVAS = 128  # pixels of 2 mm: a slice is centred on it for training
 OPTIMIZATION = Optimization("adamw", lr=3e-3, schedule="onecycle", weight_decay=1e-3, batch=24, epochs=8, patience=8)
@@ -321,7 +322,7 @@ def train_strip(
     task = StripTask(network, optimization, seed)
     folder.mkdir(parents=True, exist_ok=True)
     figures = fit(task, loader(train, optimization, seed), DataLoader(val, optimization.batch), folder, hardware)
-    save_network(network, folder / "network.pt")
+    save_network(network, folder / NETWORK)
     export_strip(network, folder / "strip.onnx")
     return figures | {"train_slices": len(train), "val_slices": len(val)}
 
