@@ -1,14 +1,17 @@
 """How long a run will take, and how much memory, before it starts: a few measured steps times the steps to come.
 
-The classifier and the U-Net of the configuration take a few steps at their real batch, on a made-up head, with the real
-loader (painting and augmentation cost as much as a small network). The measured steps are kept in ``RUN/steps.json``.
+The classifier and the U-Net of the configuration, and that of a later round, take a few steps at their real batch, on a
+made-up head, with the real loader (painting and augmentation cost as much as a small network). The measured steps are
+kept in ``RUN/steps.json``.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from ..fitting.classifier import SliceTask, Volumes, training_slices
 from ..fitting.hardware import Hardware, processor, world_size
 from ..fitting.segmenter import Patches, SegmenterTask, training_batches
 from ..fitting.timed_steps import timed_steps, training_device
-from ..fitting.trainer import micro_batch
+from ..fitting.trainer import Task, micro_batch
 from ..networks.slice_network import SliceNetwork
 from ..networks.unet import MEMORY_FORMAT, build_unet
 from .runner import Stage, fingerprint, is_done
@@ -32,6 +35,7 @@ from .steps import later_round, without_paint
 
 CACHE = "steps.json"
 STEPS = 3
+UNETS = {"segment": "unet", "resegment": "later unet"}  # the measured network of a stage
 FORWARD = 0.35  # of a training step is the way forward: what validation and inference take
 HEAD_MM = (190.0, 150.0)  # y, x: what lies inside a skull
 SLICES = 28  # of the made-up head
@@ -107,7 +111,11 @@ def measured_steps(config: Config, run: Path, hardware: Hardware) -> dict[str, d
     """
     device, precision = training_device(hardware.accelerator), hardware.precision
     key = fingerprint(
-        replace(config.classifier, pretrained=""), config.segmenter, config.preprocessing, precision, processor()
+        replace(config.classifier, pretrained=""),
+        _segmenters(config),
+        config.preprocessing,
+        precision,
+        processor(),
     )
     known = _read(run / CACHE)
     if key in known:
@@ -116,11 +124,15 @@ def measured_steps(config: Config, run: Path, hardware: Hardware) -> dict[str, d
         torch.manual_seed(0)
         head = made_up_head(config)
         steps = {}
-        for name, (task, batches) in {"classifier": _classifier(head, config), "unet": _unet(head, config)}.items():
+        made: dict[str, Callable[[], tuple[Task, Any]]] = {"classifier": lambda: _classifier(head, config)}
+        for name, settings in _segmenters(config).items():
+            made[name] = partial(_unet, head, config, settings)
+        for name, make in made.items():
+            task, batches = make()
             timed = timed_steps(task, batches, device, precision, STEPS)
             steps[name] = {"seconds": timed.seconds, "memory_bytes": float(timed.memory_bytes)}
-    with atomic_write(run / CACHE) as partial:
-        partial.write_text(json.dumps(known | {key: steps}, indent=1) + "\n")
+    with atomic_write(run / CACHE) as file:
+        file.write_text(json.dumps(known | {key: steps}, indent=1) + "\n")
     return steps
 
 
@@ -151,10 +163,16 @@ def _classifier(head: Prepared, config: Config) -> tuple[SliceTask, Any]:
     return task, training_slices(slices, replace(config.classifier, optimization=optimization), config.seed)
 
 
-def _unet(head: Prepared, config: Config) -> tuple[SegmenterTask, Any]:
-    optimization = _alone(config.segmenter.optimization)
+def _segmenters(config: Config) -> dict[str, Segmenter]:
+    """The settings of the first U-Net, and of a later round's where there is one."""
+    later = {"later unet": later_round(config, 1).segmenter} if config.self_training.enabled else {}
+    return {"unet": config.segmenter} | later
+
+
+def _unet(head: Prepared, config: Config, settings: Segmenter) -> tuple[SegmenterTask, Any]:
+    optimization = _alone(settings.optimization)
     heads = [replace(head, name=str(i)) for i in range(micro_batch(optimization))]
-    settings = replace(config.segmenter, single_slices=0, patches_per_case=1)
+    settings = replace(settings, single_slices=0, patches_per_case=1)
     labels = {h.name: (h.hu > 60) & h.intracranial for h in heads}
     network = build_unet(settings, len(config.preprocessing.channels)).to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]
     patches = Patches(heads, labels, replace(config, segmenter=settings))
@@ -182,7 +200,10 @@ class _Cost:
         }
         self.weak = dataset.part("train", "val")
         self.per_slice = steps["classifier"]["seconds"] / micro_batch(config.classifier.optimization)
-        self.per_patch = steps["unet"]["seconds"] / micro_batch(config.segmenter.optimization)
+        self.per_patch = {
+            name: steps[name]["seconds"] / micro_batch(settings.optimization)
+            for name, settings in _segmenters(config).items()
+        }
 
     def seconds(self, kind: str) -> float:
         """Of a stage; 0 where it hardly takes time, or nobody knows."""
@@ -203,10 +224,8 @@ class _Cost:
                 c.pseudolabels.candidates if c.pseudolabels.method == "components" else c.pseudolabels.clusters
             )
             return self._positive() * trials * FORWARD * self.per_slice
-        if kind == "segment":
-            return self._unet(c.segmenter)
-        if kind == "resegment":
-            return self._unet(later_round(c, 1).segmenter)
+        if kind in UNETS:
+            return self._unet(UNETS[kind])
         if kind == "relabel":
             return sum(1 in case.labels for case in self.weak) * self._whole()
         return 0.0
@@ -220,9 +239,9 @@ class _Cost:
             pixels = math.prod(c.classifier.image_size) * 4 * 2  # as volumes and as slices
             slices = self._slices("classify", "train") * (1 + c.classifier.painted) + self._slices("classify", "val")
             held.append(self.steps["classifier"]["memory_bytes"] + (0 if on_gpu else pixels * slices))
-        if {"segment", "resegment"} & set(kinds):
+        for name in {UNETS[kind] for kind in kinds if kind in UNETS}:
             voxels = in_plane * sum(len(case.labels) for case in self.parts["segment"].part("train", "val"))
-            held.append(self.steps["unet"]["memory_bytes"] + (0 if on_gpu else VOXEL_BYTES * voxels))
+            held.append(self.steps[name]["memory_bytes"] + (0 if on_gpu else VOXEL_BYTES * voxels))
         return int(max(held)) if all(step["memory_bytes"] for step in self.steps.values()) else 0
 
     def _slices(self, stage: str, split: str) -> int:
@@ -236,18 +255,17 @@ class _Cost:
     def _whole(self) -> float:
         """Seconds of a U-Net's answer about a whole scan."""
         s = self.config.segmenter
-        return FORWARD * self.per_patch * math.prod(s.patch) / math.prod(s.train_patch)
+        return FORWARD * self.per_patch["unet"] * math.prod(s.patch) / math.prod(s.train_patch)
 
-    def _unet(self, settings: Segmenter) -> float:
-        """Seconds of a U-Net's training; its patches may be larger than the measured ones."""
-        part = self.parts["segment"]
+    def _unet(self, name: str) -> float:
+        """Seconds of a U-Net's training."""
+        part, settings = self.parts["segment"], _segmenters(self.config)[name]
         train = part.part("train")
         singles = settings.single_slices and any(len(case.labels) == 1 for case in train)
         volumes = sum(len(case.labels) > 1 for case in train) if singles else len(train)
         samples = volumes * settings.patches_per_case + (settings.single_slices if singles else 0)
         val = sum(len(case.labels) > 1 for case in part.part("val"))
-        larger = math.prod(settings.train_patch) / math.prod(self.config.segmenter.train_patch)
-        of_epoch = samples * larger * self.per_patch / world_size() + val * self._whole()
+        of_epoch = samples * self.per_patch[name] / world_size() + val * self._whole()
         return settings.optimization.epochs * of_epoch
 
 
