@@ -35,7 +35,14 @@ def postprocessed_mask(
         certain = drop_unconfirmed_components(certain, manifest.threshold, opinion.slices, least)
         certain = drop_components_within(certain, manifest.threshold, opinion.unseen)
     voxel_ml = float(np.prod(working.grid.spacing)) / 1000
-    certain = narrowed(certain, manifest.threshold, manifest.outline_threshold, manifest.outline_ml, voxel_ml)
+    certain = narrowed(
+        certain,
+        manifest.threshold,
+        manifest.outline_threshold,
+        manifest.outline_ml,
+        voxel_ml,
+        manifest.outline_shares,
+    )
     mask = volume.from_lps(mask_on_scan(certain, working, manifest.threshold))
     return _drop_implausible_components(mask, volume, manifest)
 
