@@ -69,6 +69,17 @@ def samples(root: Annotated[Path, typer.Option(help="The folder that has these."
     write_samples(root)
 
 
+@app.command()
+def pictures(
+    out: Annotated[Path, typer.Option(help="Where to.")] = Path("docs"),
+    scans: Annotated[Path, typer.Option(help="The sample scans.")] = Path("test/cases"),
+) -> None:
+    """Make the pictures of README.md and docs/usage.md anew: phantoms, by the present weights. It needs Chromium."""
+    from ..evaluation.pictures import write_pictures
+
+    write_pictures(out, scans)
+
+
 @app.command("bundle")
 def _bundle(
     config: ConfigOption,
