@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hemseg.components import bounding_box, without_components
+from hemseg.components import bounding_box, labeled, without_components
 from hemseg.lesions import components
 from hemseg.manifest import Manifest
 from hemseg.outline import narrowed
@@ -29,11 +29,7 @@ def postprocessed_mask(
         manifest: of the weights, at an operating point.
         opinion: the slice classifier's; without one nothing is dropped on its word.
     """
-    certain = drop_uncertain_components(probability, manifest.threshold, manifest.min_peak)
-    if opinion is not None:
-        least = manifest.min_slice_probability
-        certain = drop_unconfirmed_components(certain, manifest.threshold, opinion.slices, least)
-        certain = drop_components_within(certain, manifest.threshold, opinion.unseen)
+    certain = confirmed(probability, manifest, opinion)
     voxel_ml = float(np.prod(working.grid.spacing)) / 1000
     certain = narrowed(
         certain,
@@ -47,6 +43,15 @@ def postprocessed_mask(
     return _drop_implausible_components(mask, volume, manifest)
 
 
+def confirmed(probability: np.ndarray, manifest: Manifest, opinion: Opinion | None) -> np.ndarray:
+    """The probability without components that are certain nowhere, or that the slice classifier does not see."""
+    certain = drop_uncertain_components(probability, manifest.threshold, manifest.min_peak)
+    if opinion is None:
+        return certain
+    certain = drop_unconfirmed_components(certain, manifest.threshold, opinion.slices, manifest.min_slice_probability)
+    return drop_components_within(certain, manifest.threshold, opinion.unseen)
+
+
 def doubtful_slices(
     mask: np.ndarray,
     volume: Volume,
@@ -55,9 +60,10 @@ def doubtful_slices(
     manifest: Manifest,
     opinion: Opinion | None,
 ) -> tuple[int, ...]:
-    """Slices in which nothing is marked, though the slice classifier is sure of hemorrhage and the U-Net sees some.
+    """Slices in which the U-Net sees hemorrhage, no lesion of the mask ends, and nothing is outlined, though the slice
+    classifier's probability reaches ``doubt_slice_probability``.
 
-    Not outlined: where in such a slice the U-Net's faint answer lies is wrong as often as right (docs/method.md).
+    Not outlined: where in such a slice the U-Net's answer lies is wrong as often as right (docs/method.md).
 
     Args:
         mask: (z, y, x) on the scan's grid, see `postprocessed_mask`; the others as there.
@@ -67,13 +73,27 @@ def doubtful_slices(
     """
     if opinion is None or not manifest.doubt_slice_probability:
         return ()
-    sure = np.nan_to_num(opinion.slices, nan=0.0) >= manifest.doubt_slice_probability
-    sure &= probability.max(axis=(1, 2)) >= manifest.threshold
-    if not sure.any():
+    doubtful = np.nan_to_num(opinion.slices, nan=0.0) >= manifest.doubt_slice_probability
+    doubtful &= probability.max(axis=(1, 2)) >= manifest.threshold
+    if not doubtful.any():
         return ()
-    slab, held = working.grid.slab, volume.with_voxels(mask).in_lps()[0].max(axis=(1, 2))
-    marked = np.maximum.reduceat(held, np.arange(0, len(held), slab)) > 0
-    return tuple(np.flatnonzero(np.repeat(sure & ~marked, slab)[: len(held)]).tolist())
+    slab, in_scan = working.grid.slab, volume.with_voxels(mask).in_lps()[0].max(axis=(1, 2))
+    doubtful &= np.maximum.reduceat(in_scan, np.arange(0, len(in_scan), slab)) == 0
+    doubtful &= ~_reached(mask, volume, working, confirmed(probability, manifest, opinion) >= manifest.threshold)
+    return tuple(np.flatnonzero(np.repeat(doubtful, slab)[: len(in_scan)]).tolist())
+
+
+def _reached(mask: np.ndarray, volume: Volume, working: WorkingImage, found: np.ndarray) -> np.ndarray:
+    """Slices of the working grid that a mask's lesions reach before they are narrowed, bool (z,): their ends, too.
+
+    Args:
+        mask: (z, y, x) on the scan's grid.
+        found: bool (z, y, x) on the working grid, the components that the mask is made of.
+    """
+    labels, _ = labeled(found, corners=True)
+    at = working.grid.nearest(volume.indices_in_lps(np.argwhere(mask)))
+    in_mask = np.setdiff1d(labels[tuple(at.T)], [0])
+    return np.asarray(np.isin(labels, in_mask).any(axis=(1, 2)))
 
 
 def drop_uncertain_components(probability: np.ndarray, threshold: float, min_peak: float) -> np.ndarray:

@@ -20,7 +20,7 @@ from hemseg.folder.rows import Row
 from hemseg.folder.summary_page import write_summary_page
 from hemseg.manifest import Manifest
 from hemseg.model import Model
-from hemseg.postprocessing import doubtful_slices
+from hemseg.postprocessing import doubtful_slices, postprocessed_mask
 from hemseg.preprocessing import Settings, WorkingImage
 from hemseg.report.findings import COLUMNS, ROWS, YELLOW, _shown, findings, overlay
 from hemseg.report.viewer import page
@@ -66,6 +66,21 @@ def test_a_slice_is_doubtful_where_the_classifier_is_sure_the_unet_sees_some_and
     arguments = result.mask, result.volume, result.working, result.working_probability
     assert doubtful_slices(*arguments, MANIFEST, None) == ()  # type: ignore[arg-type]
     assert doubtful_slices(*arguments, replace(MANIFEST, doubt_slice_probability=0.0), result.opinion) == ()  # type: ignore[arg-type]
+
+
+def test_the_ends_of_a_lesion_are_not_doubtful() -> None:
+    """The outline leaves out where a lesion fades; a spot apart, in the next slice, is another thing."""
+    fading = replace(MANIFEST, outline_threshold=0.7, outline_ml=0.1)
+    result = scan({2: 0.4, 3: 0.9, 4: 0.9, 5: 0.4})
+    assert result.opinion is not None
+    assert result.working_probability is not None
+    arguments = result.volume, result.working, result.working_probability, fading, result.opinion
+    mask = postprocessed_mask(*arguments)
+    assert np.flatnonzero(mask.any(axis=(1, 2))).tolist() == [3, 4]
+    assert doubtful_slices(mask, *arguments) == ()
+    apart = result.working_probability.copy()
+    apart[5] = np.roll(apart[5], 12, axis=1)
+    assert doubtful_slices(mask, *arguments[:2], apart, *arguments[3:]) == (5,)
 
 
 @pytest.mark.parametrize("direction", [Volume.direction, (1, 0, 0, 0, 1, 0, 0, 0, -1)])

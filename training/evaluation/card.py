@@ -242,7 +242,7 @@ def painted(results: Path) -> str:
         [
             row["bleeds"],
             row["number"],
-            *(_share(row[key]) if row["number"] != "0" else "-" for key in ("found", "said")),
+            *(_share(row[key]) if row["number"] != "0" else "-" for key in ("found", "found_or_doubtful")),
             f"{float(row['dice']):.2f}" if row["dice"] not in ("", "nan") else "-",
         ]
         for row in _rows(results / "painted" / "summary.csv")

@@ -80,7 +80,7 @@ def read_plan(path: Path = PLAN) -> list[Planned]:
 
 
 def painted_heads(dataset: DataSet, split: str, model: Model, plan: list[Planned]) -> list[dict[str, Any]]:
-    """One row per painted bleed: mL, whether a lesion touches it, or one of its slices has become doubtful (``said``),
+    """One row per painted bleed: mL, whether a lesion touches it, or one of its slices has become doubtful,
     Dice, and lesions that came with it elsewhere.
     """
     rows = []
@@ -110,7 +110,7 @@ def painted_heads(dataset: DataSet, split: str, model: Model, plan: list[Planned
                 row = _row(bleed, truth, after.mask, before.mask, volume)
                 named = set(after.doubtful_slices) - set(before.doubtful_slices)
                 held = np.flatnonzero(volume.with_voxels(truth).in_lps()[0].any(axis=(1, 2)))
-                row["said"] = int(row["found"] or bool(named & set(held.tolist())))
+                row["found_or_doubtful"] = int(row["found"] or bool(named & set(held.tolist())))
                 rows.append({"case": case.name, "split": split, **row})
     return rows
 
@@ -141,7 +141,7 @@ def painted_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "bleeds": name,
             "number": len(own),
             "found": float(np.mean([r["found"] for r in own])) if own else float("nan"),
-            "said": float(np.mean([r["said"] for r in own])) if own else float("nan"),
+            "found_or_doubtful": float(np.mean([r["found_or_doubtful"] for r in own])) if own else float("nan"),
             "dice": float(np.mean([r["dice"] for r in own])) if own else float("nan"),
             "false_lesions": float(np.mean([r["false_lesions"] for r in own])) if own else float("nan"),
         }
