@@ -59,7 +59,13 @@ COLUMNS: dict[str, dict[str, str]] = {
     "largest_ml": {"Description": "Volume of the largest component.", "Units": "mL"},
     "implausible": {"Description": "What cannot be about the result; n/a for almost all."},
     "warnings": {"Description": "What looks odd about the scan."},
+    "doubtful_slices": {
+        "Description": "Slices in which the slice classifier sees hemorrhage and nothing is outlined, counted from 1, "
+        "from inferior; n/a for none."
+    },
 }
+_OF_ROW = ("volume_ml", "lesions", "largest_ml", "implausible", "warnings", "doubtful_slices")  # as in summary.csv
+_LATER = ("doubtful_slices",)  # columns that older tables do not have
 
 
 @dataclass(frozen=True)
@@ -266,7 +272,7 @@ def _cells(job: Job, row: Row, target: Path) -> dict[str, str]:
         "participant_id": f"sub-{named.subject}",
         "session_id": f"ses-{named.session}" if named.session else "",
         "mask": _relative(job.mask, target),
-        **{name: getattr(row, name) for name in ("volume_ml", "lesions", "largest_ml", "implausible", "warnings")},
+        **{name: getattr(row, name) for name in _OF_ROW},
     }
     return {name: to_cell(" ".join(value.split())) or MISSING for name, value in values.items()}
 
@@ -276,13 +282,15 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def _read_table(path: Path) -> list[dict[str, str]]:
-    """The lines of an earlier table; none where it cannot be read, or is not of this form."""
+    """The lines of an earlier table; none where it cannot be read, or is not of this form or one before."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return []
     rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t"))
-    return [row for row in rows if list(row) == list(COLUMNS) and None not in row.values()]
+    older = [name for name in COLUMNS if name not in _LATER]
+    whole = [row for row in rows if list(row) in (list(COLUMNS), older) and None not in row.values()]
+    return [dict.fromkeys(_LATER, MISSING) | row for row in whole]
 
 
 def _description(folder: Path) -> dict[str, Any] | None:

@@ -254,7 +254,7 @@ def _left_out(
     if not milliliters:
         return ()
     return (
-        f"{milliliters:.1f} mL that the U-Net marked was left out: the slice classifier sees no hemorrhage there. "
+        f"{milliliters:.1f} mL that the U-Net marked was left out: the slice classifier does not confirm it. "
         "The heat map shows where.",
     )
 
@@ -263,7 +263,7 @@ def doubts_of(slices: tuple[int, ...], count: int) -> tuple[str, ...]:
     """A sentence on the doubtful ones of a scan's slices, if there are any."""
     if not slices:
         return ()
-    where = f"in {numbered(slices)} of {count}, counted from inferior, where" if count > 1 else "in it, but"
+    where = f"in {numbered(slices)} of {count}, counted from inferior, where" if count > 1 else "in its slice, in which"
     return (f"The slice classifier sees hemorrhage {where} nothing is outlined: look there.",)
 
 

@@ -71,8 +71,8 @@ def cut_at(manifest: Manifest, level: float) -> Manifest:
     """The same weights with lesions that are outlined at another probability."""
     if not manifest.outline_threshold:
         return replace(manifest, threshold=level)
-    lowest = level > manifest.outline_threshold  # how small a lesion may be: thin ones are narrowed, too
-    shares = (0.0, 0.0) if lowest else manifest.outline_shares
+    lower_end = level > manifest.outline_threshold  # of the range: how small a lesion may be, of thin ones as well
+    shares = (0.0, 0.0) if lower_end else manifest.outline_shares
     return replace(manifest, threshold=min(manifest.threshold, level), outline_threshold=level, outline_shares=shares)
 
 

@@ -25,8 +25,10 @@ from hemseg.compare.retest_limits import RetestLimits, read_limits
 from hemseg.errors import HemsegError
 from hemseg.io.writers import to_itk
 from hemseg.model import Model
+from hemseg.postprocessing import doubtful_slices
 from hemseg.preprocessing import WorkingImage
 from hemseg.segmentation import doubts_of, postprocess, second_opinion
+from hemseg.sliding_window import working_probability
 from hemseg.volume import Volume
 
 MATCHING_MM = 1.5  # cubes on which lesions are matched
@@ -144,7 +146,7 @@ def compare(baseline: Scan, followup: Scan, model: Model, options: Options = Opt
             continue
         answers = pose_probabilities(scan.volume, scan.working, space, later, model, options.poses)
         mean = np.stack(list(answers)).mean(axis=0, dtype=np.float32)
-        measured.append(of_probability(scan, np.asarray(mean), model))
+        measured.append(_with_doubts(of_probability(scan, np.asarray(mean), model), scan, model))
     before, after = measured
     limits, doubts = _limits(measured, model)
     volumes = before.volume_ml, after.volume_ml
@@ -166,9 +168,20 @@ def of_probability(scan: Scan, probability: np.ndarray, model: Model) -> Measure
     """A scan's mask of the probability (z, y, x) on its working grid, as `hemseg segment` outlines it."""
     opinion = second_opinion(probability, scan.working, model)
     result = postprocess(scan.volume, scan.working, probability, replace(model.manifest, min_peak=0.0), opinion)
-    doubts = doubts_of(result.doubtful_slices, len(result.slice_probability))
-    volume = replace(scan.volume, warnings=(*scan.volume.warnings, *doubts))
-    return replace(_of_mask(volume, result.mask, given=False), implausible=result.implausible)
+    return replace(_of_mask(scan.volume, result.mask, given=False), implausible=result.implausible)
+
+
+def _with_doubts(measured: Measured, scan: Scan, model: Model) -> Measured:
+    """A scan in which nothing is outlined, with a warning of slices that are doubtful in it as it lies; from the poses'
+    answers, what is certain nowhere is gone. It takes one more run of the network.
+    """
+    if measured.mask.any():
+        return measured
+    probability = working_probability(scan.working, model)
+    opinion = second_opinion(probability, scan.working, model)
+    doubtful = doubtful_slices(measured.mask, scan.volume, scan.working, probability, model.manifest, opinion)
+    doubts = doubts_of(doubtful, scan.working.grid.scan_shape[0])
+    return replace(measured, volume=replace(scan.volume, warnings=(*scan.volume.warnings, *doubts)))
 
 
 def _of_mask(volume: Volume, mask: np.ndarray, given: bool) -> Measured:

@@ -63,5 +63,10 @@ def read_limits() -> RetestLimits | None:
     file = files("hemseg.compare").joinpath(FILE)
     if not file.is_file():
         return None
-    values: dict[str, Any] = json.loads(file.read_text())
+    return limits_of_json(file.read_text())
+
+
+def limits_of_json(text: str) -> RetestLimits:
+    """The limits that a file holds."""
+    values: dict[str, Any] = json.loads(text)
     return RetestLimits(**values | {"outline_shares": tuple(values["outline_shares"])})

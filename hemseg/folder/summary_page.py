@@ -34,10 +34,12 @@ def write_summary_page(cases: list[tuple[Job, Row]], path: Path) -> None:
             if job.thumbnail and job.thumbnail.is_file():
                 where = quote(os.path.relpath(job.thumbnail, path.parent))
                 picture = f'<img loading="lazy" alt="" src="{where}">'
-        notes = html.escape(row.error or row.warnings)
+        notes = plain = html.escape(row.error or row.warnings)
         if row.doubtful_slices:
+            plain = f"Doubtful slices: {html.escape(row.doubtful_slices)}. {plain}"
             notes = f'<span class="doubtful">Doubtful slices: {html.escape(row.doubtful_slices)}.</span> {notes}'
         if row.implausible:
+            plain = f"Implausible: {html.escape(row.implausible)} {plain}"
             notes = f'<span class="implausible">Implausible: {html.escape(row.implausible)}</span> {notes}'
         numbers = "".join(
             f'<td class="number" data-value="{html.escape(v)}">{html.escape(v)}</td>'
@@ -45,7 +47,7 @@ def write_summary_page(cases: list[tuple[Job, Row]], path: Path) -> None:
         )
         lines.append(
             f'<tr class="{html.escape(row.status)}"><td>{picture}</td><td data-value="{name}">{cell}</td>'
-            f'{numbers}<td data-value="{notes}">{notes}</td></tr>'
+            f'{numbers}<td data-value="{plain}">{notes}</td></tr>'
         )
     failed = sum(row.status != "done" for _, row in cases)
     doubtful = sum(bool(row.doubtful_slices) for _, row in cases)
@@ -59,7 +61,7 @@ def write_summary_page(cases: list[tuple[Job, Row]], path: Path) -> None:
             "ALL": len(cases),
             "FAILED": f", {failed} failed" if failed else "",
             "FOUND": sum(float(row.volume_ml or 0) > 0 for _, row in cases),
-            "DOUBTFUL": f" Slices are doubtful in {doubtful}." if doubtful else "",
+            "DOUBTFUL": f" Slices are doubtful in {doubtful} of them." if doubtful else "",
             "NOTICE": NOTICE,
             "HEADS": "".join(f"<th><button>{head}</button></th>" for head in heads),
             "ROWS": "\n".join(lines),

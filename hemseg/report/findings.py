@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 WINDOW = (0.0, 80.0)  # HU, the brain window
 COLUMNS, ROWS, TILE = 4, 3, 300  # px
+MOST_DOUBTFUL = 6
 RED, WHITE, GRAY, YELLOW = (60, 60, 255), (255, 255, 255), (170, 170, 170), (60, 220, 255)
 
 
@@ -27,8 +28,8 @@ def overlay(result: Segmentation, title: str = "") -> np.ndarray:
     """Twelve slices in the brain window, hemorrhage outlined in red, patient's right on the left.
 
     The slices are spread over the hemorrhage and a slice beyond at either end, or over the whole scan if
-    nothing was found; doubtful ones are among them, with a yellow frame. What is implausible about the result stands
-    above them, in red.
+    nothing was found; up to six doubtful ones take the place of others, with a yellow frame. What is implausible about
+    the result stands above them, in red.
 
     Returns:
         uint8 (y, x, 3), BGR.
@@ -50,18 +51,23 @@ def overlay(result: Segmentation, title: str = "") -> np.ndarray:
 
 
 def _shown(mask: np.ndarray, doubtful: tuple[int, ...]) -> list[int]:
-    """The slices to show, at most half of them doubtful."""
-    hit = np.union1d(np.flatnonzero(mask.any(axis=(1, 2))), np.array(doubtful, int))
+    """The slices to show: spread over what is outlined; the one with most of it, and doubtful ones, take the place of
+    their neighbours, of those without an outline first.
+    """
+    areas = mask.sum(axis=(1, 2), dtype=np.int64)
+    hit = np.flatnonzero(areas)
     first, last = (max(0, hit[0] - 1), min(len(mask) - 1, hit[-1] + 1)) if len(hit) else (0, len(mask) - 1)
     if last - first + 1 < COLUMNS * ROWS:  # show its neighbours rather than nothing
         first = max(0, min((first + last) // 2 - COLUMNS * ROWS // 2, len(mask) - COLUMNS * ROWS))
         last = min(len(mask) - 1, first + COLUMNS * ROWS - 1)
     shown = [int(z) for z in np.unique(np.linspace(first, last, COLUMNS * ROWS).round())]
-    kept = doubtful[:: -(-len(doubtful) // (COLUMNS * ROWS // 2)) or 1]
-    for z in kept:
-        if z not in shown:
-            nearest = min((other for other in shown if other not in kept), key=lambda other: abs(other - z))
-            shown[shown.index(nearest)] = z
+    largest = (int(areas.argmax()),) if len(hit) else ()
+    wanted = (*largest, *doubtful[:: -(-len(doubtful) // MOST_DOUBTFUL) or 1])
+    for z in wanted:
+        others = [other for other in shown if other not in wanted]
+        free = [other for other in others if not areas[other]] or others
+        if z not in shown and free:
+            shown[shown.index(min(free, key=lambda other: abs(other - z)))] = z
     return sorted(shown)
 
 

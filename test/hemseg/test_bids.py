@@ -91,11 +91,14 @@ def test_a_tree_becomes_a_derivative(tree: Path, derivative: Path) -> None:
 def test_a_second_folder_joins_the_table(derivative: Path, bleed: Phantom, light: Path, tmp_path: Path) -> None:
     target = tmp_path / "hemseg"
     shutil.copytree(derivative, target)
+    table = target / "hemorrhage.tsv"  # as it was before there were doubtful slices
+    table.write_text("".join(line.rpartition("\t")[0] + "\n" for line in table.read_text().splitlines()))
     write_image(bleed.volume.hu, bleed.volume, tmp_path / "more" / "x-9.nii.gz")
     hemseg_here("segment", tmp_path / "more", target, "--bids", "--weights", light, "--device", "cpu")
     rows = read_table(target / "hemorrhage.tsv")
     assert [row["participant_id"] for row in rows] == ["sub-01", "sub-01", "sub-x9"]
     assert rows[2]["session_id"] == "n/a"
+    assert {row["doubtful_slices"] for row in rows} == {"n/a"}
     (sidecar,) = (target / "sub-x9").rglob("*.json")
     assert "Sources" not in json.loads(sidecar.read_text())
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from hemseg.compare import comparison
-from hemseg.compare.comparison import Scan, of_probability
+from hemseg.compare.comparison import compare, prepared
 from hemseg.errors import HemsegError
 from hemseg.folder.console import print_table
 from hemseg.folder.plan import Job
@@ -22,14 +24,17 @@ from hemseg.manifest import Manifest
 from hemseg.model import Model
 from hemseg.postprocessing import doubtful_slices, postprocessed_mask
 from hemseg.preprocessing import Settings, WorkingImage
-from hemseg.report.findings import COLUMNS, ROWS, YELLOW, _shown, findings, overlay
+from hemseg.report.findings import COLUMNS, MOST_DOUBTFUL, ROWS, YELLOW, _shown, findings, overlay
 from hemseg.report.viewer import page
 from hemseg.second_opinion import Opinion
 from hemseg.segmentation import Segmentation, numbered, postprocess
 from hemseg.volume import Volume
 from hemseg.working_grid import WorkingGrid
+from training.data.phantom import Grid, make_phantom
 
 NAN = np.nan
+PHANTOM = Grid((28, 96, 96), (2.2, 2.2, 5.0))
+TABLE = re.compile(r"<tbody>.*</tbody>", re.DOTALL)
 SHAPE = (8, 40, 40)
 MANIFEST = Manifest(
     "made up", "0", "none.onnx", "0" * 64, (8, 8, 8), Settings(),
@@ -100,18 +105,33 @@ def test_nothing_is_not_called_nothing_where_a_slice_is_doubtful() -> None:
     assert scan({1: 0.9, 3: 0.4}).headline == "0.3 mL in 1 lesion, doubtful: slice 4"
 
 
-def test_pictures_show_doubtful_slices() -> None:
+def test_pictures_show_doubtful_slices_and_the_hemorrhage() -> None:
     mask = np.zeros((60, 4, 4), np.uint8)
     mask[10:50] = 1
-    assert len(_shown(mask, ())) == COLUMNS * ROWS
+    mask[27, 0, 0] = 0
+    plain = _shown(mask, ())
+    assert len(plain) == COLUMNS * ROWS
     shown = _shown(mask, (2, 55))
     assert {2, 55} <= set(shown)
     assert len(set(shown)) == COLUMNS * ROWS
-    many = _shown(mask, tuple(range(0, 60, 2)))
+    many = _shown(mask, tuple(z for z in range(60) if not 10 <= z < 50))
     assert len(set(many)) == COLUMNS * ROWS
-    assert sum(z % 2 == 0 for z in many) >= COLUMNS * ROWS // 2
+    assert 4 <= sum(not mask[z].any() for z in many) <= MOST_DOUBTFUL
+    single = np.zeros((24, 4, 4), np.uint8)
+    single[2] = 1
+    assert {2, 17} <= set(_shown(single, (17,)))
+    assert _shown(single * 0, (5,)) == sorted({*_shown(single * 0, ())} - {4} | {5})
     assert _shown(mask[:1], (0,)) == [0]
     assert _shown(mask[:3], (0, 1, 2)) == [0, 1, 2]
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        mask = np.zeros((int(rng.integers(1, 40)), 2, 2), np.uint8)
+        mask[rng.integers(len(mask), size=rng.integers(1, 5))] = 1
+        empty = np.flatnonzero(~mask.any(axis=(1, 2)))
+        doubtful = tuple(sorted(rng.choice(empty, min(len(empty), int(rng.integers(9))), replace=False).tolist()))
+        shown = _shown(mask, doubtful)
+        assert any(mask[z].any() for z in shown)
+        assert len(set(shown)) == len(shown) == min(len(mask), COLUMNS * ROWS)
     for slices, framed in (({1: 0.4}, True), ({1: 0.9}, False)):
         picture = overlay(scan(slices))
         assert (picture == YELLOW).all(axis=2).any() == framed
@@ -132,20 +152,30 @@ def test_tables_and_pages_of_folders_hold_doubtful_slices(tmp_path: Path) -> Non
     with redirect_stdout(io.StringIO()) as printed:
         print_table([row])
     assert "0.0 doubtful" in printed.getvalue()
-    write_summary_page([(Job(Path("case"), tmp_path / "case.nii", tmp_path / "mask.nii"), row)], tmp_path / "s.html")
+    warned = replace(row, warnings='He said "look".')
+    write_summary_page([(Job(Path("case"), tmp_path / "case.nii", tmp_path / "mask.nii"), warned)], tmp_path / "s.html")
     text = (tmp_path / "s.html").read_text()
-    assert "Doubtful slices: 2 3." in text
-    assert "Slices are doubtful in 1." in text
+    assert "Slices are doubtful in 1 of them." in text
+    ((cells,),) = [ElementTree.fromstring(body) for body in TABLE.findall(text)]  # noqa: S314 - our own
+    notes = cells[-1]
+    assert notes.attrib["data-value"] == "".join(notes.itertext()) == 'Doubtful slices: 2 3. He said "look".'
 
 
-def test_a_comparison_warns_of_them(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
-    result = scan({1: 0.4})
-    monkeypatch.setattr(comparison, "second_opinion", lambda *_: result.opinion)
-    monkeypatch.setattr(model, "manifest", replace(MANIFEST, min_lesion_ml=1.0))
-    assert result.working_probability is not None
-    plain = Scan(replace(result.volume, warnings=()), result.working)
-    measured = of_probability(plain, result.working_probability, model)
-    assert measured.volume.warnings == result.volume.warnings != ()
+def test_a_comparison_warns_where_nothing_is_outlined(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
+    first = make_phantom(3, (), PHANTOM).volume
+    scans = [prepared(volume, model) for volume in (first, replace(first, hu=first.hu + 1))]
+    shape = scans[0].working.hu.shape
+    faint = np.zeros(shape, np.float32)
+    faint[4, shape[1] // 2 : shape[1] // 2 + 8, shape[2] // 2 : shape[2] // 2 + 8] = 0.4
+    answers = np.full(shape[0], 0.9, np.float32)
+    monkeypatch.setattr(model, "manifest", replace(model.manifest, threshold=0.3, min_peak=0.5))
+    monkeypatch.setattr(comparison, "working_probability", lambda *_: faint)
+    monkeypatch.setattr(comparison, "second_opinion", lambda *_: Opinion(answers, np.zeros(shape, bool)))
+    monkeypatch.setattr(comparison, "pose_probabilities", lambda *_: iter([np.zeros(shape, np.float32)]))
+    found = compare(*scans, model)
+    assert found.baseline.volume_ml == found.followup.volume_ml == 0
+    for one in (found.baseline, found.followup):
+        assert one.volume.warnings[-1].startswith(f"The slice classifier sees hemorrhage in slice 5 of {shape[0]},")
 
 
 def test_a_manifest_with_doubts_needs_a_second_opinion(tmp_path: Path) -> None:

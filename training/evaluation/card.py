@@ -36,7 +36,10 @@ def filled(text: str, results: Path = RESULTS) -> str:
         name = found[1]
         if name not in TABLES:
             raise HemsegError(f"table {name!r} is not known; known: {', '.join(TABLES)}.")
-        return f"<!-- table: {name} -->\n{TABLES[name](results)}\n<!-- end -->"
+        try:
+            return f"<!-- table: {name} -->\n{TABLES[name](results)}\n<!-- end -->"
+        except KeyError as missing:
+            raise HemsegError(f"table {name!r}: its results have no {missing}; measure again.") from None
 
     return MARKED.sub(table, text)
 

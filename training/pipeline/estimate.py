@@ -82,7 +82,7 @@ def estimate(
     kinds = [name.partition("@")[0].rstrip("0123456789") for name in missing]
     if not {"classify", "sequence", "segment", "resegment"} & set(kinds):
         return None
-    cost = _Cost(config, dataset, measured_steps(config, run, hardware))
+    cost = _Cost(config, dataset, measured_steps(config, run, hardware, kinds))
     minutes: dict[str, float] = {}
     for name, kind in zip(missing, kinds, strict=True):
         if seconds := cost.seconds(kind):
@@ -104,15 +104,19 @@ def needed(wanted: list[str], stages: dict[str, Stage]) -> list[str]:
     return list(found)
 
 
-def measured_steps(config: Config, run: Path, hardware: Hardware) -> dict[str, dict[str, float]]:
+def measured_steps(config: Config, run: Path, hardware: Hardware, kinds: list[str]) -> dict[str, dict[str, float]]:
     """Seconds of a micro-batch and bytes held, by network; from ``RUN/steps.json`` where this machine measured before.
 
     The random numbers of the training to come are not touched.
+
+    Args:
+        kinds: of stages that are to be run; a later round's network is measured where there is one among them.
     """
+    segmenters = _segmenters(config, "resegment" in kinds)
     device, precision = training_device(hardware.accelerator), hardware.precision
     key = fingerprint(
         replace(config.classifier, pretrained=""),
-        _segmenters(config),
+        tuple(segmenters.values()),
         config.preprocessing,
         precision,
         processor(),
@@ -125,7 +129,7 @@ def measured_steps(config: Config, run: Path, hardware: Hardware) -> dict[str, d
         head = made_up_head(config)
         steps = {}
         made: dict[str, Callable[[], tuple[Task, Any]]] = {"classifier": lambda: _classifier(head, config)}
-        for name, settings in _segmenters(config).items():
+        for name, settings in segmenters.items():
             made[name] = partial(_unet, head, config, settings)
         for name, make in made.items():
             task, batches = make()
@@ -163,10 +167,9 @@ def _classifier(head: Prepared, config: Config) -> tuple[SliceTask, Any]:
     return task, training_slices(slices, replace(config.classifier, optimization=optimization), config.seed)
 
 
-def _segmenters(config: Config) -> dict[str, Segmenter]:
-    """The settings of the first U-Net, and of a later round's where there is one."""
-    later = {"later unet": later_round(config, 1).segmenter} if config.self_training.enabled else {}
-    return {"unet": config.segmenter} | later
+def _segmenters(config: Config, later: bool) -> dict[str, Segmenter]:
+    """The settings of the first U-Net, and of a later round's if that is wanted, too."""
+    return {"unet": config.segmenter} | ({"later unet": later_round(config, 1).segmenter} if later else {})
 
 
 def _unet(head: Prepared, config: Config, settings: Segmenter) -> tuple[SegmenterTask, Any]:
@@ -202,7 +205,7 @@ class _Cost:
         self.per_slice = steps["classifier"]["seconds"] / micro_batch(config.classifier.optimization)
         self.per_patch = {
             name: steps[name]["seconds"] / micro_batch(settings.optimization)
-            for name, settings in _segmenters(config).items()
+            for name, settings in _segmenters(config, "later unet" in steps).items()
         }
 
     def seconds(self, kind: str) -> float:
@@ -259,7 +262,7 @@ class _Cost:
 
     def _unet(self, name: str) -> float:
         """Seconds of a U-Net's training."""
-        part, settings = self.parts["segment"], _segmenters(self.config)[name]
+        part, settings = self.parts["segment"], _segmenters(self.config, name != "unet")[name]
         train = part.part("train")
         singles = settings.single_slices and any(len(case.labels) == 1 for case in train)
         volumes = sum(len(case.labels) > 1 for case in train) if singles else len(train)
