@@ -215,6 +215,21 @@ def slices(results: Path) -> str:
     return _table(head, rows)
 
 
+def doubtful(results: Path) -> str:
+    """Slices that are called doubtful, and how many of them hold hemorrhage by their labels."""
+    lines = []
+    for row in _rows(results / "slices" / "summary.csv"):
+        if row["slices"] == "all" and "+" not in row["split"]:
+            true, false = int(row["doubtful_with_blood"]), int(row["doubtful_without_blood"])
+            scans = f"{int(row['with_blood']) + int(row['without_blood'])} single slices"
+            lines.append([f"RSNA, {row['split']}", scans, str(true + false), str(true)])
+    for name, title in (("ct-ich", "CT-ICH, val + test"), ("phe-sich-heads", "PHE-SICH-CT-IDS, whole heads, test")):
+        rows = _rows(results / "best" / name / "per_case.csv")
+        true, false = (sum(int(row[key]) for row in rows) for key in ("slices_doubtful", "doubtful_false"))
+        lines.append([title, f"{len(rows)} scans", str(true + false), str(true)])
+    return _table(("", "looked at", "doubtful slices", "of these with hemorrhage"), lines)
+
+
 def slices_by_kind(results: Path) -> str:
     """Single slices of the RSNA set by kind, val and test together."""
     rows = [
@@ -260,6 +275,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "few-slices": few_slices,
     "phantom-heads": phantom_heads,
     "slices": slices,
+    "doubtful": doubtful,
     "slices-by-kind": slices_by_kind,
     "phantoms": phantoms,
     "painted": painted,

@@ -98,6 +98,8 @@ def single_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 **_share("found", [r["mm2"] >= LEAST_MM2 for r in ill]),
                 **_share("found_or_doubtful", [_said(r) for r in ill]),
                 "refused": sum(r["refused"] for r in own),
+                "doubtful_without_blood": sum(r["doubtful"] for r in healthy),
+                "doubtful_with_blood": sum(r["doubtful"] for r in ill),
             }
             for key in ("score", "classifier"):
                 if own and key in own[0]:
