@@ -11,7 +11,7 @@ from hemseg.compare.change import Band
 from hemseg.manifest import POINT_KEYS, Manifest
 
 FILE = "retest_limits.json"
-MEASURED_WITH = ("sha256", *POINT_KEYS, "outline_shares")
+MEASURED_WITH = ("sha256", *POINT_KEYS)
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class RetestLimits:
     """95 % limits of agreement (Bland & Altman, Lancet 327:307, 1986) of the volume of one hemorrhage, measured twice.
 
     Attributes:
-        weights, sha256, threshold, outline_threshold, min_peak, min_lesion_ml, min_slice_probability, outline_shares:
-            what segmented, see `hemseg.manifest.Manifest`.
+        weights, sha256, threshold, outline_threshold, min_peak, min_lesion_ml, min_slice_probability: what segmented,
+            see `hemseg.manifest.Manifest`.
         pairs: how many pairs of scans were measured; hemorrhage of at least ``above_ml`` in ``pairs_above``.
         above_ml: from here on the limits are given in percent, below it in mL.
         mean_percent, low_percent, high_percent: of the mean of both volumes.
@@ -34,7 +34,6 @@ class RetestLimits:
     min_peak: float
     min_lesion_ml: float
     min_slice_probability: float
-    outline_shares: tuple[float, float]
     pairs: int
     pairs_above: int
     above_ml: float
@@ -63,10 +62,5 @@ def read_limits() -> RetestLimits | None:
     file = files("hemseg.compare").joinpath(FILE)
     if not file.is_file():
         return None
-    return limits_of_json(file.read_text())
-
-
-def limits_of_json(text: str) -> RetestLimits:
-    """The limits that a file holds."""
-    values: dict[str, Any] = json.loads(text)
-    return RetestLimits(**values | {"outline_shares": tuple(values["outline_shares"])})
+    values: dict[str, Any] = json.loads(file.read_text())
+    return RetestLimits(**values)

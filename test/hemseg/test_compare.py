@@ -43,7 +43,7 @@ def measured_with(manifest: Manifest) -> RetestLimits:
     return replace(LIMITS, **{name: getattr(manifest, name) for name in MEASURED_WITH})
 
 
-LIMITS = RetestLimits("light", "", 0.5, 0.0, 0.6, 0.1, 0.0, (0.0, 0.0), 20, 15, 3.0, 0.5, -7.0, 8.0, 0.0, -0.6, 0.7)
+LIMITS = RetestLimits("light", "", 0.5, 0.0, 0.6, 0.1, 0.0, 20, 15, 3.0, 0.5, -7.0, 8.0, 0.0, -0.6, 0.7)
 
 
 @dataclass(frozen=True, eq=False)

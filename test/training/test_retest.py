@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import COARSE
 
-from hemseg.compare.retest_limits import limits_of_json
+from hemseg.compare.retest_limits import RetestLimits
 from hemseg.errors import HemsegError
 from hemseg.model import Model
 from hemseg.volume import Volume
@@ -90,7 +91,7 @@ def test_limits_of_agreement(model: Model) -> None:
 def test_what_is_written(model: Model, tmp_path: Path) -> None:
     failed = {"name": "lost", "kind": "real", "degrees": 9.0}
     limits = write([*rows(MEASURED), failed], model, tmp_path / "out", tmp_path / "limits.json")
-    assert limits_of_json((tmp_path / "limits.json").read_text()) == limits
+    assert RetestLimits(**json.loads((tmp_path / "limits.json").read_text())) == limits
     text = (tmp_path / "out" / "table.md").read_text()
     assert "Could not be aligned: lost." in text
     assert "nan" not in text
