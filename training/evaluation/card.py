@@ -133,7 +133,7 @@ def patients(results: Path) -> str:
     head = (
         "CT-ICH",
         "patients with hemorrhage found",
-        "or with a doubtful slice",
+        "found, or with a doubtful slice",
         "slices found",
         "healthy with 0.5 mL or more",
         "median mL in the healthy",
@@ -205,10 +205,10 @@ def slices(results: Path) -> str:
         "RSNA slices",
         "without blood",
         "of these marked",
-        "or doubtful",
+        "marked or doubtful",
         "with blood",
         "of these found",
-        "or doubtful",
+        "found or doubtful",
         "AUC",
         "AUC, classifier",
     )
@@ -265,7 +265,7 @@ def painted(results: Path) -> str:
         ]
         for row in _rows(results / "painted" / "summary.csv")
     ]
-    return _table(("painted bleeds", "number", "found", "or in a doubtful slice", "Dice"), rows)
+    return _table(("painted bleeds", "number", "found", "found, or in a doubtful slice", "Dice"), rows)
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
