@@ -28,3 +28,10 @@ def test_an_unknown_table_and_a_missing_file_are_said(tmp_path: Path) -> None:
         filled("<!-- table: wrong -->\n<!-- end -->")
     with pytest.raises(HemsegError, match="cannot be read"):
         filled("<!-- table: slices -->\n<!-- end -->", tmp_path)
+
+
+def test_results_of_before_a_column_are_said(tmp_path: Path) -> None:
+    (tmp_path / "slices").mkdir()
+    (tmp_path / "slices" / "summary.csv").write_text("split,slices\nval,all\n")
+    with pytest.raises(HemsegError, match=r"'slices': its results have no '.*'; measure again"):
+        filled("<!-- table: slices -->\n<!-- end -->", tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from dataclasses import replace
@@ -15,6 +16,7 @@ from helpers.networks import TINY
 
 from hemseg.errors import HemsegError
 from hemseg.model import load
+from hemseg.scan import read
 from hemseg.volume import Volume
 from training.config import Cam, Export, Pseudolabels, load_config
 from training.data.augmentation import augmented_patches, augmented_slices, degraded
@@ -89,6 +91,23 @@ def test_each_data_set_is_measured_with_what_it_has(two_sets: tuple[Path, Path],
     assert 0.4 < b["slice_auc"] <= 1
     with pytest.raises(HemsegError, match="no case is in the split"):
         evaluate(both, everything_above_45, tmp_path, ("nowhere",))
+
+
+def test_doubtful_slices_are_counted_by_their_labels(two_sets: tuple[Path, Path], tmp_path: Path) -> None:
+    dataset = load_dataset(two_sets[1])
+
+    def first_two(volume: Volume) -> Prediction:
+        return Prediction(np.zeros(volume.hu.shape, np.uint8), np.zeros(len(volume.hu)), (0, len(volume.hu) // 2))
+
+    evaluate(dataset, first_two, tmp_path, ("train", "val", "test"))
+    with (tmp_path / "per_case.csv").open(newline="") as file:
+        rows = {row["case"]: row for row in csv.DictReader(file)}
+    for case in dataset.cases:
+        labels = np.array(case.labels)[:: 1 if read(case.image).cosines[2, 2] > 0 else -1]
+        asked = labels[[0, len(labels) // 2]]
+        assert int(rows[case.name]["slices_doubtful"]) == (asked == 1).sum()
+        assert int(rows[case.name]["doubtful_false"]) == (asked == 0).sum()
+    assert sum(int(row["slices_doubtful"]) for row in rows.values()) > 0
 
 
 def test_shares_come_with_wilsons_interval() -> None:

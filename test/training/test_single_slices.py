@@ -7,14 +7,14 @@ from training.evaluation.single_slices import kinds_summary, single_summary
 
 def rows() -> list[dict[str, object]]:
     values = (
-        ("val", 0, 1, 0.0, 0.1, "", 0),
-        ("val", 0, 1, 30.0, 0.9, "", 0),
-        ("val", 1, 1, 50.0, 0.95, "subdural", 0),
-        ("val", 0, 0, 40.0, 0.8, "", 0),
-        ("test", 1, 1, 5.0, 0.3, "subdural epidural", 0),
-        ("test", 0, 1, 0.0, 0.0, "", 1),
+        ("val", 0, 1, 0.0, 0.1, "", 0, 0),
+        ("val", 0, 1, 30.0, 0.9, "", 0, 0),
+        ("val", 1, 1, 50.0, 0.95, "subdural", 0, 0),
+        ("val", 0, 0, 40.0, 0.8, "", 0, 0),
+        ("test", 1, 1, 5.0, 0.3, "subdural epidural", 0, 1),
+        ("test", 0, 1, 0.0, 0.0, "", 1, 0),
     )
-    keys = ("split", "label", "brain_level", "mm2", "score", "kinds", "refused")
+    keys = ("split", "label", "brain_level", "mm2", "score", "kinds", "refused", "doubtful")
     return [dict(zip(keys, v, strict=True)) for v in values]
 
 
@@ -26,6 +26,8 @@ def test_single_slices_are_counted_by_level_and_split() -> None:
     both = summary[4]
     assert both["refused"] == 1
     assert (both["with_blood"], both["found"]) == (2, 0.5)  # 5 mm² is no blood
+    assert (both["found_or_doubtful"], both["marked_or_doubtful"]) == (1.0, 1 / 3)
+    assert (both["doubtful_with_blood"], both["doubtful_without_blood"]) == (1, 0)
     assert both["found_low"] < 0.1
     assert both["found_high"] > 0.9
 
