@@ -198,6 +198,9 @@ def info(weights: Weights = None, device: Device = "auto") -> None:
     print(f"kinds         {f'named{measured}' if model.kinds else 'not named by these weights'}")
     points = [manifest, *(manifest.at(name) for name in manifest.operating_points)]
     print("points       ", ", ".join(map(_in_words, points)))
+    least = manifest.doubt_slice_probability
+    doubtful = f"slices without an outline, slice classifier from {least:g}" if least else "none are named"
+    print(f"doubtful      {doubtful}")
     print(f"working grid  {manifest.preprocessing.in_plane_mm:g} mm in plane, slices of about ", end="")
     print(f"{manifest.preprocessing.slice_mm:g} mm, patch {'x'.join(map(str, manifest.patch))} (z, y, x)")
     print(f"device        {model.provider}")
