@@ -42,9 +42,6 @@ class Manifest:
         outline_threshold: where it is higher, a lesion's outline lies at this probability (`hemseg.outline`; format 9);
             0: at ``threshold``.
         outline_ml: of lesions of which so much reaches it; others keep the outline at ``threshold``.
-        outline_shares: how much of a lesion must reach it: with the first share or less it keeps the outline at
-            ``threshold``, from the second on its outline lies at ``outline_threshold``, in between in between (format
-            10).
         min_lesion_ml: smaller connected components are dropped.
         min_peak: connected components whose highest probability stays below it are dropped (format 2).
         max_median_hu: connected components with a higher median of the scan's HU are dropped: clotted blood stays
@@ -82,7 +79,6 @@ class Manifest:
     threshold: float = 0.5
     outline_threshold: float = 0.0
     outline_ml: float = 0.5
-    outline_shares: tuple[float, float] = (0.0, 0.0)
     min_lesion_ml: float = 0.1
     min_peak: float = 0.0
     max_median_hu: float = 0.0
@@ -144,8 +140,6 @@ class Manifest:
             check_values(manifest)
             if manifest.min_slice_probability and not manifest.classifier_file:
                 raise ValueError("min_slice_probability needs classifier_file")
-            if manifest.outline_shares[0] > manifest.outline_shares[1]:
-                raise ValueError("outline_shares should rise")
             if manifest.doubt_slice_probability and not manifest.min_slice_probability:
                 raise ValueError("doubt_slice_probability needs min_slice_probability")
             for name, values in manifest.operating_points.items():

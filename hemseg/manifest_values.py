@@ -21,7 +21,6 @@ RANGES = {  # of numbers; lowest and highest
     "threshold": (0.0, 1.0),
     "outline_threshold": (0.0, 1.0),
     "outline_ml": (0.0, 1e4),
-    "outline_shares": (0.0, 1.0),
     "min_peak": (0.0, 1.0),
     "min_slice_probability": (0.0, 1.0),
     "doubt_slice_probability": (0.0, 1.0),

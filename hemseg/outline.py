@@ -2,8 +2,7 @@
 
 A low threshold finds faint and thin bleeds, and draws a wide outline around those that are certain. So a lesion is
 found by one threshold, and its outline lies where the probability reaches another one; but a lesion of which little
-reaches that keeps the outline that found it, and in between the outline lies in between: of a thin bleed the higher
-threshold would leave rags. Two thresholds are Canny's idea (1986) for edges.
+reaches that keeps the outline that found it. Two thresholds are Canny's idea (1986) for edges.
 """
 
 from __future__ import annotations
@@ -13,14 +12,7 @@ import numpy as np
 from hemseg.components import components_above
 
 
-def narrowed(
-    probability: np.ndarray,
-    threshold: float,
-    outline: float,
-    least_ml: float,
-    voxel_ml: float,
-    shares: tuple[float, float] = (0.0, 0.0),
-) -> np.ndarray:
+def narrowed(probability: np.ndarray, threshold: float, outline: float, least_ml: float, voxel_ml: float) -> np.ndarray:
     """The probability, lowered within certain components so that ``threshold`` cuts it where ``outline`` did.
 
     Args:
@@ -29,8 +21,6 @@ def narrowed(
         outline: the probability at which their outline is to lie; not above ``threshold``: nothing is changed.
         least_ml: a component of which less reaches ``outline`` stays as it is.
         voxel_ml: volume of a voxel.
-        shares: of a component that reaches ``outline``: with the first or less it stays as it is, from the second on
-            it is cut at ``outline``, in between at a probability in proportion.
 
     Returns:
         float32 (z, y, x); in proportion, so that a resampled outline lies where it did; unchanged elsewhere.
@@ -39,8 +29,6 @@ def narrowed(
         return probability
     result = probability.copy()
     for where, component in components_above(probability, threshold):
-        core = int((component & (probability[where] >= outline)).sum())
-        if core * voxel_ml >= least_ml:
-            certain = float(np.interp(core / int(component.sum()), shares, (0.0, 1.0)))
-            result[where][component] *= np.float32(threshold / (threshold + certain * (outline - threshold)))
+        if int((component & (probability[where] >= outline)).sum()) * voxel_ml >= least_ml:
+            result[where][component] *= np.float32(threshold / outline)
     return result

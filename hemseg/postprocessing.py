@@ -31,14 +31,7 @@ def postprocessed_mask(
     """
     certain = confirmed(probability, manifest, opinion)
     voxel_ml = float(np.prod(working.grid.spacing)) / 1000
-    certain = narrowed(
-        certain,
-        manifest.threshold,
-        manifest.outline_threshold,
-        manifest.outline_ml,
-        voxel_ml,
-        manifest.outline_shares,
-    )
+    certain = narrowed(certain, manifest.threshold, manifest.outline_threshold, manifest.outline_ml, voxel_ml)
     mask = volume.from_lps(mask_on_scan(certain, working, manifest.threshold))
     return _drop_implausible_components(mask, volume, manifest)
 

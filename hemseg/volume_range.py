@@ -71,9 +71,7 @@ def cut_at(manifest: Manifest, level: float) -> Manifest:
     """The same weights with lesions that are outlined at another probability."""
     if not manifest.outline_threshold:
         return replace(manifest, threshold=level)
-    lower_end = level > manifest.outline_threshold  # of the range: how small a lesion may be, of thin ones as well
-    shares = (0.0, 0.0) if lower_end else manifest.outline_shares
-    return replace(manifest, threshold=min(manifest.threshold, level), outline_threshold=level, outline_shares=shares)
+    return replace(manifest, threshold=min(manifest.threshold, level), outline_threshold=level)
 
 
 def volumes_at(result: Segmentation, model: Model, thresholds: tuple[float, ...]) -> dict[float, list[float]]:

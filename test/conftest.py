@@ -81,7 +81,6 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch=patch,
         threshold=0.5,
         outline_threshold=0.0,
-        outline_shares=(0.0, 0.0),
         min_peak=0.6,
         range_thresholds=(0.4, 0.6),
         classifier_file="",

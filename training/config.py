@@ -147,7 +147,6 @@ class Segmenter:
     optimization: Optimization = field(default_factory=lambda: Optimization("adam", lr=1e-3, batch=4))
     threshold: float = 0.5
     outline_threshold: float = 0.0  # where a lesion's outline lies, if higher (hemseg/outline.py); 0: at the threshold
-    outline_shares: tuple[float, float] = (0.0, 0.0)  # of a lesion, between which it comes to lie there
     min_lesion_ml: float = 0.0
     min_peak: float = 0.0  # connected components whose highest probability stays below it are dropped
     # and those that the slice classifier sees in none of their slices (hemseg.second_opinion); 0: it is not asked

@@ -165,14 +165,9 @@ def compare(baseline: Scan, followup: Scan, model: Model, options: Options = Opt
 
 
 def of_probability(scan: Scan, probability: np.ndarray, model: Model) -> Measured:
-    """A scan's mask of the probability (z, y, x) on its working grid, nearly as `hemseg segment` outlines it.
-
-    A thin lesion is outlined at the same probability as others: how thin it looks differs between two scans of it, and
-    so would its volume.
-    """
+    """A scan's mask of the probability (z, y, x) on its working grid, as `hemseg segment` outlines it."""
     opinion = second_opinion(probability, scan.working, model)
-    manifest = replace(model.manifest, min_peak=0.0, outline_shares=(0.0, 0.0))
-    result = postprocess(scan.volume, scan.working, probability, manifest, opinion)
+    result = postprocess(scan.volume, scan.working, probability, replace(model.manifest, min_peak=0.0), opinion)
     return replace(_of_mask(scan.volume, result.mask, given=False), implausible=result.implausible)
 
 

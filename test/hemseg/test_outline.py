@@ -40,22 +40,6 @@ def test_between_voxels_the_outline_moves_as_well(probability: np.ndarray) -> No
     assert new_end == pytest.approx(old_end, abs=0.01)
 
 
-def test_the_less_of_a_lesion_is_certain_the_wider_its_outline(probability: np.ndarray) -> None:
-    certain = probability.copy()
-    certain[:, 36:, :] = 0
-    certain[:, :, 36:] = 0
-    certain[0, 0, 0] = 0
-    share = (certain >= 0.7).sum() / (certain >= 0.3).sum()
-
-    def size(low: float, high: float) -> int:
-        return int((narrowed(certain, 0.3, 0.7, 0.1, 0.005, (low, high)) >= 0.3).sum())
-
-    assert size(0, 0) == size(0, share) == size(share / 2, share * 0.99) == (certain >= 0.7).sum()
-    assert size(share, 1) == size(share * 1.01, share * 1.01) == (certain >= 0.3).sum()
-    halfway = narrowed(certain, 0.3, 0.7, 0.1, 0.005, (share - 0.1, share + 0.1)) >= 0.3
-    assert np.array_equal(halfway, certain >= np.float32(0.5))
-
-
 @pytest.mark.parametrize(("outline", "least_ml"), [(0.0, 0.1), (0.3, 0.1), (0.7, 1e4)])
 def test_nothing_is_changed_where_nothing_is_asked_for(
     probability: np.ndarray, outline: float, least_ml: float

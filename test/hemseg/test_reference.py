@@ -143,10 +143,8 @@ def plain_mask(
     for i in range(1, n + 1):
         core = (probability >= manifest.outline_threshold) & (pieces == i)
         if core.sum() * np.prod(grid.spacing) / 1000 >= manifest.outline_ml:
-            low, high = manifest.outline_shares
-            certain = min(1.0, max(0.0, (core.sum() / (pieces == i).sum() - low) / (high - low)))
-            level = manifest.threshold + certain * (manifest.outline_threshold - manifest.threshold)
-            probability = np.where(pieces == i, probability * manifest.threshold / level, probability)
+            ratio = manifest.threshold / manifest.outline_threshold
+            probability = np.where(pieces == i, probability * ratio, probability)
     _, spacing = volume.in_lps()
     for axis in (1, 2):
         weights = tents(grid.shape[axis], grid.spacing[axis], grid.scan_shape[axis], spacing[axis])

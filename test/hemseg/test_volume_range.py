@@ -44,9 +44,6 @@ def test_mirrored_and_shifted_runs_come_back_to_their_place(bleed_scan: Path, li
     assert cut_at(plain, 0.9) == replace(plain, threshold=0.9)
     assert cut_at(model.manifest, 0.1) == replace(model.manifest, threshold=0.1, outline_threshold=0.1)
     assert cut_at(model.manifest, 0.9).threshold == model.manifest.threshold
-    thin = replace(model.manifest, outline_shares=(0.6, 0.8))  # narrowed in the lower end alone
-    assert cut_at(thin, 0.6).outline_shares == (0.6, 0.8)
-    assert cut_at(thin, 0.8).outline_shares == (0.0, 0.0)
     with pytest.raises(HemsegError, match="has no range"):
         volume_range(replace(result, working_probability=None), model)
 

@@ -97,7 +97,6 @@ def export_model(
         preprocessing=config.preprocessing,
         threshold=settings.threshold,
         outline_threshold=settings.outline_threshold,
-        outline_shares=settings.outline_shares,
         min_lesion_ml=settings.min_lesion_ml,
         min_peak=settings.min_peak,
         max_median_hu=settings.max_median_hu,

@@ -179,7 +179,6 @@ def results(context: Context) -> list[Stage]:
         *([network.min_slice_probability] if network.min_slice_probability else []),
         *([{"doubt": network.doubt_slice_probability}] if network.doubt_slice_probability else []),
         *([{"outline": network.outline_threshold}] if network.outline_threshold else []),
-        *([{"outline shares": network.outline_shares}] if any(network.outline_shares) else []),
         *_unless_empty((own_license,) if own_license else ()),
         *([context.initial.provenance] if context.initial else []),
     )
@@ -196,7 +195,6 @@ def trained_part(settings: Segmenter) -> Segmenter:
         settings,
         threshold=0.5,
         outline_threshold=0.0,
-        outline_shares=(0.0, 0.0),
         min_lesion_ml=0.0,
         min_peak=0.0,
         max_median_hu=0.0,
