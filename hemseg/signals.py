@@ -11,12 +11,13 @@ from contextlib import contextmanager, suppress
 from multiprocessing import active_children
 from threading import current_thread, main_thread
 from types import FrameType
+from typing import NoReturn
 
 from hemseg.io.files import abandon
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 KILL_SECONDS = 1.0  # that workers have to end
-_stopping = False
+_stopping = 0  # the signal that came
 _nothing_to_wait_for = False
 _last_words: Mapping[int, str] = {}
 _enders: list[Callable[[], object]] = []
@@ -74,8 +75,20 @@ def _stop(number: int, _: FrameType | None) -> None:
     global _stopping
     if _stopping or _nothing_to_wait_for:
         end_now(128 + number, _last_words.get(number, ""))
-    _stopping = True
+    _stopping = number
+    _raise(number)
+
+
+def _raise(number: int) -> NoReturn:
     raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)  # every `finally` runs
+
+
+def stop_if_asked() -> None:
+    """Raise once more what a signal has raised in the main thread, if that was lost: Python drops what comes out of a
+    finaliser or a callback, and a handler may run in one.
+    """
+    if _stopping and current_thread() is main_thread():
+        _raise(_stopping)
 
 
 def end_now(code: int, last_words: str = "") -> None:

@@ -30,7 +30,7 @@ from hemseg.report.viewer import write_page
 from hemseg.resources import failure, release_memory
 from hemseg.scan import read
 from hemseg.segmentation import Segmentation, lesion_kinds, require_plausible, segment
-from hemseg.signals import at_once
+from hemseg.signals import at_once, stop_if_asked
 from hemseg.volume import Volume
 from hemseg.volume_range import volume_range
 
@@ -76,6 +76,7 @@ def run_jobs(jobs: Iterable[Job], model: Model, ended: Callable[[Outcome], objec
     with at_once() if len(jobs) == 1 else nullcontext(), ThreadPoolExecutor(model.concurrent_scans) as threads:
         try:
             for job in jobs:
+                stop_if_asked()
                 coming.append(threads.submit(_run_one, job, model, reasons.get(job, ""), ended))
                 if len(coming) > model.concurrent_scans:
                     yield coming.popleft().result()

@@ -21,6 +21,7 @@ from conftest import ROOT, hemseg, process, python, same_geometry
 from test_cli import files
 
 from hemseg import model as hemseg_model
+from hemseg import signals
 from hemseg.folder import jobs as folder_jobs
 from hemseg.folder import processes
 from hemseg.folder.jobs import run_jobs
@@ -293,6 +294,27 @@ def test_no_more_begins_when_nobody_takes_the_rest(tmp_path: Path, monkeypatch: 
     assert count <= model.concurrent_scans + 2
     time.sleep(0.2)
     assert len(begun) == count
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_whose_exception_python_dropped_stops_the_run_all_the_same(
+    number: int, raised: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler that runs in a finaliser: what it raises is printed and forgotten."""
+
+    class Finalised:
+        def __del__(self) -> None:
+            signals._stop(number, None)
+
+    monkeypatch.setattr(folder_jobs, "_segment_and_write", lambda job, model: None)
+    monkeypatch.setattr(signals, "_stopping", 0)
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    outcomes = run_jobs((Job(Path(str(n)), Path("x"), tmp_path / str(n)) for n in range(40)), load(device="cpu"))
+    next(outcomes)
+    Finalised()
+    with pytest.raises(raised) as stopped:
+        next(outcomes)
+    assert raised is KeyboardInterrupt or stopped.value.code == 128 + number  # type: ignore[attr-defined]
 
 
 def test_a_full_disk_is_told_and_the_rest_is_done_later(folder: Path, tmp_path: Path, light: Path) -> None:
