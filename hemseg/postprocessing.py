@@ -68,10 +68,10 @@ def doubtful_slices(
         return ()
     doubtful = np.nan_to_num(opinion.slices, nan=0.0) >= manifest.doubt_slice_probability
     doubtful &= probability.max(axis=(1, 2)) >= manifest.threshold
-    if not doubtful.any():
-        return ()
     slab, in_scan = working.grid.slab, volume.with_voxels(mask).in_lps()[0].max(axis=(1, 2))
     doubtful &= np.maximum.reduceat(in_scan, np.arange(0, len(in_scan), slab)) == 0
+    if not doubtful.any():  # of almost all scans
+        return ()
     doubtful &= ~_reached(mask, volume, working, confirmed(probability, manifest, opinion) >= manifest.threshold)
     return tuple(np.flatnonzero(np.repeat(doubtful, slab)[: len(in_scan)]).tolist())
 

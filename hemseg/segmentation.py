@@ -16,10 +16,10 @@ from hemseg.kinds import CODES, UNSURE_CODE, Kind, kinds_of
 from hemseg.lesions import Lesion, MeasuredLesion, components, lesions_of, measured_lesions
 from hemseg.manifest import Manifest
 from hemseg.model import Model
-from hemseg.postprocessing import doubtful_slices, drop_uncertain_components, postprocessed_mask
+from hemseg.postprocessing import confirmed, doubtful_slices, postprocessed_mask
 from hemseg.preprocessing import WorkingImage, working_image
 from hemseg.sanity import implausible
-from hemseg.second_opinion import Look, Opinion, SliceClassifier, drop_unconfirmed_components
+from hemseg.second_opinion import Look, Opinion, SliceClassifier
 from hemseg.sliding_window import working_probability
 from hemseg.upright import turned
 from hemseg.volume import Volume
@@ -193,12 +193,11 @@ def opinion_of(
     manifest: Manifest,
 ) -> Opinion:
     """A second opinion at an operating point; ``look`` is `SliceClassifier.opinion`."""
-    threshold, least = manifest.threshold, manifest.min_slice_probability
-    certain = drop_uncertain_components(probability, threshold, manifest.min_peak)
-    confirmed = drop_unconfirmed_components(certain, threshold, look.probability, least)
-    settings, least_ml = manifest.preprocessing, manifest.min_lesion_ml / 2  # on another grid it may be more
-    unseen = classifier.unseen(confirmed, threshold, least, least_ml, working, settings)
-    return Opinion(look.probability, unseen, look)
+    first = Opinion(look.probability, np.zeros(probability.shape, bool), look)
+    standing = confirmed(probability, manifest, first)
+    threshold, least, settings = manifest.threshold, manifest.min_slice_probability, manifest.preprocessing
+    least_ml = manifest.min_lesion_ml / 2  # on another grid it may be more
+    return replace(first, unseen=classifier.unseen(standing, threshold, least, least_ml, working, settings))
 
 
 def postprocess(
@@ -210,12 +209,7 @@ def postprocess(
 ) -> Segmentation:
     """The network's answer as a mask and lesions on the scan's own grid; ``seconds`` are those of this step alone.
 
-    Args:
-        volume: the scan.
-        working: the same on the working grid.
-        probability: (z, y, x; working grid), the U-Net's.
-        manifest: of the weights, at an operating point.
-        opinion: see `second_opinion`.
+    The arguments are those of `hemseg.postprocessing.postprocessed_mask`.
     """
     start = time.perf_counter()
     mask = postprocessed_mask(volume, working, probability, manifest, opinion)

@@ -120,8 +120,8 @@ def _of_scan(result: Segmentation, segmentation: Dataset) -> Any:
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
-    found = codes.DCM.Present if result.lesions else codes.DCM.Absent
-    sure = bool(result.lesions) or not result.doubtful_slices  # that there is none is no more than the slices allow
+    absent = not result.lesions and not result.doubtful_slices
+    said = [codes.DCM.Present] * bool(result.lesions) + [codes.DCM.Absent] * absent  # neither where slices are doubtful
     group = hd.sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking("All hemorrhage"),
         finding_category=codes.SCT.MorphologicallyAbnormalStructure,
@@ -129,12 +129,12 @@ def _of_scan(result: Segmentation, segmentation: Dataset) -> Any:
         finding_sites=[hd.sr.FindingSite(codes.SCT.Intracranial)],
         algorithm_id=_algorithm(result),
         measurements=[_measurement(codes.SCT.Volume, result.volume_ml, hd.sr.CodedConcept(*_MILLILITER))],
-        qualitative_evaluations=[hd.sr.QualitativeEvaluation(codes.DCM.PresenceOfProperty, found)] if sure else None,
+        qualitative_evaluations=[hd.sr.QualitativeEvaluation(codes.DCM.PresenceOfProperty, one) for one in said],
         source_images=[
             hd.sr.SourceImageForMeasurementGroup(segmentation.SOPClassUID, segmentation.SOPInstanceUID),
         ],
     )
-    nothing = () if result.lesions or not sure else ("No hemorrhage was found.",)
+    nothing = ("No hemorrhage was found.",) if absent else ()
     for text in (*nothing, *result.implausible, *result.volume.warnings, NOTICE):
         comment = hd.sr.TextContentItem(codes.DCM.Comment, text, hd.sr.RelationshipTypeValues.CONTAINS)
         group[0].ContentSequence.append(comment)

@@ -34,13 +34,13 @@ def write_summary_page(cases: list[tuple[Job, Row]], path: Path) -> None:
             if job.thumbnail and job.thumbnail.is_file():
                 where = quote(os.path.relpath(job.thumbnail, path.parent))
                 picture = f'<img loading="lazy" alt="" src="{where}">'
-        notes = plain = html.escape(row.error or row.warnings)
-        if row.doubtful_slices:
-            plain = f"Doubtful slices: {html.escape(row.doubtful_slices)}. {plain}"
-            notes = f'<span class="doubtful">Doubtful slices: {html.escape(row.doubtful_slices)}.</span> {notes}'
-        if row.implausible:
-            plain = f"Implausible: {html.escape(row.implausible)} {plain}"
-            notes = f'<span class="implausible">Implausible: {html.escape(row.implausible)}</span> {notes}'
+        marked = {
+            "implausible": row.implausible and f"Implausible: {row.implausible}",
+            "doubtful": row.doubtful_slices and f"Doubtful slices: {row.doubtful_slices}.",
+        }
+        spans = [f'<span class="{name}">{html.escape(text)}</span> ' for name, text in marked.items() if text]
+        plain = html.escape(" ".join([*filter(None, marked.values()), row.error or row.warnings]))
+        notes = "".join(spans) + html.escape(row.error or row.warnings)
         numbers = "".join(
             f'<td class="number" data-value="{html.escape(v)}">{html.escape(v)}</td>'
             for v in (row.volume_ml, row.lesions, row.largest_ml, row.seconds)

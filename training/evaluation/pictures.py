@@ -17,7 +17,6 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from hemseg.checks import check_scan
 from hemseg.compare.comparison import compare, prepared
 from hemseg.compare.page import page as compare_page
 from hemseg.compare.tables import figures
@@ -27,10 +26,10 @@ from hemseg.model import Model, load
 from hemseg.report.findings import findings, write_overlay
 from hemseg.report.viewer import page
 from hemseg.scan import read
-from hemseg.segmentation import segment
 from hemseg.volume import Volume
 
 from ..data.phantom import make_phantom
+from .robustness import check_and_segment
 from .samples import GRID
 
 SHOWN = "phantom-intraventricular.mha"
@@ -55,8 +54,7 @@ def write_pictures(out: Path, scans: Path, weights: Path | None = None) -> None:
     if not (scans / SHOWN).is_file():
         raise HemsegError(f"{scans / SHOWN}: there is no such scan; `python -m training samples` makes it.")
     model = load(weights, "cpu")
-    volume, working = check_scan(read(scans / SHOWN), model.manifest.preprocessing, strip=model.strip)
-    result = segment(volume, model, working)
+    result = check_and_segment(read(scans / SHOWN), model)
     write_overlay(result, out / "result.png", SHOWN)
     _photograph(page(result, findings(result, model, SHOWN)), out / "report.png", chromium)
     _photograph(_comparison(model), out / "compare.png", chromium)
