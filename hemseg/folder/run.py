@@ -19,6 +19,7 @@ from hemseg.io.files import exclusive_access, remove_leftovers
 from hemseg.manifest import Manifest, default_weights
 from hemseg.model import load
 from hemseg.names import printable
+from hemseg.signals import stop_if_asked
 from hemseg.startup import import_nibabel
 from hemseg.streams import print_text
 
@@ -149,4 +150,5 @@ def _with_progress(coming: Generator[Row], total: int, journal: Journal | None, 
             for kind, text, style in messages(row, printed):
                 bar.console.print(f"{kind}: {text}", style=style, markup=False, highlight=False, soft_wrap=True)
             bar.advance(task)
+            stop_if_asked()  # whoever does the jobs
     return rows

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,10 +26,12 @@ from hemseg import model as hemseg_model
 from hemseg import signals
 from hemseg.folder import jobs as folder_jobs
 from hemseg.folder import processes
+from hemseg.folder import run as folder_run
+from hemseg.folder.console import PrintOptions
 from hemseg.folder.jobs import run_jobs
 from hemseg.folder.journal import Journal
 from hemseg.folder.plan import Job, plan_jobs
-from hemseg.folder.rows import Row, settings_key_of_weights
+from hemseg.folder.rows import Row, failed_row, settings_key_of_weights
 from hemseg.io.files import atomic_write, exclusive_access, remove_leftovers
 from hemseg.model import Model, load
 from hemseg.names import case_name, to_cell
@@ -297,10 +301,11 @@ def test_no_more_begins_when_nobody_takes_the_rest(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_signal_whose_exception_python_dropped_stops_the_run_all_the_same(
-    number: int, raised: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    elsewhere: bool, number: int, raised: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A handler that runs in a finaliser: what it raises is printed and forgotten."""
+    """A handler that runs in a finaliser: what it raises is printed and forgotten; scans done here, or elsewhere."""
 
     class Finalised:
         def __del__(self) -> None:
@@ -309,12 +314,27 @@ def test_a_signal_whose_exception_python_dropped_stops_the_run_all_the_same(
     monkeypatch.setattr(folder_jobs, "_segment_and_write", lambda job, model: None)
     monkeypatch.setattr(signals, "_stopping", 0)
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
-    outcomes = run_jobs((Job(Path(str(n)), Path("x"), tmp_path / str(n)) for n in range(40)), load(device="cpu"))
-    next(outcomes)
-    Finalised()
+    jobs = [Job(Path(str(n)), Path("x"), tmp_path / str(n)) for n in range(40)]
+    taken = []
+
+    def taking(coming: Iterable[Any]) -> Generator[Any]:
+        for one in coming:
+            taken.append(one)
+            if len(taken) == 2:
+                Finalised()
+            yield one
+
+    def run() -> None:
+        if elsewhere:
+            rows = taking(failed_row(job, "", tmp_path, "no") for job in jobs)
+            folder_run._with_progress(rows, len(jobs), None, PrintOptions(quiet=True))
+        else:
+            list(taking(run_jobs(jobs, load(device="cpu"))))
+
     with pytest.raises(raised) as stopped:
-        next(outcomes)
+        run()
     assert raised is KeyboardInterrupt or stopped.value.code == 128 + number  # type: ignore[attr-defined]
+    assert len(taken) == 2
 
 
 def test_a_full_disk_is_told_and_the_rest_is_done_later(folder: Path, tmp_path: Path, light: Path) -> None:
