@@ -49,15 +49,16 @@ class Optimization:
 class Classifier:
     """Slice classifier (docs/method.md, 1). Sizes in pixels of the network's input, windows in HU."""
 
-    backbone: str = "resnet101"
-    widths: tuple[int, int, int, int] = (64, 128, 256, 512)
+    backbone: str = "resnet101"  # resnet18, 34, 50, 101 | efficientnet_lite0
+    widths: tuple[int, int, int, int] = (64, 128, 256, 512)  # of a ResNet's stages
     output_stride: int = 32  # 16 or 8: the last stages keep their resolution, and the CAM its detail
     image_size: tuple[int, int] = (512, 512)  # (y, x), what `field_mm` is sampled to
     field_mm: tuple[float, float] = (230.0, 230.0)  # (y, x), centred on the intracranial mask
     stripped: bool = False  # look at what is intracranial only
     leveled: bool = False  # at the brain's level (`preprocessing.level_hu`), as the U-Net
     windows: tuple[tuple[float, float], ...] = ((0, 80), (-20, 180), (-800, 2000))
-    pretrained: str = ""  # a torchvision state dict on disk; '' from scratch
+    pretrained: str = ""  # imagenet (efficientnet_lite0); a ResNet's torchvision state dict on disk; '' from scratch
+    frozen_stages: int = 0  # so many of the four stay as they are, with their batch norms: half of a step's time
     positive_weight: float = 1.0
     kinds: float = 0.0  # weight of a second loss: the kinds of hemorrhage, where a data set's slice labels name them
     augment: bool = False
@@ -87,6 +88,7 @@ class Cam:
     stage: int = 4  # of the backbone; `cam` knows only the last, 4
     flips: bool = False  # average with the map of the mirrored slice
     stages: tuple[int, ...] = ()  # several stages instead of one: the geometric mean of their maps
+    output_stride: int = 0  # the classifier's weights with finer maps than it was trained with; 0: as it was trained
 
 
 @dataclass(frozen=True)

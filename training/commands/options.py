@@ -48,7 +48,7 @@ WorkersOption = Annotated[
 ]
 CompileOption = Annotated[
     bool,
-    typer.Option("--compile", help="Compile the U-Net first (a minute; needs g++): about twice as fast on a CPU."),
+    typer.Option("--compile", help="Compile the networks first (minutes; needs g++): up to twice as fast on a CPU."),
 ]
 InitOption = Annotated[
     str, typer.Option("--init", help="Weights to start from: `weights` (hemseg's own), a run, or an export's folder.")

@@ -121,12 +121,15 @@ def _augmented(batch: list[Tensor], generator: torch.Generator, settings: Classi
 
 
 class SliceTask(Task):
-    """Train a `SliceNetwork` on slices with binary cross-entropy (eq. 1)."""
+    """Train a `SliceNetwork` on slices with binary cross-entropy (eq. 1); stages that are frozen stay as they are."""
 
-    def __init__(self, network: SliceNetwork, settings: Classifier, seed: int) -> None:
+    def __init__(self, network: SliceNetwork, settings: Classifier, seed: int, compiled: bool = False) -> None:
         super().__init__(settings.optimization, seed)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster on a CPU
         self.network, self.settings = network, settings
+        self.compiled = [torch.compile(network.features)] if compiled else []  # in a list: no module of this one
+        for layer in network.first_stages(settings.frozen_stages):
+            layer.requires_grad_(False)
         features = network.fc.in_features
         self.kinds = nn.Linear(features, len(KINDS)) if settings.kinds else None  # teaches the features, is not kept
         self.scores: list[tuple[Tensor, Tensor]] = []
@@ -135,9 +138,14 @@ class SliceTask(Task):
         weight = torch.tensor(self.settings.positive_weight, device=logits.device)
         return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight)
 
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        for layer in self.network.first_stages(self.settings.frozen_stages):
+            layer.eval()
+
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         hu, labels, *kinds = batch
-        features = self.network.features(hu)
+        features = (self.compiled or [self.network.features])[0](hu)
         loss = self.bce(self.network.fc(features)[:, 0], labels)
         if self.kinds is not None and kinds:
             loss = loss + self.settings.kinds * kind_loss(self.kinds(features), kinds[0])
@@ -191,7 +199,7 @@ def train_classifier(
     if start and not config.classifier.optimization.epochs:
         save_network(network, folder / NETWORK)
         return {"epochs": 0, "val_auc": slice_auc(network, val)}
-    task = SliceTask(network, config.classifier, config.seed)
+    task = SliceTask(network, config.classifier, config.seed, hardware.compile)
     optimization = config.classifier.optimization
     slices = train.slices()
     if painted:

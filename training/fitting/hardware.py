@@ -29,7 +29,7 @@ class Hardware:
     precision: str = "32-true"  # Lightning's names: 32-true, 16-mixed, bf16-mixed
     accelerator: str = "auto"
     workers: int = 0  # processes that make samples ahead of each training process; 0: it makes them itself
-    compile: bool = False  # the U-Net by torch.compile: a minute at first, then about twice as fast on a CPU
+    compile: bool = False  # the networks by torch.compile: a minute each at first, then up to twice as fast on a CPU
 
     @property
     def processes(self) -> int:
@@ -65,7 +65,7 @@ def choose_hardware(
         nodes: how many.
         precision: of `PRECISIONS`, or ``auto``.
         workers: loader's processes beside each of them; ``auto``: see `default_workers`.
-        compile: the U-Net, with `torch.compile`.
+        compile: the networks, with `torch.compile`.
 
     Raises:
         HemsegError: neither a number nor ``auto``, an unknown precision, processes that were not started, or no

@@ -11,44 +11,33 @@ from torch import Tensor, nn
 from hemseg.errors import HemsegError
 
 from ..config import Classifier, Sequence
+from .efficientnet_lite import EfficientNetLite, imagenet_weights
 
 LAYERS = {
     "resnet18": ("basic", [2, 2, 2, 2]),
     "resnet34": ("basic", [3, 4, 6, 3]),
     "resnet50": ("bottleneck", [3, 4, 6, 3]),
+    "resnet101": ("bottleneck", [3, 4, 23, 3]),
 }
-
-
-LAYERS["resnet101"] = ("bottleneck", [3, 4, 23, 3])
+LITE = "efficientnet_lite0"
+IMAGENET = "imagenet"
 
 
 class SliceNetwork(nn.Module):
-    """A 2D ResNet on HU: windows as channels, four stages, global average, one linear layer, one logit.
+    """A 2D network on HU: windows as channels, four stages, global average, one linear layer, one logit.
 
     Input: float (n, y, x) in HU. ``stages`` gives the four feature maps, ``forward`` the logits (n,).
     """
 
     def __init__(self, settings: Classifier) -> None:
         super().__init__()
-        if settings.backbone not in LAYERS:
-            raise HemsegError(f"backbone {settings.backbone!r} is not known; known: {', '.join(LAYERS)}.")
-        block, layers = LAYERS[settings.backbone]
+        if settings.backbone not in (*LAYERS, LITE):
+            raise HemsegError(f"backbone {settings.backbone!r} is not known; known: {', '.join((*LAYERS, LITE))}.")
         self.windows: Tensor
         self.register_buffer("windows", torch.tensor(settings.windows, dtype=torch.float32), persistent=False)
-        self.backbone = ResNet(
-            block,
-            layers,
-            list(settings.widths),
-            spatial_dims=2,
-            n_input_channels=len(settings.windows),
-            conv1_t_stride=2,
-            bias_downsample=False,
-            feed_forward=False,
-        )
-        _keep_resolution(self.backbone, settings.output_stride)
-        self.fc = nn.Linear(settings.widths[3] * (4 if block == "bottleneck" else 1), 1)
-        if settings.pretrained:
-            load_torchvision(self.backbone, Path(settings.pretrained))
+        self.backbone: ResNet | EfficientNetLite
+        self.backbone, features = lite(settings) if settings.backbone == LITE else resnet(settings)
+        self.fc = nn.Linear(features, 1)
 
     def channels(self, hu: Tensor) -> Tensor:
         """(n, y, x) HU to (n, window, y, x), about -1..1."""
@@ -57,13 +46,24 @@ class SliceNetwork(nn.Module):
 
     def stages(self, hu: Tensor) -> list[Tensor]:
         """Feature maps (n, channel, y, x) of the four stages."""
-        b = self.backbone
-        x = b.maxpool(b.act(b.bn1(b.conv1(self.channels(hu)))))
+        b, x = self.backbone, self.channels(hu)
+        if isinstance(b, EfficientNetLite):
+            return b(x)
+        x = b.maxpool(b.act(b.bn1(b.conv1(x))))
         maps = []
         for stage in (b.layer1, b.layer2, b.layer3, b.layer4):
             x = stage(x)
             maps.append(x)
         return maps
+
+    def first_stages(self, count: int) -> list[nn.Module]:
+        """The layers of the first stages, with what comes before them; none when 0."""
+        b = self.backbone
+        if not count:
+            return []
+        if isinstance(b, EfficientNetLite):
+            return b.first_stages(count)
+        return [b.conv1, b.bn1, *(b.layer1, b.layer2, b.layer3, b.layer4)[:count]]
 
     def features(self, hu: Tensor) -> Tensor:
         """Pooled features of the last stage (n, channel)."""
@@ -71,6 +71,42 @@ class SliceNetwork(nn.Module):
 
     def forward(self, hu: Tensor) -> Tensor:
         return self.fc(self.features(hu))[:, 0]
+
+
+def resnet(settings: Classifier) -> tuple[ResNet, int]:
+    """A ResNet of MONAI's as the recipe wants it, and how many features it gives."""
+    block, layers = LAYERS[settings.backbone]
+    backbone = ResNet(
+        block,
+        layers,
+        list(settings.widths),
+        spatial_dims=2,
+        n_input_channels=len(settings.windows),
+        conv1_t_stride=2,
+        bias_downsample=False,
+        feed_forward=False,
+    )
+    _keep_resolution(backbone, settings.output_stride)
+    if settings.pretrained == IMAGENET:
+        raise HemsegError(
+            f"classifier.pretrained: imagenet is for {LITE}, whose weights come as a Python package; for "
+            f"{settings.backbone} give the path of a torchvision state dict."
+        )
+    if settings.pretrained:
+        load_torchvision(backbone, Path(settings.pretrained))
+    return backbone, settings.widths[3] * (4 if block == "bottleneck" else 1)
+
+
+def lite(settings: Classifier) -> tuple[EfficientNetLite, int]:
+    """An EfficientNet-Lite0 as the recipe wants it, and how many features it gives."""
+    if len(settings.windows) != 3:
+        raise HemsegError(f"classifier.windows: {LITE} takes three, one a color, not {len(settings.windows)}.")
+    if settings.pretrained not in ("", IMAGENET):
+        raise HemsegError(f"classifier.pretrained: for {LITE} give imagenet, or nothing, not {settings.pretrained!r}.")
+    backbone = EfficientNetLite(settings.output_stride)
+    if settings.pretrained:
+        backbone.load_state_dict(imagenet_weights())
+    return backbone, backbone.features
 
 
 def _keep_resolution(backbone: ResNet, output_stride: int) -> None:

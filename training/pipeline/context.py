@@ -85,8 +85,13 @@ class Context:
 
     @cached_property
     def classifier(self) -> SliceNetwork:
-        """The trained slice classifier that makes the maps; evaluation asks for it once per case."""
+        """The trained slice classifier; evaluation asks for it once per case."""
         return self.slice_network(self.names.sequence)
+
+    @cached_property
+    def map_maker(self) -> SliceNetwork:
+        """The same with the finer maps that `config.Cam` wants."""
+        return self.slice_network(self.names.sequence, self.config.cam.output_stride)
 
     @cached_property
     def doubters(self) -> list[SliceNetwork]:
@@ -96,9 +101,10 @@ class Context:
             stages.append(f"{self.names.classify}/{UNPAINTED}")
         return [self.slice_network(stage) for stage in stages]
 
-    def slice_network(self, stage: str) -> SliceNetwork:
-        """The slice classifier as a stage left it."""
-        network = SliceNetwork(replace(self.config.classifier, pretrained=""))
+    def slice_network(self, stage: str, output_stride: int = 0) -> SliceNetwork:
+        """The slice classifier as a stage left it; with another output stride than it was trained with unless 0."""
+        settings = replace(self.config.classifier, pretrained="")
+        network = SliceNetwork(replace(settings, output_stride=output_stride) if output_stride else settings)
         return load_network(network, self.network_file(stage))  # type: ignore[return-value]
 
     def network_file(self, stage: str) -> Path:

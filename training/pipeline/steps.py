@@ -89,7 +89,7 @@ def make_maps(context: Context, folder: Path) -> dict[str, Any]:
         maps = np.zeros((0, *case.hu.shape[1:]), np.float16)
         if len(positive):
             window = torch.from_numpy(np.ascontiguousarray(hu[positive]))
-            activation = activation_maps(context.classifier, to_network_size(window, config.classifier), config.cam)
+            activation = activation_maps(context.map_maker, to_network_size(window, config.classifier), config.cam)
             shown = torch.nn.functional.interpolate(activation[:, None], hu.shape[1:], mode="bilinear")[:, 0]
             maps = paste(shown.numpy(), corner, (len(positive), *case.hu.shape[1:])).astype(np.float16)
         np.savez_compressed(folder / f"{case.name}.npz", maps=maps, slices=positive)
