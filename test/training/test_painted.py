@@ -25,6 +25,7 @@ from training.data.painted import (
 from training.data.painted_place import Place, place_of
 from training.data.phantom import Grid, make_phantom, write_dataset
 from training.evaluation.painted_heads import make_plan, painted_heads, painted_summary, read_plan, sheet
+from training.fitting import painted_slices as fitting_painted
 from training.fitting.classifier import kinds_of
 from training.fitting.painted_slices import painted_copy, painted_slices
 from training.fitting.segmenter import Patches, with_paint
@@ -175,6 +176,22 @@ def test_healthy_slices_that_fooled_the_unet_are_drawn_more_often() -> None:
     assert set(drawn) == {1, 2, 3, 4}
     level = Patches(cases, labels, config)
     assert {level._number(1, np.random.default_rng(i)) for i in range(60)} == {1, 2, 3, 4}
+
+
+def threads_in_this_process(task: object, config: Config) -> tuple[torch.Tensor, ...]:
+    return torch.full((1, 1, 1), torch.get_num_threads()), torch.ones(1), torch.ones(1, 6)
+
+
+def test_processes_that_paint_compute_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are forked: with more they would wait for threads that this process has begun, for ever."""
+    monkeypatch.setattr(fitting_painted, "_of_copy", threads_in_this_process)
+    config = replace(Config("test"), classifier=Classifier(painted=2))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert painted_slices([prepared(1)], config, workers=1).hu.flatten().tolist() == [1, 1]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_the_classifier_sees_painted_slices_as_positive() -> None:

@@ -25,6 +25,7 @@ from ..data.painted import ODDS, add_bleed, add_distractor
 from ..data.painted_place import place_of
 from ..data.slice_kinds import KIND_OF
 from .classifier import Slices, kinds_of
+from .trainer import one_thread
 
 SEEN_MM2 = 25.0  # so much of a slice must be painted for a yes
 DISTRACTED = 0.5  # share of the copies with something bright that is no blood, too
@@ -48,7 +49,7 @@ def painted_slices(
     tasks = [(n, copy, case, kinds_of(case, answers or {})) for n, case in enumerate(cases) for copy in copies]
     one = partial(_of_copy, config=config)
     if workers:
-        with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+        with ProcessPoolExecutor(workers, get_context("fork"), one_thread) as pool:
             made = list(track(pool.map(one, tasks, chunksize=16), "painted", len(tasks), console=console))
     else:
         made = [one(task) for task in track(tasks, "painted", console=console)]

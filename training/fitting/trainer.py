@@ -165,14 +165,14 @@ def loader(
         sampler=sampler,
         drop_last=len(sampler) >= micro,
         num_workers=workers,
-        worker_init_fn=_alone,
+        worker_init_fn=one_thread,
         persistent_workers=workers > 0,
         collate_fn=partial(collate_changed, change=change, seed=seed) if change else None,
     )
 
 
-def _alone(worker: int) -> None:
-    """OpenCV's threads do not survive the fork that made a loader's process, and would wait for each other."""
+def one_thread(worker: int = 0) -> None:
+    """Begin a forked process: threads of OpenCV and torch do not survive a fork, and would be waited for, for ever."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
