@@ -50,6 +50,8 @@ class MeasuredLesion:
 
     Attributes:
         abc2: its ABC/2.
+        axial_slices: first and last, 0-based, from inferior to superior, as pictures count them (`Lesion.slices`
+            counts in the order of the file).
         median_hu: of its voxels, as stored.
         touches_skull: it comes within 2 mm of the edge of the skull's inside, in plane.
         touches_ventricle: it comes within 3 mm of CSF deep in the brain, in plane. A ventricle that is full of blood
@@ -59,6 +61,7 @@ class MeasuredLesion:
 
     lesion: Lesion
     abc2: Abc2
+    axial_slices: tuple[int, int]
     median_hu: float
     touches_skull: bool
     touches_ventricle: bool
@@ -106,14 +109,15 @@ def measured_lesions(
     for voxels in found:
         lesion = _lesion(voxels, volume, working)
         in_lps = volume.indices_in_lps(voxels)
-        first = in_lps.min(axis=0)
-        alone = np.zeros(in_lps.max(axis=0) - first + 1, bool)
+        first, last = in_lps.min(axis=0), in_lps.max(axis=0)
+        alone = np.zeros(last - first + 1, bool)
         alone[tuple((in_lps - first).T)] = True
         chances = None if working_probability is None else _probability(in_lps, working, working_probability)
         result.append(
             MeasuredLesion(
                 lesion=lesion,
                 abc2=abc2(alone, spacing).moved(first),
+                axial_slices=(int(first[0]), int(last[0])),
                 median_hu=float(np.median(volume.hu[tuple(voxels.T)])),
                 touches_skull=lesion.skull_mm <= SKULL_TOUCH_MM,
                 touches_ventricle=bool(csf_mm[tuple(working.grid.nearest(in_lps).T)].min() <= CSF_TOUCH_MM),

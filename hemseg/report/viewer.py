@@ -109,7 +109,7 @@ def _lesion_rows(result: Segmentation, found: dict[str, Any]) -> str:
     rows, named = [], bool(result.kinds)
     for lesion, measured in zip(found["lesions"], result.measured, strict=True):
         kind = f"<td>{lesion['kind']} ({lesion['kind_probability']:.2f})</td>" if named else ""
-        first, last = lesion["slices"]
+        first, last = measured.axial_slices
         centroid = ", ".join(f"{v:.0f}" for v in lesion["centroid_mm"])
         abc = " × ".join(f"{cm:.1f}" for cm in lesion["abc_cm"])
         rows.append(

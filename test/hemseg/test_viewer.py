@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from conftest import ROOT
 
 from hemseg.folder.journal import Journal
@@ -113,6 +114,23 @@ def test_a_page_opens_at_a_doubtful_slice(browser: Any, tmp_path: Path, model: M
     buttons[0].click()
     shows(browser, 4)
     assert browser.get_log("browser") == []
+
+
+def test_slices_of_the_table_are_those_of_the_pictures(browser: Any, tmp_path: Path, model: Model) -> None:
+    """Also where the file begins at the vertex."""
+    scan = sitk.ReadImage(ROOT / "test" / "cases" / "phantom-intraparenchymal.nii.gz")
+    sitk.WriteImage(sitk.Flip(scan, (False, False, True)), tmp_path / "scan.nii.gz")
+    result = segment(read(tmp_path / "scan.nii.gz"), model)
+    write_page(result, findings(result, model, "case"), tmp_path / "report.html")
+    opened(browser, tmp_path / "report.html")
+    areas = browser.execute_script("return data.area_cm2")
+    cells = browser.execute_script("return [...document.querySelectorAll('tr[data-slice]')].map(r => r.innerText)")
+    shown = [z + 1 for z, area in enumerate(areas) if area]
+    assert len(result.lesions) == len(cells) == 1
+    assert f"{shown[0]}–{shown[-1]}" in cells[0]  # noqa: RUF001
+    first, last = result.lesions[0].slices
+    assert (first + 1, last + 1) != (shown[0], shown[-1])
+    assert (len(areas) - last, len(areas) - first) == (shown[0], shown[-1])
 
 
 def test_report(browser: Any, pages: Path) -> None:
