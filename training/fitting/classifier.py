@@ -193,7 +193,7 @@ def train_classifier(
         start: weights to go on from; from scratch when None. They stay as they are where the recipe has 0 epochs.
     """
     torch.manual_seed(config.seed)
-    network = SliceNetwork(config.classifier)
+    network = SliceNetwork(replace(config.classifier, pretrained="") if start else config.classifier)
     if start:
         load_network(network, start)
     if start and not config.classifier.optimization.epochs:
@@ -274,7 +274,7 @@ def train_sequence(
         folder: where checkpoints, curves and weights go.
         hardware: what to train on.
     """
-    network = SliceNetwork(config.classifier)
+    network = SliceNetwork(replace(config.classifier, pretrained=""))
     load_network(network, start)
     figures: dict[str, Any] = {}
     if config.sequence.enabled:
