@@ -25,6 +25,7 @@ from training.data.datasets import Prepared, load_dataset
 from training.data.phantom import write_dataset
 from training.experiments.ablation import significance
 from training.experiments.crossval import split_into_folds
+from training.fitting import trainer
 from training.fitting.classifier import SequenceTask, Slices, SliceTask, collate_volumes, kind_loss, training_slices
 from training.fitting.curves import read_metrics
 from training.fitting.hardware import Hardware
@@ -189,6 +190,17 @@ def test_labels_without_hemorrhage_are_reported_and_cost_one_epoch(
     assert figures["epochs"] == epochs
     assert ("has a hemorrhage label" in capsys.readouterr().err) is not marked
     assert (tmp_path / "network.pt").is_file()
+
+
+@pytest.mark.parametrize(("workers", "given_back"), [(0, [0, 0, 0]), (1, [1, 2, 3])])
+def test_a_loaders_process_gives_memory_back_at_every_batch(
+    workers: int, given_back: list[int], monkeypatch: Any
+) -> None:
+    given: list[bool] = []
+    monkeypatch.setattr(trainer, "release_memory", lambda: given.append(True))
+    slices = Slices(torch.rand(12, 8, 8), torch.zeros(12))
+    batches = loader(slices, replace(OPTIMIZATION, batch=4), 0, workers, lambda batch, _: torch.tensor(len(given)))
+    assert [int(batch) for batch in batches] == given_back
 
 
 def test_gradients_add_up_to_the_batch() -> None:

@@ -23,10 +23,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import get_total_norm
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from hemseg.errors import HemsegError, first_line
 from hemseg.io.files import atomic_write
+from hemseg.resources import release_memory
 
 from ..config import Optimization
 from .curves import History, write_curves
@@ -139,7 +140,13 @@ class Named(Dataset):
 
 
 def collate_changed(items: list[tuple[tuple[int, int], Any]], change: Change, seed: int) -> Any:
-    """A batch, changed at random as a function of the seed and of its first sample's (epoch, index)."""
+    """A batch, changed at random as a function of the seed and of its first sample's (epoch, index).
+
+    A loader's process gives the last batch's memory back first: between its pieces others come to lie, and over an
+    epoch it would grow by gigabytes.
+    """
+    if get_worker_info():
+        release_memory()
     epoch, index = items[0][0]
     numbers = torch.Generator().manual_seed(((seed * 1009 + epoch) * 1_000_003 + index) % 2**63)
     return change(default_collate([sample for _, sample in items]), numbers)
