@@ -58,7 +58,7 @@ class Classifier:
     leveled: bool = False  # at the brain's level (`preprocessing.level_hu`), as the U-Net
     windows: tuple[tuple[float, float], ...] = ((0, 80), (-20, 180), (-800, 2000))
     pretrained: str = ""  # imagenet (efficientnet_lite0); a ResNet's torchvision state dict on disk; '' from scratch
-    frozen_stages: int = 0  # so many of the four stay as they are, with their batch norms: half of a step's time
+    frozen_stages: int = 0  # so many of the four stay as they are, with their batch norms, which saves time
     positive_weight: float = 1.0
     kinds: float = 0.0  # weight of a second loss: the kinds of hemorrhage, where a data set's slice labels name them
     augment: bool = False
@@ -88,7 +88,9 @@ class Cam:
     stage: int = 4  # of the backbone; `cam` knows only the last, 4
     flips: bool = False  # average with the map of the mirrored slice
     stages: tuple[int, ...] = ()  # several stages instead of one: the geometric mean of their maps
-    output_stride: int = 0  # the classifier's weights with finer maps than it was trained with; 0: as it was trained
+    output_stride: int = (
+        0  # 8 or 16: finer maps of the same weights (those that tell kinds stay as trained); 0: as trained
+    )
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,11 @@ LESIONS = (
         "The patient's side on which the centroid lies; midline within 5 mm of the middle of the skull's inside; "
         "unknown where the file does not say how the patient lies",
     ),
-    Column("first_slice", "integer", "First slice, counted from 1 in the order of the file"),
+    Column(
+        "first_slice",
+        "integer",
+        "First slice, counted from 1 in the order of the file (pictures and pages count from inferior)",
+    ),
     Column("last_slice", "integer", "Last slice"),
     Column("mean_hu", "number", "Mean of its voxels, as stored", "HU"),
     Column("median_hu", "number", "Median of its voxels", "HU"),

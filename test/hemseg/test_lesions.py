@@ -140,6 +140,9 @@ def test_what_a_lesion_touches(direction: tuple[float, ...]) -> None:
     assert [lesion.lesion.side for lesion in found] == ["left", "right", "left"]
     assert tuple(lesion.lesion for lesion in found) == lesions_of(stored, scan, working)
     assert [lesion.median_hu for lesion in found] == [60, 60, 60]
+    assert [lesion.axial_slices for lesion in found] == [(3, 4), (3, 4), (6, 6)]
+    own = [(3, 4), (3, 4), (6, 6)] if direction[-1] > 0 else [(3, 4), (3, 4), (1, 1)]
+    assert [lesion.lesion.slices for lesion in found] == own
     assert found[0].probability_max == 1.0
     assert found[0].probability_mean == pytest.approx(0.75, abs=0.01)
     assert (found[0].abc2.a_cm, found[0].abc2.slice) == (pytest.approx(np.hypot(13, 18) / 10, rel=0.05), 3)

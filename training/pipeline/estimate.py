@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from hemseg.io.files import atomic_write
 from hemseg.resources import available_bytes
@@ -158,6 +159,19 @@ def made_up_head(config: Config) -> Prepared:
     return Prepared("head", "train", hu.clip(low, high).astype(np.float32), inside, labels)
 
 
+def finer_maps_cost(config: Config) -> float:
+    """How many times the multiplications of a slice its maps take where they are finer than was trained."""
+    if not config.cam.output_stride:
+        return 1.0
+    counts = []
+    for stride in (config.classifier.output_stride, config.cam.output_stride):
+        network = SliceNetwork(replace(config.classifier, pretrained="", output_stride=stride)).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(torch.zeros(1, *config.classifier.image_size))
+        counts.append(counter.get_total_flops())
+    return counts[1] / counts[0]
+
+
 def _classifier(head: Prepared, config: Config) -> tuple[SliceTask, Any]:
     slices = Volumes([head], config).slices()
     optimization = _alone(config.classifier.optimization)
@@ -221,7 +235,7 @@ class _Cost:
             return c.sequence.enabled * c.sequence.optimization.epochs * work * self.per_slice
         if kind == "cam":
             passes = len(c.cam.stages or (c.cam.stage,)) * (1 + c.cam.flips)
-            return self._positive() * passes * self.per_slice
+            return self._positive() * passes * self.per_slice * finer_maps_cost(c)
         if kind == "pseudolabel":
             trials = 1 + (
                 c.pseudolabels.candidates if c.pseudolabels.method == "components" else c.pseudolabels.clusters

@@ -30,6 +30,8 @@ from ..config import Config, Segmenter
 from ..data.datasets import DataSet
 from ..evaluation.evaluate import METRICS_VERSION
 from ..fitting.hardware import Hardware
+from ..networks.efficientnet_lite import OUTPUT_STRIDES, imagenet_file
+from ..networks.slice_network import IMAGENET, STAGES
 from ..stage_names import Variant
 from . import steps
 from .context import Context, vary
@@ -49,6 +51,7 @@ def build_stages(
     variant = variant or Variant()
     context = Context(vary(config, variant), dataset, run, variant, hardware or Hardware())
     check_epochs(config)
+    check_stages(config)
     table = [
         prepare(context),
         *classifier(context),
@@ -70,6 +73,23 @@ def check_epochs(config: Config) -> None:
                 f"configuration {config.name}: {name} has 0 epochs, so it is taken as it is, but nothing says from "
                 "where; name weights with --init, or give it epochs."
             )
+
+
+def check_stages(config: Config) -> None:
+    """Raises HemsegError where the classifier's stages, or the maps', cannot be what the configuration says, before
+    hours of training."""
+    own, where = config.classifier, f"configuration {config.name}: "
+    if not 0 <= own.frozen_stages <= STAGES:
+        raise HemsegError(f"{where}classifier.frozen_stages is {own.frozen_stages}; there are {STAGES} stages.")
+    if own.frozen_stages and not (own.pretrained or config.init):
+        raise HemsegError(
+            f"{where}classifier.frozen_stages is {own.frozen_stages}, so random numbers would stay as they "
+            "are; give it pretrained weights, or name some with --init."
+        )
+    if config.cam.output_stride not in (0, *OUTPUT_STRIDES):
+        raise HemsegError(f"{where}cam.output_stride {config.cam.output_stride} is not available; give 8, 16 or 32.")
+    if own.pretrained == IMAGENET and not config.init:
+        imagenet_file()
 
 
 def prepare(context: Context) -> Stage:

@@ -255,6 +255,8 @@ def export(context: Context, folder: Path) -> dict[str, Any]:
         "hemseg": hemseg.__version__,
         "torch": torch.__version__,
     }
+    if context.config.classifier.pretrained and not context.variant.reference:
+        provenance["classifier_began_with"] = Path(context.config.classifier.pretrained).name
     networks = {"unet": network}
     if not context.variant.reference:
         networks["classifier"] = context.classifier
