@@ -88,9 +88,7 @@ class Cam:
     stage: int = 4  # of the backbone; `cam` knows only the last, 4
     flips: bool = False  # average with the map of the mirrored slice
     stages: tuple[int, ...] = ()  # several stages instead of one: the geometric mean of their maps
-    output_stride: int = (
-        0  # 8 or 16: finer maps of the same weights (those that tell kinds stay as trained); 0: as trained
-    )
+    output_stride: int = 0  # 8 or 16: finer maps of the same weights, but for those that tell kinds; 0: as trained
 
 
 @dataclass(frozen=True)

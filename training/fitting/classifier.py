@@ -29,7 +29,7 @@ from ..data.augmentation import augmented_slices
 from ..data.datasets import Prepared
 from ..data.field_of_view import network_slices
 from ..data.slice_kinds import UNKNOWN
-from ..networks.slice_network import SequenceNetwork, SliceNetwork
+from ..networks.slice_network import SequenceNetwork, SliceNetwork, empty_network
 from ..stage_names import NETWORK
 from .hardware import Hardware
 from .trainer import Task, fit, load_network, loader, micro_batch, save_network
@@ -127,7 +127,7 @@ class SliceTask(Task):
         super().__init__(settings.optimization, seed)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster on a CPU
         self.network, self.settings = network, settings
-        self.compiled = [torch.compile(network.features)] if compiled else []  # in a list: no module of this one
+        self.features = torch.compile(network.features) if compiled else network.features
         for layer in network.first_stages(settings.frozen_stages):
             layer.requires_grad_(False)
         features = network.fc.in_features
@@ -138,14 +138,9 @@ class SliceTask(Task):
         weight = torch.tensor(self.settings.positive_weight, device=logits.device)
         return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight)
 
-    def on_train_epoch_start(self) -> None:
-        super().on_train_epoch_start()
-        for layer in self.network.first_stages(self.settings.frozen_stages):
-            layer.eval()
-
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         hu, labels, *kinds = batch
-        features = (self.compiled or [self.network.features])[0](hu)
+        features = self.features(hu)
         loss = self.bce(self.network.fc(features)[:, 0], labels)
         if self.kinds is not None and kinds:
             loss = loss + self.settings.kinds * kind_loss(self.kinds(features), kinds[0])
@@ -193,7 +188,7 @@ def train_classifier(
         start: weights to go on from; from scratch when None. They stay as they are where the recipe has 0 epochs.
     """
     torch.manual_seed(config.seed)
-    network = SliceNetwork(replace(config.classifier, pretrained="") if start else config.classifier)
+    network = empty_network(config.classifier) if start else SliceNetwork(config.classifier)
     if start:
         load_network(network, start)
     if start and not config.classifier.optimization.epochs:
@@ -274,7 +269,7 @@ def train_sequence(
         folder: where checkpoints, curves and weights go.
         hardware: what to train on.
     """
-    network = SliceNetwork(replace(config.classifier, pretrained=""))
+    network = empty_network(config.classifier)
     load_network(network, start)
     figures: dict[str, Any] = {}
     if config.sequence.enabled:

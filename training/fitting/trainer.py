@@ -81,11 +81,11 @@ class Task(L.LightningModule):
         return torch.Generator().manual_seed((self.seed * 1009 + self.current_epoch) * 100_003 + step)
 
     def on_train_epoch_start(self) -> None:
-        if not self.optimization.frozen_statistics:
-            return
-        for module in self.modules():  # what is in training mode stays so: scale and shift are learned all the same
+        for module in self.modules():  # all else stays in training mode
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+                frozen = module.weight is not None and not module.weight.requires_grad
+                if frozen or self.optimization.frozen_statistics:  # of which scale and shift are learned all the same
+                    module.eval()
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """The optimiser of all parameters that are trained, without its schedule."""

@@ -26,7 +26,6 @@ GROUPS = (
     (6, 320, 1, 1, 3, 3),
 )
 STEM, FEATURES = 32, 1280  # channels
-OUTPUT_STRIDES = (8, 16, 32)
 EPS = 1e-3  # of batch norms, as the weights were learned
 
 
@@ -34,15 +33,11 @@ class EfficientNetLite(nn.Module):
     """Images (n, 3, y, x), -1..1, to the feature maps of four stages, at 1/4, 1/8, 1/16 and 1/32 of the resolution.
 
     Args:
-        output_stride: at 16 or 8 the last stages keep their resolution, and the same weights look as far by dilation.
+        output_stride: at 16 or 8 the last stages keep their resolution; the same weights look as far by dilation.
     """
-
-    features = FEATURES
 
     def __init__(self, output_stride: int = 32) -> None:
         super().__init__()
-        if output_stride not in OUTPUT_STRIDES:
-            raise HemsegError(f"output_stride {output_stride} is not available; give 8, 16 or 32.")
         self._conv_stem = SameConv(3, STEM, 3, stride=2)
         self._bn0 = norm(STEM)
         blocks: list[nn.Module] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from hemseg.errors import HemsegError
 
 from ..config import Classifier, Sequence
-from .efficientnet_lite import OUTPUT_STRIDES, EfficientNetLite, imagenet_weights
+from .efficientnet_lite import FEATURES, EfficientNetLite, imagenet_weights
 
 LAYERS = {
     "resnet18": ("basic", [2, 2, 2, 2]),
@@ -34,6 +35,7 @@ class SliceNetwork(nn.Module):
         super().__init__()
         if settings.backbone not in (*LAYERS, LITE):
             raise HemsegError(f"backbone {settings.backbone!r} is not known; known: {', '.join((*LAYERS, LITE))}.")
+        check_output_stride(settings.output_stride)
         self.windows: Tensor
         self.register_buffer("windows", torch.tensor(settings.windows, dtype=torch.float32), persistent=False)
         self.backbone: ResNet | EfficientNetLite
@@ -52,7 +54,7 @@ class SliceNetwork(nn.Module):
             return b(x)
         x = b.maxpool(b.act(b.bn1(b.conv1(x))))
         maps = []
-        for stage in (b.layer1, b.layer2, b.layer3, b.layer4):
+        for stage in _layers(b):
             x = stage(x)
             maps.append(x)
         return maps
@@ -64,7 +66,7 @@ class SliceNetwork(nn.Module):
             return []
         if isinstance(b, EfficientNetLite):
             return b.first_stages(count)
-        return [b.conv1, b.bn1, *(b.layer1, b.layer2, b.layer3, b.layer4)[:count]]
+        return [b.conv1, b.bn1, *_layers(b)[:count]]
 
     def features(self, hu: Tensor) -> Tensor:
         """Pooled features of the last stage (n, channel)."""
@@ -72,6 +74,11 @@ class SliceNetwork(nn.Module):
 
     def forward(self, hu: Tensor) -> Tensor:
         return self.fc(self.features(hu))[:, 0]
+
+
+def empty_network(settings: Classifier) -> SliceNetwork:
+    """A network with random weights, whatever the recipe begins with: others are loaded into it, or none matter."""
+    return SliceNetwork(replace(settings, pretrained=""))
 
 
 def resnet(settings: Classifier) -> tuple[ResNet, int]:
@@ -107,15 +114,24 @@ def lite(settings: Classifier) -> tuple[EfficientNetLite, int]:
     backbone = EfficientNetLite(settings.output_stride)
     if settings.pretrained:
         backbone.load_state_dict(imagenet_weights())
-    return backbone, backbone.features
+    return backbone, FEATURES
+
+
+def check_output_stride(stride: int, key: str = "output_stride") -> None:
+    """Raises HemsegError, with the key's name, where no network here has maps of this stride."""
+    if stride not in (8, 16, 32):
+        raise HemsegError(f"{key} {stride} is not available; give 8, 16 or 32.")
+
+
+def _layers(backbone: ResNet) -> tuple[nn.Module, ...]:
+    """The four stages of a ResNet."""
+    return backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4
 
 
 def _keep_resolution(backbone: ResNet, output_stride: int) -> None:
     """Trade the strides of the last stages for dilation (as DeepLab does): finer maps from the same weights."""
-    if output_stride not in OUTPUT_STRIDES:
-        raise HemsegError(f"output_stride {output_stride} is not available; give 8, 16 or 32.")
     dilation = 1
-    for stage, stride in ((backbone.layer3, 16), (backbone.layer4, 32)):
+    for stage, stride in zip(_layers(backbone)[2:], (16, 32), strict=True):
         if stride <= output_stride:
             continue
         dilation *= 2

@@ -20,7 +20,7 @@ from ..data.slice_kinds import kinds_of_data_sets
 from ..fitting.classifier import Volumes
 from ..fitting.hardware import Hardware
 from ..fitting.trainer import load_network
-from ..networks.slice_network import SliceNetwork
+from ..networks.slice_network import SliceNetwork, empty_network
 from ..networks.unet import UNLOCATED, build_unet
 from ..stage_names import NETWORK, StageNames, Variant, stage_names
 from .initial_weights import InitialWeights, find_initial_weights
@@ -91,7 +91,8 @@ class Context:
     @cached_property
     def map_maker(self) -> SliceNetwork:
         """The same with the finer maps that `config.Cam` wants."""
-        return self.slice_network(self.names.sequence, self.config.cam.output_stride)
+        stride = self.config.cam.output_stride
+        return self.slice_network(self.names.sequence, stride) if stride else self.classifier
 
     @cached_property
     def doubters(self) -> list[SliceNetwork]:
@@ -103,8 +104,8 @@ class Context:
 
     def slice_network(self, stage: str, output_stride: int = 0) -> SliceNetwork:
         """The slice classifier as a stage left it; with another output stride than it was trained with unless 0."""
-        settings = replace(self.config.classifier, pretrained="")
-        network = SliceNetwork(replace(settings, output_stride=output_stride) if output_stride else settings)
+        own = self.config.classifier
+        network = empty_network(replace(own, output_stride=output_stride or own.output_stride))
         return load_network(network, self.network_file(stage))  # type: ignore[return-value]
 
     def network_file(self, stage: str) -> Path:

@@ -29,7 +29,7 @@ from ..fitting.hardware import Hardware, processor, world_size
 from ..fitting.segmenter import Patches, SegmenterTask, training_batches
 from ..fitting.timed_steps import timed_steps, training_device
 from ..fitting.trainer import Task, micro_batch
-from ..networks.slice_network import SliceNetwork
+from ..networks.slice_network import empty_network
 from ..networks.unet import MEMORY_FORMAT, build_unet
 from .runner import Stage, fingerprint, is_done
 from .steps import later_round, without_paint
@@ -165,7 +165,7 @@ def finer_maps_cost(config: Config) -> float:
         return 1.0
     counts = []
     for stride in (config.classifier.output_stride, config.cam.output_stride):
-        network = SliceNetwork(replace(config.classifier, pretrained="", output_stride=stride)).eval()
+        network = empty_network(replace(config.classifier, output_stride=stride)).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(torch.zeros(1, *config.classifier.image_size))
         counts.append(counter.get_total_flops())
@@ -177,7 +177,7 @@ def _classifier(head: Prepared, config: Config) -> tuple[SliceTask, Any]:
     optimization = _alone(config.classifier.optimization)
     copies = -(-micro_batch(optimization) // len(slices))
     slices.hu, slices.labels = slices.hu.repeat(copies, 1, 1), slices.labels.repeat(copies)
-    task = SliceTask(SliceNetwork(replace(config.classifier, pretrained="")), config.classifier, config.seed)
+    task = SliceTask(empty_network(config.classifier), config.classifier, config.seed)
     return task, training_slices(slices, replace(config.classifier, optimization=optimization), config.seed)
 
 

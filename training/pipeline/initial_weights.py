@@ -25,7 +25,7 @@ from hemseg.manifest import MANIFEST, Manifest, default_weights
 
 from ..config import Config, classifier_settings, load_config
 from ..export.to_onnx import SETTINGS, STATES, network_settings
-from ..networks.slice_network import SliceNetwork
+from ..networks.slice_network import SliceNetwork, empty_network
 
 LICENSE = "LICENSE"  # a file beside the manifest
 CARRIED_OVER = "; carried over from the weights that training started from"
@@ -168,7 +168,7 @@ def classifier_of(weights: InitialWeights) -> tuple[SliceNetwork, Config]:
     else:  # of an older hemseg
         settings = load_config(str(weights.manifest.provenance.get("config", "unknown"))).classifier
     config = Config(weights.manifest.name, preprocessing=preprocessing, classifier=settings)
-    network = SliceNetwork(dataclasses.replace(settings, pretrained=""))
+    network = empty_network(settings)
     load_initial(network, weights.classifier)
     return network.eval(), config
 

@@ -30,8 +30,8 @@ from ..config import Config, Segmenter
 from ..data.datasets import DataSet
 from ..evaluation.evaluate import METRICS_VERSION
 from ..fitting.hardware import Hardware
-from ..networks.efficientnet_lite import OUTPUT_STRIDES, imagenet_file
-from ..networks.slice_network import IMAGENET, STAGES
+from ..networks.efficientnet_lite import imagenet_file
+from ..networks.slice_network import IMAGENET, STAGES, check_output_stride
 from ..stage_names import Variant
 from . import steps
 from .context import Context, vary
@@ -86,8 +86,8 @@ def check_stages(config: Config) -> None:
             f"{where}classifier.frozen_stages is {own.frozen_stages}, so random numbers would stay as they "
             "are; give it pretrained weights, or name some with --init."
         )
-    if config.cam.output_stride not in (0, *OUTPUT_STRIDES):
-        raise HemsegError(f"{where}cam.output_stride {config.cam.output_stride} is not available; give 8, 16 or 32.")
+    if config.cam.output_stride:
+        check_output_stride(config.cam.output_stride, f"{where}cam.output_stride")
     if own.pretrained == IMAGENET and not config.init:
         imagenet_file()
 
