@@ -51,7 +51,7 @@ from training.fitting.segmenter import Patches, SegmenterTask, training_batches
 from training.fitting.timed_steps import mixed, moved, timed_steps
 from training.fitting.trainer import Task, loader, micro_batch
 from training.networks.slice_network import SequenceNetwork, SliceNetwork
-from training.networks.unet import MEMORY_FORMAT, build_unet
+from training.networks.unet import build_unet, laid_out
 
 TOLERANCES = {"32-true": (1e-3, 1e-3), "bf16-mixed": (5e-2, 0.1)}  # of losses (relative), of gradients (1 - cosine)
 TIMES = 3.0
@@ -144,8 +144,7 @@ def tasks(config: Config, cases: list[Prepared], labels: dict[str, np.ndarray]) 
         torch.manual_seed(config.seed)
         optimization = _micro(config.segmenter.optimization)
         settings = replace(config.segmenter, optimization=optimization)
-        network = build_unet(settings, len(config.preprocessing.channels))
-        network.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]
+        network = laid_out(build_unet(settings, len(config.preprocessing.channels)))
         return SegmenterTask(network, settings, config.seed), training_batches(patches, settings, config.seed)
 
     return {"classify": classify, "sequence": sequence, "segment": segment}

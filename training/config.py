@@ -115,12 +115,23 @@ class Pseudolabels:
 
 
 @dataclass(frozen=True)
+class Encoder:
+    """A 2D encoder with weights learned from ImageNet in place of the 3D U-Net's (networks.pretrained_unet)."""
+
+    name: str = ""  # efficientnet_lite0; '': the paper's 3D U-Net
+    frozen_stages: int = 0  # the first of its four stages, with its stem, stay as ImageNet left them
+    # weight of what it says of each slice (networks.unet.slice_head_loss), of the slices that `slice_loss` knows
+    slice_head: float = 0.0
+
+
+@dataclass(frozen=True)
 class Segmenter:
     """3D U-Net (docs/method.md, 5). Strides and patches are (z, y, x)."""
 
     channels: tuple[int, ...] = (16, 32, 64, 128, 256)
     strides: tuple[tuple[int, int, int], ...] = ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2))
     residual_units: int = 2
+    encoder: Encoder = field(default_factory=Encoder)  # with one, channels, strides and units above do not count
     train_patch: tuple[int, int, int] = (16, 128, 128)
     patch: tuple[int, int, int] = (32, 192, 160)  # at inference, goes into the manifest
     patches_per_case: int = 1  # an epoch
@@ -175,6 +186,7 @@ class SelfTraining:
     painted: float = 0.0  # likewise
     unlocated: bool = False  # likewise
     train_patch: tuple[int, int, int] = (0, 0, 0)  # likewise
+    encoder: Encoder = field(default_factory=Encoder)  # likewise; another network than before begins anew
     # each n-th healthy single slice is shown to the U-Net before, and drawn the more often the surer that is of blood
     hard_negatives: int = 0
     optimization: Optimization = field(default_factory=lambda: Optimization("adam", lr=5e-4, batch=4, epochs=12))

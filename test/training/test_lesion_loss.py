@@ -13,7 +13,7 @@ from training.config import Config, Segmenter, SelfTraining
 from training.data.datasets import Prepared
 from training.fitting.segmenter import LEAST_LESION, Patches, SegmenterTask, lesion_shares
 from training.networks.unet import LEFT_OUT, build_unet, lesion_loss
-from training.pipeline.steps import later_round
+from training.pipeline.context import later_round
 
 SETTINGS = Segmenter((4, 8), ((1, 2, 2),), 1, train_patch=(2, 16, 16), lesion_loss=0.2)
 

@@ -29,16 +29,24 @@ from hemseg.segmentation import segment
 
 from ..config import Config
 from ..networks.unet import build_unet
+from ..pipeline.context import later_round
 from ..stage_names import NETWORK, stage_names
 
 
 def bundle_network(
-    channels: list[int], strides: list[list[int]], residual_units: int, in_channels: int, weights: str = ""
+    channels: list[int],
+    strides: list[list[int]],
+    residual_units: int,
+    in_channels: int,
+    weights: str = "",
+    encoder: str = "",
 ) -> nn.Module:
     """The network of a bundle: probabilities (n, 1, z, y, x) of patches (n, channel, z, y, x), both float32."""
-    from ..config import Segmenter
+    from ..config import Encoder, Segmenter
 
-    settings = Segmenter(tuple(channels), tuple((s[0], s[1], s[2]) for s in strides), residual_units)
+    settings = Segmenter(
+        tuple(channels), tuple((s[0], s[1], s[2]) for s in strides), residual_units, encoder=Encoder(encoder)
+    )
     network = build_unet(settings, in_channels)
     if weights:
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
@@ -89,7 +97,8 @@ def write_bundle(config: Config, run: Path, out: Path) -> None:
     what = f"hemseg {manifest.version}: research only, not a medical device.\n"
     (out / "docs" / "README.md").write_text(f"{what}\nLicence of the weights: {manifest.license}\n")
     (out / "configs" / "metadata.json").write_text(json.dumps(_metadata(manifest), indent=2) + "\n")
-    (out / "configs" / "inference.json").write_text(json.dumps(_inference(config), indent=2) + "\n")
+    own = later_round(config, rounds) if rounds else config
+    (out / "configs" / "inference.json").write_text(json.dumps(_inference(own), indent=2) + "\n")
 
 
 def _inference(config: Config) -> dict[str, Any]:
@@ -100,6 +109,7 @@ def _inference(config: Config) -> dict[str, Any]:
         "strides": s.strides,
         "residual_units": s.residual_units,
         "in_channels": len(config.preprocessing.channels),
+        **({"encoder": s.encoder.name} if s.encoder.name else {}),
     }
     return {
         "imports": [f"$from {__name__} import run_case"],

@@ -129,7 +129,8 @@ def network_settings(config: Config) -> dict[str, dict[str, Any]]:
     return {
         "preprocessing": dataclasses.asdict(config.preprocessing),
         "classifier": {key: classifier[key] for key in shown},
-        "segmenter": {key: segmenter[key] for key in ("channels", "strides", "residual_units")},
+        "segmenter": {key: segmenter[key] for key in ("channels", "strides", "residual_units")}
+        | {"encoder": config.segmenter.encoder.name},
     }
 
 

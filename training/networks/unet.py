@@ -1,6 +1,8 @@
-"""The 3D U-Net and its loss (eq. 2; docs/method.md, 5): MONAI's U-Net with anisotropic strides."""
+"""The U-Net (MONAI's with anisotropic strides, or a pretrained one) and its losses (eq. 2; docs/method.md, 5)."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from ..config import Segmenter
 from ..data.painted import UNKNOWN
+from .pretrained_unet import COARSEST, PretrainedUNet
 
 INITIAL_LOGIT = (
     -4.0
@@ -24,11 +27,13 @@ HARDEST = 16  # voxels of a slice; 16 mm² on a working grid of 1 mm
 
 
 def build_unet(settings: Segmenter, channels: int) -> nn.Module:
-    """The U-Net. Input (n, channel, z, y, x), output logits (n, 1, z, y, x).
+    """The U-Net with random weights. Input (n, channel, z, y, x), output logits (n, 1, z, y, x).
 
     MONAI's U-Net narrows to its ``out_channels`` before its last full-resolution convolution; it therefore ends
     in half as many channels as it starts with, and a 1x1x1 convolution makes the logit.
     """
+    if settings.encoder.name:
+        return PretrainedUNet(channels, INITIAL_LOGIT)
     width = max(1, settings.channels[0] // 2)
     unet = UNet(
         spatial_dims=3,
@@ -42,6 +47,20 @@ def build_unet(settings: Segmenter, channels: int) -> nn.Module:
     logit = nn.Conv3d(width, 1, 1)
     nn.init.constant_(logit.bias, INITIAL_LOGIT)  # type: ignore[arg-type]
     return nn.Sequential(unet, nn.BatchNorm3d(width), nn.PReLU(), logit)
+
+
+def laid_out(network: nn.Module) -> nn.Module:
+    """The network with its weights in the order in which CPUs train it fastest, in place."""
+    flat = isinstance(network, PretrainedUNet)
+    return network.to(memory_format=torch.channels_last if flat else MEMORY_FORMAT)  # type: ignore[call-overload]
+
+
+def multiples(settings: Segmenter) -> tuple[int, int, int]:
+    """What a patch's sides are multiples of, (z, y, x)."""
+    if settings.encoder.name:
+        return 1, COARSEST, COARSEST
+    z, y, x = (math.prod(sides) for sides in zip(*settings.strides, strict=True))
+    return z, y, x
 
 
 def combined_loss(logits: Tensor, target: Tensor, epsilon: float = 1.0) -> Tensor:
@@ -81,6 +100,20 @@ def slice_loss(logits: Tensor, target: Tensor, verdict: Tensor) -> Tensor:
     unlocated = logits[somewhere & ~ill & ~well].topk(count).values
     losses = torch.cat([F.softplus(brightest).mean(-1), found.sum(-1) / there.sum(-1), F.softplus(-unlocated).mean(-1)])
     return losses.sum() / max(1, len(losses))
+
+
+def slice_head_loss(logits: Tensor, target: Tensor, verdict: Tensor) -> Tensor:
+    """Binary cross-entropy of what the encoder says of each slice that holds a bleed, or surely holds none.
+
+    Args:
+        logits: (n, z).
+        target, verdict: as for `slice_loss`.
+    """
+    ill = (target > 0.5).flatten(3).any(-1)[:, 0]
+    well = (verdict > 0.5).flatten(3).any(-1)[:, 0]
+    known = ill | well
+    losses = F.binary_cross_entropy_with_logits(logits.float(), ill.float(), reduction="none")
+    return (losses * known).sum() / known.sum().clamp_min(1)
 
 
 def lesion_loss(logits: Tensor, target: Tensor, share: Tensor) -> Tensor:

@@ -114,8 +114,13 @@ class Context:
 
     def unet(self, stage: str) -> torch.nn.Module:
         """The U-Net that a stage trained."""
-        network = build_unet(self.config.segmenter, len(self.config.preprocessing.channels))
+        own = self.round_config(self.names.unets.index(stage))
+        network = build_unet(own.segmenter, len(own.preprocessing.channels))
         return load_network(network, self.network_file(stage))
+
+    def round_config(self, number: int) -> Config:
+        """The configuration that a round's U-Net is trained by; the first, before any self-training, is number 0."""
+        return later_round(self.config, number) if number else self.config
 
     def cases(self, *splits: str, without: tuple[str, ...] = ()) -> list[Prepared]:
         """Prepared scans of some splits, but for those of the data sets ``without``."""
@@ -148,6 +153,24 @@ class Context:
         """How sure the U-Net of the round before was of blood in healthy single slices, where ``stage`` wrote it."""
         saved = ((case.name, load_case(self.run / stage, case.name)) for case in self.dataset.part("train"))
         return {name: float(file["false_peak"]) for name, file in saved if "false_peak" in file}
+
+
+def later_round(config: Config, number: int) -> Config:
+    """The configuration of a round's U-Net (from 1): the first one's, with a schedule and a seed of its own."""
+    own = config.self_training
+    segmenter = replace(
+        config.segmenter,
+        optimization=own.optimization,
+        patches_per_case=own.patches_per_case,
+        single_slices=own.single_slices or config.segmenter.single_slices,
+        slice_loss=own.slice_loss or config.segmenter.slice_loss,
+        lesion_loss=own.lesion_loss or config.segmenter.lesion_loss,
+        painted=own.painted or config.segmenter.painted,
+        unlocated=own.unlocated or config.segmenter.unlocated,
+        train_patch=own.train_patch if any(own.train_patch) else config.segmenter.train_patch,
+        encoder=own.encoder if own.encoder.name else config.segmenter.encoder,
+    )
+    return replace(config, seed=config.seed + number, segmenter=segmenter)
 
 
 def vary(config: Config, variant: Variant) -> Config:

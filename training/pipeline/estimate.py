@@ -30,9 +30,10 @@ from ..fitting.segmenter import Patches, SegmenterTask, training_batches
 from ..fitting.timed_steps import timed_steps, training_device
 from ..fitting.trainer import Task, micro_batch
 from ..networks.slice_network import empty_network
-from ..networks.unet import MEMORY_FORMAT, build_unet
+from ..networks.unet import build_unet, laid_out
+from .context import later_round
 from .runner import Stage, fingerprint, is_done
-from .steps import later_round, without_paint
+from .steps import without_paint
 
 CACHE = "steps.json"
 STEPS = 3
@@ -191,7 +192,7 @@ def _unet(head: Prepared, config: Config, settings: Segmenter) -> tuple[Segmente
     heads = [replace(head, name=str(i)) for i in range(micro_batch(optimization))]
     settings = replace(settings, single_slices=0, patches_per_case=1)
     labels = {h.name: (h.hu > 60) & h.intracranial for h in heads}
-    network = build_unet(settings, len(config.preprocessing.channels)).to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]
+    network = laid_out(build_unet(settings, len(config.preprocessing.channels)))
     patches = Patches(heads, labels, replace(config, segmenter=settings))
     task = SegmenterTask(network, settings, config.seed)
     return task, training_batches(patches, replace(settings, optimization=optimization), config.seed)
@@ -280,7 +281,8 @@ class _Cost:
         train = part.part("train")
         singles = settings.single_slices and any(len(case.labels) == 1 for case in train)
         volumes = sum(len(case.labels) > 1 for case in train) if singles else len(train)
-        samples = volumes * settings.patches_per_case + (settings.single_slices if singles else 0)
+        together = settings.train_patch[0] if settings.encoder.name else 1  # single slices that share a patch
+        samples = volumes * settings.patches_per_case + (settings.single_slices / together if singles else 0)
         val = sum(len(case.labels) > 1 for case in part.part("val"))
         of_epoch = samples * self.per_patch[name] / world_size() + val * self._whole()
         return settings.optimization.epochs * of_epoch

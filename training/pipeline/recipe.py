@@ -31,7 +31,9 @@ from ..data.datasets import DataSet
 from ..evaluation.evaluate import METRICS_VERSION
 from ..fitting.hardware import Hardware
 from ..networks.efficientnet_lite import imagenet_file
-from ..networks.slice_network import IMAGENET, STAGES, check_output_stride
+from ..networks.pretrained_unet import COARSEST
+from ..networks.slice_network import IMAGENET, LITE, STAGES, check_output_stride
+from ..networks.unet import multiples
 from ..stage_names import Variant
 from . import steps
 from .context import Context, vary
@@ -52,6 +54,8 @@ def build_stages(
     context = Context(vary(config, variant), dataset, run, variant, hardware or Hardware())
     check_epochs(config)
     check_stages(config)
+    for number in range(len(context.names.unets)):
+        check_encoder(context.round_config(number), number == 0)
     table = [
         prepare(context),
         *classifier(context),
@@ -89,6 +93,31 @@ def check_stages(config: Config) -> None:
     if config.cam.output_stride:
         check_output_stride(config.cam.output_stride, f"{where}cam.output_stride")
     if own.pretrained == IMAGENET and not config.init:
+        imagenet_file()
+
+
+def check_encoder(config: Config, first: bool) -> None:
+    """Raises HemsegError where a round's U-Net has an encoder that cannot be what the configuration says.
+
+    Args:
+        first: of the U-Nets of the run, so initial weights may take the place of ImageNet's.
+    """
+    own, encoder, where = config.segmenter, config.segmenter.encoder, f"configuration {config.name}: "
+    if not encoder.name:
+        return
+    if encoder.name != LITE:
+        raise HemsegError(f"{where}encoder {encoder.name!r} is not known; known: {LITE}.")
+    if not 0 <= encoder.frozen_stages <= STAGES:
+        raise HemsegError(f"{where}encoder.frozen_stages is {encoder.frozen_stages}; there are {STAGES} stages.")
+    if encoder.slice_head and not own.slice_loss:
+        raise HemsegError(f"{where}encoder.slice_head needs slice_loss, which brings what is known of whole slices.")
+    if config.preprocessing.channels[0] != "hu":
+        raise HemsegError(f"{where}an encoder sees preprocessing.channels' first one, which must be hu.")
+    for name in ("train_patch", "patch"):
+        sides = getattr(own, name)
+        if any(side % step for side, step in zip(sides, multiples(own), strict=True)):
+            raise HemsegError(f"{where}{name} is {list(sides)}; with an encoder, y and x are multiples of {COARSEST}.")
+    if not (first and config.init):
         imagenet_file()
 
 

@@ -212,34 +212,18 @@ def relabel(context: Context, number: int, folder: Path) -> dict[str, Any]:
 
 
 def train_unet_on(context: Context, number: int, folder: Path) -> dict[str, Any]:
-    """The U-Net before, trained on with the labels of a later round."""
+    """The U-Net before, trained on with the labels of a later round; another network than before begins anew."""
     names, stage = context.names, context.names.labels[number]
+    before, own = (context.round_config(n).segmenter.encoder.name for n in (number - 1, number))
     return train_segmenter(
         *context.train_and_val(context.config.without.segment),
         context.labels(stage),
-        later_round(context.config, number),
+        context.round_config(number),
         folder,
         context.hardware,
-        context.network_file(names.unets[number - 1]),
+        context.network_file(names.unets[number - 1]) if before == own else None,
         context.false_peaks(stage),
     )
-
-
-def later_round(config: Config, number: int) -> Config:
-    """The configuration of a round's U-Net (from 1): the first one's, with a schedule and a seed of its own."""
-    own = config.self_training
-    segmenter = replace(
-        config.segmenter,
-        optimization=own.optimization,
-        patches_per_case=own.patches_per_case,
-        single_slices=own.single_slices or config.segmenter.single_slices,
-        slice_loss=own.slice_loss or config.segmenter.slice_loss,
-        lesion_loss=own.lesion_loss or config.segmenter.lesion_loss,
-        painted=own.painted or config.segmenter.painted,
-        unlocated=own.unlocated or config.segmenter.unlocated,
-        train_patch=own.train_patch if any(own.train_patch) else config.segmenter.train_patch,
-    )
-    return replace(config, seed=config.seed + number, segmenter=segmenter)
 
 
 def export(context: Context, folder: Path) -> dict[str, Any]:
@@ -257,12 +241,14 @@ def export(context: Context, folder: Path) -> dict[str, Any]:
     }
     if context.config.classifier.pretrained and not context.variant.reference:
         provenance["classifier_began_with"] = Path(context.config.classifier.pretrained).name
+    if encoder := context.round_config(len(context.names.unets) - 1).segmenter.encoder.name:
+        provenance["unet_began_with"] = f"{encoder}, ImageNet"
     networks = {"unet": network}
     if not context.variant.reference:
         networks["classifier"] = context.classifier
         if context.config.classifier.unpainted:
             networks["classifier_unpainted"] = context.doubters[-1]
-    write_states(networks, context.config, folder / STATES)
+    write_states(networks, context.round_config(len(context.names.unets) - 1), folder / STATES)
     if initial:
         provenance["initial_weights"] = initial.provenance
         copy_license(initial, folder)

@@ -1,0 +1,271 @@
+"""The U-Net with a pretrained encoder: what it sees, what it learns from, and how single slices fill its patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hemseg.errors import HemsegError
+from hemseg.preprocessing import Settings
+from training.config import Config, Encoder, Optimization, Segmenter, SelfTraining
+from training.data.datasets import DataSet, Prepared
+from training.export.bundle import bundle_network
+from training.export.to_onnx import export_model, network_settings
+from training.fitting.hardware import Hardware
+from training.fitting.segmenter import Patches, SegmenterTask, target_channels, train_segmenter, training_batches
+from training.fitting.timed_steps import timed_steps
+from training.fitting.trainer import save_network
+from training.networks.efficientnet_lite import PYRAMID, EfficientNetLite, imagenet_weights
+from training.networks.pretrained_unet import PretrainedUNet
+from training.networks.unet import LEFT_OUT, build_unet, laid_out, multiples, slice_head_loss
+from training.pipeline import steps
+from training.pipeline.context import Context, later_round
+from training.pipeline.recipe import build_stages
+from training.stage_names import NETWORK
+
+LITE = Encoder("efficientnet_lite0", frozen_stages=1, slice_head=0.3)
+OWN = Segmenter(
+    encoder=LITE,
+    slice_loss=0.3,
+    train_patch=(4, 32, 32),
+    patch=(4, 64, 32),
+    optimization=Optimization("adamw", lr=1e-3, batch=2, epochs=1),
+)
+
+
+@pytest.fixture(scope="module")
+def network() -> PretrainedUNet:
+    torch.manual_seed(0)
+    made = build_unet(OWN, 2)
+    assert isinstance(made, PretrainedUNet)
+    made.encoder.load_state_dict(imagenet_weights())
+    return made.eval()
+
+
+def head(name: str, slices: int, bleeding: tuple[int, ...] = ()) -> tuple[Prepared, np.ndarray]:
+    """A head whose slices differ, with a bright square in some of them, and its label."""
+    rng = np.random.default_rng(len(name))
+    hu = rng.normal(32, 4, (slices, 40, 40)).astype(np.float32)
+    label = np.zeros(hu.shape, np.int8)
+    for z in bleeding:
+        hu[z, 10:20, 10:20], label[z, 10:20, 10:20] = 65, 1
+    return Prepared(name, "train", hu, np.ones(hu.shape, bool), label.any(axis=(1, 2)).astype(np.int8)), label
+
+
+# --- the network ------------------------------------------------------------------------------------------------------
+
+
+def test_the_encoder_gives_the_last_maps_of_each_size() -> None:
+    maps, features = EfficientNetLite().eval().pyramid(torch.zeros(1, 3, 64, 96))
+    assert [m.shape[1] for m in maps] == list(PYRAMID)
+    assert [tuple(m.shape[2:]) for m in maps] == [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
+    assert tuple(features.shape) == (1, 1280, 2, 3)
+
+
+@torch.no_grad()
+def test_stacks_of_any_height_begin_at_the_first_logit(network: PretrainedUNet) -> None:
+    fresh = build_unet(OWN, 2).eval()
+    for slices in (1, 5):
+        logits, of_slices = fresh.both(torch.rand(2, 2, slices, 64, 32))  # type: ignore[operator]
+        assert tuple(logits.shape) == (2, 1, slices, 64, 32)
+        assert tuple(of_slices.shape) == (2, slices)
+        assert logits.mean() == pytest.approx(-4, abs=0.5)
+
+
+@torch.no_grad()
+def test_slices_beside_count_unless_they_lie_apart(network: PretrainedUNet) -> None:
+    image = torch.rand(1, 2, 4, 64, 32)
+    other = image.clone()
+    other[:, :, 2] = torch.rand(1, 2, 64, 32)
+    alone, beside = torch.tensor([True]), torch.tensor([False])
+    for apart, changed in ((alone, {2}), (beside, {0, 1, 2, 3}), (None, {0, 1, 2, 3})):
+        before, after = (network.both(x, apart)[0] for x in (image, other))
+        assert {z for z in range(4) if not torch.equal(before[0, 0, z], after[0, 0, z])} == changed
+    single = torch.cat([network(image[:, :, z : z + 1]) for z in range(4)], 2)
+    assert torch.allclose(single, network.both(image, alone)[0], atol=1e-5)  # as where a scan has one slice
+    assert torch.allclose(network.both(image, beside)[0], network(image), atol=1e-5)
+
+
+@torch.no_grad()
+def test_it_shows_the_encoder_three_windows_of_hu(network: PretrainedUNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(network.encoder, "pyramid", lambda x: seen.append(x) or EfficientNetLite().eval().pyramid(x))
+    image = torch.full((1, 2, 1, 32, 32), (50 + 20) / 120)  # 50 HU of -20..100
+    image[:, 1] = 0.9  # the equalized channel is not the encoder's
+    network(image)
+    assert seen[0][0, :, 0, 0].tolist() == pytest.approx([50 / 80 * 2 - 1, 70 / 120 * 2 - 1, 10 / 60 * 2 - 1])
+
+
+def test_it_leaves_as_onnx_and_as_a_bundle(network: PretrainedUNet, tmp_path: Path) -> None:
+    config = Config("test", segmenter=OWN)
+    assert export_model(network, config, tmp_path, {})["difference_to_torch"] < 1e-4
+    assert network_settings(config)["segmenter"]["encoder"] == "efficientnet_lite0"
+    save_network(network, tmp_path / "model.pt")
+    bundled = bundle_network([16, 32], [[1, 2, 2]], 1, 2, str(tmp_path / "model.pt"), "efficientnet_lite0")
+    image = torch.rand(1, 2, 4, 64, 32)
+    with torch.no_grad():
+        assert torch.allclose(bundled(image), network(image).sigmoid(), atol=1e-6)
+
+
+# --- how it learns ----------------------------------------------------------------------------------------------------
+
+
+def test_single_slices_fill_a_patch_together() -> None:
+    scans = [head("volume", 6, (2, 3)), *(head("single" + "x" * n, 1, (0,) * (n % 2)) for n in range(6))]
+    cases, labels = [case for case, _ in scans], {case.name: label for case, label in scans}
+    settings = replace(OWN, single_slices=6)
+    patches = Patches(cases, labels, Config("test", segmenter=settings))
+    assert len(patches) == 1 + 2  # six slices in patches of four
+    channels = target_channels(settings)
+    assert channels == {"label": 0, "verdict": 1, "apart": 2}
+    image, target = patches[(0, 0)]
+    assert not target[channels["apart"]].any()
+    images = []
+    for index in (1, 2):
+        image, target = patches[(0, index)]
+        assert tuple(image.shape) == (2, 4, 32, 32)
+        assert (target[channels["apart"]] == 1).all()
+        images += list(image[0])
+        bleeding = target[0].flatten(1).amax(1) > 0
+        assert (target[channels["verdict"]].flatten(1).amax(1) == (~bleeding).float()).all()
+    assert len({tuple(x.flatten()[:5].tolist()) for x in images}) > 2  # not one that is repeated
+    plain = Patches(cases, labels, Config("test", segmenter=replace(settings, encoder=Encoder())))
+    assert len(plain) == 1 + 6
+    image, target = plain[(0, 1)]
+    assert len(target) == 2
+    assert torch.equal(image[:, 0], image[:, 3])
+
+
+def test_what_the_encoder_says_of_a_slice_counts_where_its_label_is_known() -> None:
+    target, verdict = torch.zeros(1, 1, 3, 8, 8), torch.zeros(1, 1, 3, 8, 8)
+    target[0, 0, 0, 2:4, 2:4] = 1
+    verdict[0, 0, 1] = 1
+    target[0, 0, 2] = LEFT_OUT
+    right = slice_head_loss(torch.tensor([[9.0, -9.0, 9.0]]), target, verdict)
+    wrong = slice_head_loss(torch.tensor([[-9.0, -9.0, -9.0]]), target, verdict)
+    assert right < 1e-3
+    assert wrong == pytest.approx(4.5, rel=1e-3)
+    nothing = torch.full_like(target, LEFT_OUT)
+    assert slice_head_loss(torch.ones(1, 3), nothing, torch.zeros_like(verdict)) == 0
+
+
+def test_the_first_stages_stay_and_all_else_learns() -> None:
+    case, label = head("volume", 6, (2, 3))
+    settings = replace(OWN, augment=True, turned=0.5)
+    patches = Patches(
+        [case, replace(case, name="other")], {"volume": label, "other": label}, Config("", segmenter=settings)
+    )
+    torch.manual_seed(0)
+    network = laid_out(build_unet(settings, 2))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    task = SegmenterTask(network, settings, 0)
+    timed = timed_steps(task, training_batches(patches, settings, 0), torch.device("cpu"), "32-true", steps=2)
+    assert all(np.isfinite(timed.losses))
+    same = {name for name, value in network.state_dict().items() if torch.equal(value, before[name])}
+    frozen = ("encoder._conv_stem", "encoder._bn0", *(f"encoder._blocks.{n}." for n in range(3)))
+    assert same == {name for name in before if name.startswith(frozen)}
+
+
+def test_it_begins_with_imagenet_and_goes_on_from_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[PretrainedUNet] = []
+
+    def fit(task: SegmenterTask, *_: Any) -> dict[str, Any]:
+        assert isinstance(task.network, PretrainedUNet)
+        seen.append(task.network)
+        return {}
+
+    monkeypatch.setattr("training.fitting.segmenter.fit", fit)
+    case, label = head("volume", 6, (2, 3))
+    config = Config("test", segmenter=OWN)
+    train_segmenter([case], [case], {"volume": label}, config, tmp_path, Hardware())
+    published, own = imagenet_weights(), seen[0].encoder.state_dict()
+    assert all(torch.equal(own[name], published[name]) for name in published)
+    with torch.no_grad():
+        seen[0].slice_logit.weight.fill_(7)
+    save_network(seen[0], tmp_path / "own.pt")
+    train_segmenter([case], [case], {"volume": label}, config, tmp_path, Hardware(), tmp_path / "own.pt")
+    assert (seen[1].slice_logit.weight == 7).all()
+
+
+@pytest.mark.parametrize("first", [Encoder(), LITE])
+def test_a_later_round_with_another_network_begins_anew(
+    first: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+    monkeypatch.setattr(steps, "train_segmenter", lambda *args: given.append(args) or {})
+    monkeypatch.setattr(Context, "labels", lambda *_: {})
+    monkeypatch.setattr(Context, "false_peaks", lambda *_: {})
+    round_ = SelfTraining(True, encoder=LITE, slice_loss=0.3, train_patch=(4, 32, 32))
+    segmenter = replace(OWN, encoder=first, channels=(4, 8), strides=((1, 2, 2),))
+    context = Context(Config("test", segmenter=segmenter, self_training=round_), DataSet("none", ()), tmp_path)
+    steps.train_unet_on(context, 1, tmp_path)
+    ((_, _, _, config, _, _, start, _),) = given
+    assert config.segmenter.encoder == LITE
+    assert start == (tmp_path / "segment" / NETWORK if first.name else None)
+    for number, stage in enumerate(context.names.unets):
+        (tmp_path / stage).mkdir()
+        save_network(build_unet(context.round_config(number).segmenter, 2), tmp_path / stage / NETWORK)
+    assert isinstance(context.unet("resegment"), PretrainedUNet)
+    assert isinstance(context.unet("segment"), PretrainedUNet) == bool(first.name)
+
+
+def test_compiled_it_saves_the_weights_of_a_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    def compiled(both: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: called.append(len(args)) or both(*args)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    tasks = [SegmenterTask(build_unet(OWN, 2), OWN, 0, compiled=c) for c in (False, True)]
+    assert list(tasks[0].state_dict()) == list(tasks[1].state_dict())
+    image, target = torch.rand(1, 2, 4, 32, 32), torch.zeros(1, 3, 4, 32, 32)
+    losses: list[Tensor] = []
+    for task in tasks:
+        monkeypatch.setattr(task, "log", lambda *_, **__: None)
+        losses.append(task.training_step((image, target), 0))
+        task.validation_step((image, target[:, :1]), 0)
+    assert called == [2]  # in training alone
+
+
+# --- what does not go together ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder": Encoder("resnet50")}, "encoder 'resnet50' is not known; known: efficientnet_lite0"),
+        ({"encoder": replace(LITE, frozen_stages=5)}, "frozen_stages is 5; there are 4"),
+        ({"slice_loss": 0.0}, "slice_head needs slice_loss"),
+        ({"train_patch": (4, 40, 32)}, r"train_patch is \[4, 40, 32\]; with an encoder, y and x are multiples of 32"),
+        ({"patch": (32, 192, 150)}, r"patch is \[32, 192, 150\]"),
+    ],
+)
+def test_a_recipe_that_cannot_work_is_refused_before_it_begins(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    config = Config("test", segmenter=replace(OWN, **changes))
+    with pytest.raises(HemsegError, match=message):
+        build_stages(config, DataSet("none", ()), tmp_path)
+    round_ = SelfTraining(True, encoder=changes.get("encoder", LITE))
+    plain = replace(config.segmenter, encoder=Encoder())
+    with pytest.raises(HemsegError, match=message):
+        build_stages(replace(config, segmenter=plain, self_training=round_), DataSet("none", ()), tmp_path)
+
+
+def test_the_encoder_needs_hu_first(tmp_path: Path) -> None:
+    config = Config("test", segmenter=OWN, preprocessing=Settings(channels=("equalized", "hu")))
+    with pytest.raises(HemsegError, match="must be hu"):
+        build_stages(config, DataSet("none", ()), tmp_path)
+
+
+def test_what_patches_are_multiples_of() -> None:
+    assert multiples(OWN) == (1, 32, 32)
+    assert multiples(replace(OWN, encoder=Encoder(), strides=((1, 2, 2), (2, 2, 2)))) == (2, 4, 4)
+    assert later_round(Config("", segmenter=OWN), 1).segmenter.encoder == LITE

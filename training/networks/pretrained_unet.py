@@ -1,0 +1,127 @@
+"""A U-Net whose encoder knows ImageNet and sees one slice at a time; its decoder joins neighboring slices.
+
+After the anisotropic hybrid network (Liu et al., MICCAI 2018, arXiv:1711.08580): slices of 5 mm are labelled one by one
+and look like pictures, so features come from a 2D network that knows many pictures (`efficientnet_lite`), and what the
+slices beside show is joined where maps are coarse. The paper's 3D U-Net (`unet`) begins with random numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .efficientnet_lite import FEATURES, PYRAMID, EfficientNetLite
+
+# Of the first channel, -20..100 HU as 0..1: from 0 to 80 HU, all of it, from 40 HU; three colors to the encoder
+WINDOWS = ((1 / 6, 5 / 6), (0.0, 1.0), (0.5, 1.0))
+WIDTHS = (8, 24, 40, 64, 96)  # channels of the decoder at 1, 1/2, 1/4, 1/8 and 1/16 of the resolution
+COARSEST = 32  # y and x of an image are multiples of it
+
+
+class PretrainedUNet(nn.Module):
+    """Input (n, channel, z, y, x) in 0..1, output logits (n, 1, z, y, x); y and x multiples of 32, z as it comes.
+
+    The encoder also says of each slice whether it holds hemorrhage (`both`): trained on slice labels, that keeps its
+    features those of blood while the decoder is still learning.
+
+    Args:
+        channels: of the input; the first is a window of HU, which the encoder sees. The last layer sees all.
+        initial_logit: where each voxel starts.
+    """
+
+    def __init__(self, channels: int, initial_logit: float) -> None:
+        super().__init__()
+        self.encoder = EfficientNetLite()
+        self.windows: Tensor
+        self.register_buffer("windows", torch.tensor(WINDOWS), persistent=False)
+        self.slice_logit = nn.Linear(FEATURES, 1)
+        full, half, quarter, eighth, sixteenth = WIDTHS
+        self.bottom = nn.Conv2d(PYRAMID[-1], sixteenth, 1, bias=False)
+        self.whole = nn.Conv2d(FEATURES, sixteenth, 1)  # what the slice is as a whole goes to each of its places
+        self.up = nn.ModuleList(
+            [
+                Up(sixteenth, PYRAMID[3], sixteenth, True),
+                Up(sixteenth, PYRAMID[2], eighth, True),
+                Up(eighth, PYRAMID[1], quarter, True),
+                Up(quarter, PYRAMID[0], half, False),
+            ]
+        )
+        self.enlarge = nn.Conv2d(half, full * 4, 1)
+        self.last = nn.Sequential(
+            nn.Conv2d(full + channels, full, 3, padding=1, bias=False), nn.BatchNorm2d(full), nn.ReLU()
+        )
+        self.logit = nn.Conv2d(full, 1, 1)
+        nn.init.constant_(self.logit.bias, initial_logit)  # type: ignore[arg-type]
+
+    def freeze(self, stages: int) -> None:
+        """Leave the encoder's first stages, with its stem, as they are; none when 0."""
+        for layer in self.encoder.first_stages(stages) if stages else []:
+            layer.requires_grad_(False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.both(image)[0]
+
+    def both(self, image: Tensor, apart: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits of voxels (n, 1, z, y, x) and of slices (n, z).
+
+        Args:
+            image: (n, channel, z, y, x).
+            apart: bool (n,), of stacks whose slices are of different heads: none has one beside it.
+        """
+        n, channels, z, *plane = image.shape
+        flat = image.transpose(1, 2).reshape(n * z, channels, *plane)
+        low, high = self.windows[:, 0, None, None], self.windows[:, 1, None, None]
+        colors = ((flat[:, :1] - low) / (high - low)).clamp(0, 1) * 2 - 1
+        maps, head = self.encoder.pyramid(colors.contiguous(memory_format=torch.channels_last))
+        pooled = head.mean((2, 3), keepdim=True)
+        x = self.bottom(maps[-1]) + self.whole(pooled)
+        for up, beside in zip(self.up, maps[-2::-1], strict=True):
+            x = up(x, beside, n, apart)
+        x = F.pixel_shuffle(self.enlarge(x), 2)
+        logits = self.logit(self.last(torch.cat([x, flat], 1)))
+        return logits.reshape(n, z, 1, *plane).transpose(1, 2), self.slice_logit(pooled.flatten(1)).reshape(n, z)
+
+
+class Up(nn.Module):
+    """The decoder's step to the next finer maps: with the encoder's of that size, and with those of the slices beside.
+
+    Args:
+        coarse, skip, width: channels that come from below, from the encoder, and that leave.
+        joins: looks at the slices before and after, too.
+    """
+
+    def __init__(self, coarse: int, skip: int, width: int, joins: bool) -> None:
+        super().__init__()
+        self.narrow = nn.Conv2d(coarse, width, 1, bias=False)  # before it is enlarged: a quarter of the work
+        self.beside = nn.Conv2d(skip, width, 1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.plane = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.plane_norm = nn.BatchNorm2d(width)
+        self.joins = joins
+        if joins:
+            self.slices = nn.Conv2d(3 * width, width, 1, bias=False)
+            self.slices_norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor, skip: Tensor, n: int, apart: Tensor | None) -> Tensor:
+        """Maps (n * z, channel, y, x) of twice the size of ``x``, that of ``skip``."""
+        x = F.interpolate(self.narrow(x), scale_factor=2.0, mode="nearest") + self.beside(skip)
+        x = F.relu(self.norm(x))
+        x = F.relu(self.plane_norm(self.plane(x)) + x)
+        if self.joins:
+            x = F.relu(self.slices_norm(self.slices(torch.cat(neighbors(x, n, apart), 1))) + x)
+        return x
+
+
+def neighbors(x: Tensor, n: int, apart: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Of maps (n * z, channel, y, x): those of the slice before, their own, and those of the slice after.
+
+    The outermost slices of a stack go on as they are, and so do all slices of those that are ``apart`` (n,).
+    """
+    stack = x.reshape(n, -1, *x.shape[1:])
+    before = torch.cat([stack[:, :1], stack[:, :-1]], 1)
+    after = torch.cat([stack[:, 1:], stack[:, -1:]], 1)
+    if apart is not None:
+        alone = apart[:, None, None, None, None]
+        before, after = torch.where(alone, stack, before), torch.where(alone, stack, after)
+    return before.reshape(x.shape), x, after.reshape(x.shape)
