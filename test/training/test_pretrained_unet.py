@@ -17,7 +17,7 @@ from hemseg.preprocessing import Settings
 from training.config import Config, Encoder, Optimization, Segmenter, SelfTraining
 from training.data.datasets import DataSet, Prepared
 from training.export.bundle import bundle_network
-from training.export.to_onnx import export_model, network_settings
+from training.export.to_onnx import export_model, network_settings, rounded, write_states
 from training.fitting.hardware import Hardware
 from training.fitting.segmenter import Patches, SegmenterTask, target_channels, train_segmenter, training_batches
 from training.fitting.timed_steps import timed_steps
@@ -27,6 +27,7 @@ from training.networks.pretrained_unet import PretrainedUNet
 from training.networks.unet import LEFT_OUT, build_unet, laid_out, multiples, slice_head_loss
 from training.pipeline import steps
 from training.pipeline.context import Context, later_round
+from training.pipeline.initial_weights import load_initial
 from training.pipeline.recipe import build_stages
 from training.stage_names import NETWORK
 
@@ -101,6 +102,20 @@ def test_it_shows_the_encoder_three_windows_of_hu(network: PretrainedUNet, monke
     image[:, 1] = 0.9  # the equalized channel is not the encoder's
     network(image)
     assert seen[0][0, :, 0, 0].tolist() == pytest.approx([50 / 80 * 2 - 1, 70 / 120 * 2 - 1, 10 / 60 * 2 - 1])
+
+
+def test_what_is_kept_for_training_holds_the_numbers_of_the_onnx_file(network: PretrainedUNet, tmp_path: Path) -> None:
+    config, leaving = Config("test", segmenter=OWN), rounded(network)
+    write_states({"unet": leaving}, config, tmp_path)
+    assert (tmp_path / "unet.safetensors").stat().st_size < 8e6
+    again = build_unet(OWN, 2)
+    load_initial(again, tmp_path / "unet.safetensors")
+    image = torch.rand(1, 2, 4, 64, 32)
+    with torch.no_grad():
+        expected = leaving(image)
+        assert torch.equal(again.eval()(image), expected)
+        assert torch.allclose(network(image).sigmoid(), expected.sigmoid(), atol=1e-2)
+    assert next(again.parameters()).dtype == torch.float32
 
 
 def test_it_leaves_as_onnx_and_as_a_bundle(network: PretrainedUNet, tmp_path: Path) -> None:

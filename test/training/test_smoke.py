@@ -101,7 +101,8 @@ def test_smoke_leaves_weights_that_inference_loads(smoke: Path) -> None:
         state = load_file(smoke / "export" / "torch" / f"{name}.safetensors")
         trained = torch.load(smoke / stage / "network.pt", weights_only=True)
         assert state.keys() == trained.keys()
-        assert all(torch.equal(state[key], trained[key]) for key in state)
+        assert all(torch.equal(state[key], trained[key].to(state[key])) for key in state)
+        assert {state[key].dtype for key in state if state[key].ndim > 1} == {torch.float16}
 
 
 def test_status_tells_the_stages(smoke: Path, tmp_path: Path) -> None:

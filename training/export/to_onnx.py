@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -10,7 +11,7 @@ import shutil
 import subprocess
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -29,6 +30,7 @@ from ..config import Config
 from .graph import subpixel
 
 OPSET = 18
+Network = TypeVar("Network", bound=nn.Module)
 STRIP = "strip.onnx"
 STATES = "torch"  # folder beside the manifest: the weights as training has them
 SETTINGS = "config.json"  # in it: what their arrays do not show
@@ -113,13 +115,30 @@ def export_model(
 def write_states(networks: dict[str, nn.Module], config: Config, folder: Path) -> None:
     """The weights that training goes on from, ``<name>.safetensors`` each: arrays, which run no code when read.
 
-    `network_settings` stand beside them.
+    Kernels are stored in half precision, which loses nothing of networks that are `rounded`. `network_settings` stand
+    beside them.
     """
     folder.mkdir(exist_ok=True)
     for name, network in networks.items():
-        state = {key: value.contiguous() for key, value in network.state_dict().items()}
-        save_file(state, folder / f"{name}.safetensors")
+        state = {key: (value.half() if _large(value) else value) for key, value in network.state_dict().items()}
+        save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
     (folder / SETTINGS).write_text(json.dumps(network_settings(config), indent=1) + "\n")
+
+
+def rounded(network: Network) -> Network:
+    """A copy whose kernels fit into half precision (11 bits): ONNX and the states beside it then hold the same numbers,
+    and the states take half of the space."""
+    result = copy.deepcopy(network)
+    with torch.no_grad():
+        for value in result.state_dict().values():
+            if _large(value):
+                value.copy_(value.half())
+    return result
+
+
+def _large(value: Tensor) -> bool:
+    """A kernel; scales, shifts and statistics are small, and some of them have a wide range."""
+    return value.ndim > 1 and value.is_floating_point()
 
 
 def network_settings(config: Config) -> dict[str, dict[str, Any]]:

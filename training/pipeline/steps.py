@@ -28,7 +28,7 @@ from ..evaluation.panels import Shown, write_panel
 from ..evaluation.quality import reference_on_grid
 from ..evaluation.tables import write_table
 from ..export.classifier import export_classifier
-from ..export.to_onnx import STATES, export_model, write_states
+from ..export.to_onnx import STATES, export_model, rounded, write_states
 from ..fitting.classifier import predict, train_classifier, train_sequence
 from ..fitting.painted_slices import painted_slices
 from ..fitting.segmenter import train_segmenter
@@ -229,7 +229,7 @@ def train_unet_on(context: Context, number: int, folder: Path) -> dict[str, Any]
 def export(context: Context, folder: Path) -> dict[str, Any]:
     """The last U-Net as ONNX with its manifest, and the weights that training goes on from."""
     dataset, initial = context.dataset, context.initial
-    network = context.unet(context.names.unets[-1])
+    network = rounded(context.unet(context.names.unets[-1]))
     provenance: dict[str, Any] = {
         "data": f"{dataset.name}: {len(dataset.part('train'))} train and {len(dataset.part('val'))} val cases",
         "supervision": combined_supervision(context.supervision, initial),
@@ -245,16 +245,16 @@ def export(context: Context, folder: Path) -> dict[str, Any]:
         provenance["unet_began_with"] = f"{encoder}, ImageNet"
     networks = {"unet": network}
     if not context.variant.reference:
-        networks["classifier"] = context.classifier
+        networks["classifier"] = rounded(context.classifier)
         if context.config.classifier.unpainted:
-            networks["classifier_unpainted"] = context.doubters[-1]
+            networks["classifier_unpainted"] = rounded(context.doubters[-1])
     write_states(networks, context.round_config(len(context.names.unets) - 1), folder / STATES)
     if initial:
         provenance["initial_weights"] = initial.provenance
         copy_license(initial, folder)
     beside = None
     if context.config.segmenter.min_slice_probability and not context.variant.reference:
-        beside = export_classifier(context.doubters, context.config, folder)
+        beside = export_classifier([rounded(each) for each in context.doubters], context.config, folder)
     return export_model(network, licensed(context.config, initial), folder, provenance, context.strip_file, beside)
 
 
