@@ -119,7 +119,7 @@ class Encoder:
     """A 2D encoder with weights learned from ImageNet in place of the 3D U-Net's (networks.pretrained_unet)."""
 
     name: str = ""  # efficientnet_lite0; '': the paper's 3D U-Net
-    frozen_stages: int = 0  # the first of its four stages, with its stem, stay as ImageNet left them
+    frozen_stages: int = 0  # the first of its four stages, with its stem, stay as they were when training began
     # weight of what it says of each slice (networks.unet.slice_head_loss), of the slices that `slice_loss` knows
     slice_head: float = 0.0
 
@@ -171,7 +171,10 @@ class Segmenter:
 
 @dataclass(frozen=True)
 class SelfTraining:
-    """Later rounds: the U-Net relabels its own positive slices and is trained on from there (beyond the paper)."""
+    """Later rounds (beyond the paper): the U-Net relabels its own positive slices, and is trained on with them.
+
+    With another ``encoder`` than before, that network is trained on them from its beginning.
+    """
 
     enabled: bool = False
     rounds: int = 1

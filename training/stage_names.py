@@ -17,7 +17,7 @@ STAGES = {  # of the recipe itself, in order: what each makes
     "pseudolabel": "Masks from the maps, by differential prediction.",
     "segment": "The 3D U-Net, from the pseudo-labels.",
     "relabel": "The U-Net's own labels of its positive slices, where self-training is on.",
-    "resegment": "The U-Net trained on with them.",
+    "resegment": "The U-Net trained on with them, or another one.",
     "export": "ONNX weights and their manifest.",
     "panels": "Pictures like the paper's Fig. 3, of val.",
     "evaluate": "Figures on the test split.",

@@ -19,7 +19,7 @@ from training.data.datasets import DataSet
 from training.fitting.classifier import Slices, SliceTask, training_slices
 from training.fitting.hardware import Hardware
 from training.fitting.timed_steps import timed_steps
-from training.fitting.trainer import fit, save_network
+from training.fitting.trainer import fit, load_network, save_network
 from training.labels.cam import raw_maps
 from training.networks.efficientnet_lite import EfficientNetLite, imagenet_weights
 from training.networks.slice_network import SliceNetwork
@@ -121,6 +121,22 @@ def test_stages_of_a_resnet_stay_through_training_and_validation(
     )
     unchanged = {name for name, value in network.state_dict().items() if torch.equal(value, before[name])}
     assert unchanged == {name for name in before if name.split(".")[1] in same}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_was_loaded_learns_its_statistics_unless_they_are_frozen(frozen: bool, tmp_path: Path) -> None:
+    """A network that was loaded comes in evaluation mode, in which Lightning would leave it."""
+    own = Optimization("adam", 1e-3, batch=4, epochs=2, frozen_statistics=frozen)
+    settings = Classifier("resnet18", (4, 4, 8, 8), image_size=(64, 48), optimization=own)
+    save_network(SliceNetwork(settings), tmp_path / NETWORK)
+    network = load_network(SliceNetwork(settings), tmp_path / NETWORK)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    slices = Slices(torch.rand(8, 64, 48) * 80, (torch.arange(8) % 2).float())
+    batches = training_slices(slices, settings, 0)
+    fit(SliceTask(network, settings, 0), batches, DataLoader(slices, 4), tmp_path, Hardware())
+    moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert any(name.endswith("running_mean") for name in moved) != frozen
+    assert "backbone.conv1.weight" in moved
 
 
 def test_maps_are_finer_where_the_configuration_says_so(tmp_path: Path) -> None:

@@ -381,7 +381,7 @@ def test_estimates_grow_with_the_work(config: Config, dataset: DataSet, tmp_path
     own = SelfTraining(enabled=True, optimization=config.segmenter.optimization)
     later = minutes(replace(config, self_training=own), "resegment")
     longer_step = later.minutes["resegment"] / first.minutes["segment"]
-    assert 1.5 < longer_step < 2  # its step takes twice as long, validation the same
+    assert longer_step == pytest.approx(2)  # its step takes twice as long, and so does its answer in validation
     assert first.memory_bytes > 3e9
     assert later.memory_bytes > 9e9 > first.memory_bytes
     assert "GB of memory" in first.sentence()

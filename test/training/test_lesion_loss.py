@@ -13,7 +13,7 @@ from training.config import Config, Segmenter, SelfTraining
 from training.data.datasets import Prepared
 from training.fitting.segmenter import LEAST_LESION, Patches, SegmenterTask, lesion_shares
 from training.networks.unet import LEFT_OUT, build_unet, lesion_loss
-from training.pipeline.context import later_round
+from training.rounds import round_config
 
 SETTINGS = Segmenter((4, 8), ((1, 2, 2),), 1, train_patch=(2, 16, 16), lesion_loss=0.2)
 
@@ -81,7 +81,7 @@ def test_a_step_adds_the_loss_by_its_weight(monkeypatch: Any) -> None:
 
 def test_a_later_round_may_ask_for_it_and_for_more_paint() -> None:
     base = Config("test", segmenter=replace(SETTINGS, lesion_loss=0.0, painted=0.5))
-    same = later_round(base, 1).segmenter
+    same = round_config(base, 1).segmenter
     assert (same.lesion_loss, same.painted) == (0.0, 0.5)
-    other = later_round(replace(base, self_training=SelfTraining(lesion_loss=0.2, painted=0.8)), 1).segmenter
+    other = round_config(replace(base, self_training=SelfTraining(lesion_loss=0.2, painted=0.8)), 1).segmenter
     assert (other.lesion_loss, other.painted) == (0.2, 0.8)

@@ -8,7 +8,7 @@ from conftest import ROOT
 
 SOURCE = ROOT / "training"
 LAYERS = (
-    ("console", "stage_names", "config"),
+    ("console", "stage_names", "config", "rounds"),
     ("data",),
     ("networks",),
     ("fitting",),

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from hemseg.errors import HemsegError
 from hemseg.model import Model, load
 from hemseg.preprocessing import Settings
 from hemseg.scan import read
@@ -32,6 +33,7 @@ from ..data.datasets import DataSet, prepared
 from ..evaluation.evaluate import evaluate, network_predictor
 from ..evaluation.quality import mask_on_grid
 from ..evaluation.tables import markdown_table, read_cases, write_table
+from ..networks.unet import multiples
 from ..pipeline.context import WEAK
 from ..pipeline.recipe import build_stages
 from ..pipeline.runner import Stage, run_stage
@@ -54,7 +56,9 @@ class Size:
     def of(self, config: Config, epochs: int) -> Config:
         """The configuration with this grid and width; patches cover the same mm, in whole strides."""
         segmenter, finer = config.segmenter, config.preprocessing.in_plane_mm / self.in_plane_mm
-        step = [int(v) for v in np.prod(segmenter.strides, axis=0)]
+        step = multiples(segmenter)
+        if segmenter.encoder.name and self.width != 1:
+            raise HemsegError(f"configuration {config.name}: an encoder has one width, not {self.width:g} of it.")
 
         def patch(size: tuple[int, int, int]) -> tuple[int, int, int]:
             z, y, x = size

@@ -28,9 +28,11 @@ from hemseg.scan import read
 from hemseg.segmentation import segment
 
 from ..config import Config
+from ..fitting.trainer import load_network
 from ..networks.unet import build_unet
-from ..pipeline.context import later_round
+from ..rounds import round_config
 from ..stage_names import NETWORK, stage_names
+from .to_onnx import rounded
 
 
 def bundle_network(
@@ -89,7 +91,9 @@ def write_bundle(config: Config, run: Path, out: Path) -> None:
     (out / "docs").mkdir(exist_ok=True)
     rounds = config.self_training.rounds if config.self_training.enabled else 0
     names = stage_names(rounds=rounds)
-    (out / "models" / "model.pt").write_bytes((run / names.unets[-1] / NETWORK).read_bytes())
+    own = round_config(config, rounds)
+    network = load_network(build_unet(own.segmenter, len(own.preprocessing.channels)), run / names.unets[-1] / NETWORK)
+    torch.save(rounded(network).state_dict(), out / "models" / "model.pt")  # as in the ONNX file
     manifest = Manifest.read(run / names.export)
     manifest.write(out / "configs")
     for name in filter(None, (manifest.strip_file, manifest.classifier_file, manifest.kinds_file)):
@@ -97,7 +101,6 @@ def write_bundle(config: Config, run: Path, out: Path) -> None:
     what = f"hemseg {manifest.version}: research only, not a medical device.\n"
     (out / "docs" / "README.md").write_text(f"{what}\nLicence of the weights: {manifest.license}\n")
     (out / "configs" / "metadata.json").write_text(json.dumps(_metadata(manifest), indent=2) + "\n")
-    own = later_round(config, rounds) if rounds else config
     (out / "configs" / "inference.json").write_text(json.dumps(_inference(own), indent=2) + "\n")
 
 
@@ -145,7 +148,7 @@ def _metadata(manifest: Manifest) -> dict[str, Any]:
         "required_packages_version": {"hemseg": hemseg.__version__},
         "name": f"hemseg {manifest.name}",
         "task": "Intracranial hemorrhage segmentation on non-contrast head CT",
-        "description": "3D U-Net trained on slice labels alone. Research only, not a medical device.",
+        "description": "U-Net trained on slice labels alone. Research only, not a medical device.",
         "authors": "the hemseg authors",
         "copyright": f"code MIT; weights {manifest.license}; data see MODEL_CARD.md",
         "network_data_format": {

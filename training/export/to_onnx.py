@@ -30,6 +30,7 @@ from ..config import Config
 from .graph import subpixel
 
 OPSET = 18
+EXPORT_VERSION = 2  # raise it when the same network leaves as other numbers; 2: kernels are rounded
 Network = TypeVar("Network", bound=nn.Module)
 STRIP = "strip.onnx"
 STATES = "torch"  # folder beside the manifest: the weights as training has them
@@ -120,7 +121,7 @@ def write_states(networks: dict[str, nn.Module], config: Config, folder: Path) -
     """
     folder.mkdir(exist_ok=True)
     for name, network in networks.items():
-        state = {key: (value.half() if _large(value) else value) for key, value in network.state_dict().items()}
+        state = {key: (value.half() if _is_kernel(value) else value) for key, value in network.state_dict().items()}
         save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
     (folder / SETTINGS).write_text(json.dumps(network_settings(config), indent=1) + "\n")
 
@@ -131,12 +132,12 @@ def rounded(network: Network) -> Network:
     result = copy.deepcopy(network)
     with torch.no_grad():
         for value in result.state_dict().values():
-            if _large(value):
+            if _is_kernel(value):
                 value.copy_(value.half())
     return result
 
 
-def _large(value: Tensor) -> bool:
+def _is_kernel(value: Tensor) -> bool:
     """A kernel; scales, shifts and statistics are small, and some of them have a wide range."""
     return value.ndim > 1 and value.is_floating_point()
 

@@ -54,7 +54,7 @@ class Patches(Dataset):
     A target's channels are named by `target_channels`: the label; with `slice_loss` a verdict: 1 on slices that are
     labelled 0 throughout, with `unlocated` -1 on slices that hold a bleed nobody knows where; with `lesion_loss` the
     `lesion_shares`; with an encoder, which sees one slice at a time, whether the patch's slices lie apart: single
-    slices then fill a patch together, in place of one that is repeated.
+    slices then fill a patch together, in place of one that is repeated, and are moved and roughened alike.
 
     Where the scan itself is changed at random (`changed_scan`), the network's input is made anew for each patch.
     """
@@ -91,7 +91,7 @@ class Patches(Dataset):
         self.scans = [around_brain(c, labels[c.name], config.preprocessing) for c in cases]
         paints = self.fresh and (s.painted or s.distractors)
         self.places = [place_of(hu, inside, self.spacing) for hu, inside, _ in self.scans] if paints else []
-        self.together = self.size[0] if self.settings.encoder.name and singles else 1  # single slices in a patch
+        self.singles_a_patch = self.size[0] if self.settings.encoder.name and singles else 1  # single slices in a patch
         self.items = [] if self.fresh else [self._item(*s, self._size(n)) for n, s in enumerate(self.scans)]
         self.channels = len(config.preprocessing.channels)
         self.positive = [np.argwhere(item[self.channels] > 0) for item in self.items]
@@ -102,7 +102,7 @@ class Patches(Dataset):
         return self.preprocessing.slice_mm, self.preprocessing.in_plane_mm, self.preprocessing.in_plane_mm
 
     def __len__(self) -> int:
-        singles = -(-self.settings.single_slices // self.together)
+        singles = -(-self.settings.single_slices // self.singles_a_patch)
         return self.volumes * self.per_case + singles * (len(self.scans) > self.volumes)
 
     def _number(self, index: int, rng: np.random.Generator) -> int:
@@ -132,8 +132,8 @@ class Patches(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = (0, key) if isinstance(key, int) else key
         rng = np.random.default_rng([self.seed, epoch, index])
-        if self.together > 1 and index >= self.volumes * self.per_case:
-            patch = np.concatenate([self._part(self._number(index, rng), rng) for _ in range(self.together)], 1)
+        if self.singles_a_patch > 1 and index >= self.volumes * self.per_case:
+            patch = np.concatenate([self._part(self._number(index, rng), rng) for _ in range(self.singles_a_patch)], 1)
         else:
             patch = self._part(self._number(index, rng), rng)
         both = torch.from_numpy(patch)
@@ -141,7 +141,7 @@ class Patches(Dataset):
 
     def _size(self, number: int) -> tuple[int, int, int]:
         """Of what a scan gives to a patch, (z, y, x)."""
-        return (1, *self.size[1:]) if self.together > 1 and number >= self.volumes else self.size
+        return (1, *self.size[1:]) if self.singles_a_patch > 1 and number >= self.volumes else self.size
 
     def _part(self, number: int, rng: np.random.Generator) -> np.ndarray:
         """Network input and target of a part of a scan, which is changed at random where the recipe says so."""
@@ -267,23 +267,23 @@ class SegmenterTask(Task):
     def __init__(self, network: nn.Module, settings: Segmenter, seed: int, compiled: bool = False) -> None:
         super().__init__(settings.optimization, seed)
         self.network, self.settings = network, settings
-        run: Callable[..., Any] = network
+        step: Callable[..., Any] = network
         if isinstance(network, PretrainedUNet):
             network.freeze(settings.encoder.frozen_stages)
-            run = network.both
+            step = network.voxels_and_slices
         # in a list, or its weights would be saved twice; compiled in training alone, where all patches have one size
-        self.run = [torch.compile(run) if compiled else run]
+        self.step = [torch.compile(step) if compiled else step]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         image, targets = batch
         image = image.contiguous(memory_format=MEMORY_FORMAT)
         target = {name: targets[:, n : n + 1] for name, n in target_channels(self.settings).items()}
-        (run,) = self.run
+        (step,) = self.step
         of_slices: Tensor | None = None
         if "apart" in target:
-            logits, of_slices = run(image, target["apart"].flatten(1).amax(1) > 0.5)  # moving a patch brings zeros in
+            logits, of_slices = step(image, target["apart"].flatten(1).amax(1) > 0.5)  # moving a patch brings zeros in
         else:
-            logits = run(image)
+            logits = step(image)
         loss = combined_loss(logits, target["label"])
         settings, others = self.settings, {}
         if settings.slice_loss:

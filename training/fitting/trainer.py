@@ -81,7 +81,8 @@ class Task(L.LightningModule):
         return torch.Generator().manual_seed((self.seed * 1009 + self.current_epoch) * 100_003 + step)
 
     def on_train_epoch_start(self) -> None:
-        for module in self.modules():  # all else stays in training mode
+        self.train()  # networks that were loaded come in evaluation mode, and Lightning leaves them there
+        for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 frozen = module.weight is not None and not module.weight.requires_grad
                 if frozen or self.optimization.frozen_statistics:  # of which scale and shift are learned all the same

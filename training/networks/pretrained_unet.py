@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from .efficientnet_lite import FEATURES, PYRAMID, EfficientNetLite
 
-# Of the first channel, -20..100 HU as 0..1: from 0 to 80 HU, all of it, from 40 HU; three colors to the encoder
-WINDOWS = ((1 / 6, 5 / 6), (0.0, 1.0), (0.5, 1.0))
+HU_RANGE = (-20.0, 100.0)  # of the first channel, as 0..1
+WINDOWS = ((0.0, 80.0), (-20.0, 100.0), (40.0, 100.0))  # HU; three colors to the encoder
 WIDTHS = (8, 24, 40, 64, 96)  # channels of the decoder at 1, 1/2, 1/4, 1/8 and 1/16 of the resolution
 COARSEST = 32  # y and x of an image are multiples of it
 
@@ -22,8 +22,8 @@ COARSEST = 32  # y and x of an image are multiples of it
 class PretrainedUNet(nn.Module):
     """Input (n, channel, z, y, x) in 0..1, output logits (n, 1, z, y, x); y and x multiples of 32, z as it comes.
 
-    The encoder also says of each slice whether it holds hemorrhage (`both`): trained on slice labels, that keeps its
-    features those of blood while the decoder is still learning.
+    The encoder also says of each slice whether it holds hemorrhage (`voxels_and_slices`): that keeps its features those
+    of blood while the decoder is still learning.
 
     Args:
         channels: of the input; the first is a window of HU, which the encoder sees. The last layer sees all.
@@ -34,7 +34,8 @@ class PretrainedUNet(nn.Module):
         super().__init__()
         self.encoder = EfficientNetLite()
         self.windows: Tensor
-        self.register_buffer("windows", torch.tensor(WINDOWS), persistent=False)
+        low, high = HU_RANGE
+        self.register_buffer("windows", (torch.tensor(WINDOWS) - low) / (high - low), persistent=False)
         self.slice_logit = nn.Linear(FEATURES, 1)
         full, half, quarter, eighth, sixteenth = WIDTHS
         self.bottom = nn.Conv2d(PYRAMID[-1], sixteenth, 1, bias=False)
@@ -60,9 +61,9 @@ class PretrainedUNet(nn.Module):
             layer.requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.both(image)[0]
+        return self.voxels_and_slices(image)[0]
 
-    def both(self, image: Tensor, apart: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def voxels_and_slices(self, image: Tensor, apart: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits of voxels (n, 1, z, y, x) and of slices (n, z).
 
         Args:

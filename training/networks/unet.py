@@ -103,14 +103,15 @@ def slice_loss(logits: Tensor, target: Tensor, verdict: Tensor) -> Tensor:
 
 
 def slice_head_loss(logits: Tensor, target: Tensor, verdict: Tensor) -> Tensor:
-    """Binary cross-entropy of what the encoder says of each slice that holds a bleed, or surely holds none.
+    """Binary cross-entropy of what the encoder says of each slice that holds a bleed (painted, labelled, or somewhere)
+    or surely holds none.
 
     Args:
         logits: (n, z).
         target, verdict: as for `slice_loss`.
     """
-    ill = (target > 0.5).flatten(3).any(-1)[:, 0]
-    well = (verdict > 0.5).flatten(3).any(-1)[:, 0]
+    ill = ((target > 0.5) | (verdict < -0.5)).flatten(3).any(-1)[:, 0]
+    well = (verdict > 0.5).flatten(3).any(-1)[:, 0] & ~ill
     known = ill | well
     losses = F.binary_cross_entropy_with_logits(logits.float(), ill.float(), reduction="none")
     return (losses * known).sum() / known.sum().clamp_min(1)

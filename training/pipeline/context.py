@@ -22,6 +22,7 @@ from ..fitting.hardware import Hardware
 from ..fitting.trainer import load_network
 from ..networks.slice_network import SliceNetwork, empty_network
 from ..networks.unet import UNLOCATED, build_unet
+from ..rounds import round_config
 from ..stage_names import NETWORK, StageNames, Variant, stage_names
 from .initial_weights import InitialWeights, find_initial_weights
 from .train_masks import described, masked_cases
@@ -119,8 +120,8 @@ class Context:
         return load_network(network, self.network_file(stage))
 
     def round_config(self, number: int) -> Config:
-        """The configuration that a round's U-Net is trained by; the first, before any self-training, is number 0."""
-        return later_round(self.config, number) if number else self.config
+        """The configuration that a round's U-Net is trained by, see `rounds`."""
+        return round_config(self.config, number)
 
     def cases(self, *splits: str, without: tuple[str, ...] = ()) -> list[Prepared]:
         """Prepared scans of some splits, but for those of the data sets ``without``."""
@@ -153,24 +154,6 @@ class Context:
         """How sure the U-Net of the round before was of blood in healthy single slices, where ``stage`` wrote it."""
         saved = ((case.name, load_case(self.run / stage, case.name)) for case in self.dataset.part("train"))
         return {name: float(file["false_peak"]) for name, file in saved if "false_peak" in file}
-
-
-def later_round(config: Config, number: int) -> Config:
-    """The configuration of a round's U-Net (from 1): the first one's, with a schedule and a seed of its own."""
-    own = config.self_training
-    segmenter = replace(
-        config.segmenter,
-        optimization=own.optimization,
-        patches_per_case=own.patches_per_case,
-        single_slices=own.single_slices or config.segmenter.single_slices,
-        slice_loss=own.slice_loss or config.segmenter.slice_loss,
-        lesion_loss=own.lesion_loss or config.segmenter.lesion_loss,
-        painted=own.painted or config.segmenter.painted,
-        unlocated=own.unlocated or config.segmenter.unlocated,
-        train_patch=own.train_patch if any(own.train_patch) else config.segmenter.train_patch,
-        encoder=own.encoder if own.encoder.name else config.segmenter.encoder,
-    )
-    return replace(config, seed=config.seed + number, segmenter=segmenter)
 
 
 def vary(config: Config, variant: Variant) -> Config:

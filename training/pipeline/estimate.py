@@ -31,7 +31,7 @@ from ..fitting.timed_steps import timed_steps, training_device
 from ..fitting.trainer import Task, micro_batch
 from ..networks.slice_network import empty_network
 from ..networks.unet import build_unet, laid_out
-from .context import later_round
+from ..rounds import round_config
 from .runner import Stage, fingerprint, is_done
 from .steps import without_paint
 
@@ -184,7 +184,7 @@ def _classifier(head: Prepared, config: Config) -> tuple[SliceTask, Any]:
 
 def _segmenters(config: Config, later: bool) -> dict[str, Segmenter]:
     """The settings of the first U-Net, and of a later round's if that is wanted, too."""
-    return {"unet": config.segmenter} | ({"later unet": later_round(config, 1).segmenter} if later else {})
+    return {"unet": config.segmenter} | ({"later unet": round_config(config, 1).segmenter} if later else {})
 
 
 def _unet(head: Prepared, config: Config, settings: Segmenter) -> tuple[SegmenterTask, Any]:
@@ -270,10 +270,10 @@ class _Cost:
     def _positive(self) -> int:
         return sum(label == 1 for case in self.weak for label in case.labels)
 
-    def _whole(self) -> float:
+    def _whole(self, name: str = "unet") -> float:
         """Seconds of a U-Net's answer about a whole scan."""
-        s = self.config.segmenter
-        return FORWARD * self.per_patch["unet"] * math.prod(s.patch) / math.prod(s.train_patch)
+        s = _segmenters(self.config, name != "unet")[name]
+        return FORWARD * self.per_patch[name] * math.prod(s.patch) / math.prod(s.train_patch)
 
     def _unet(self, name: str) -> float:
         """Seconds of a U-Net's training."""
@@ -281,10 +281,10 @@ class _Cost:
         train = part.part("train")
         singles = settings.single_slices and any(len(case.labels) == 1 for case in train)
         volumes = sum(len(case.labels) > 1 for case in train) if singles else len(train)
-        together = settings.train_patch[0] if settings.encoder.name else 1  # single slices that share a patch
-        samples = volumes * settings.patches_per_case + (settings.single_slices / together if singles else 0)
+        a_patch = settings.train_patch[0] if settings.encoder.name else 1  # single slices that share one
+        samples = volumes * settings.patches_per_case + (settings.single_slices / a_patch if singles else 0)
         val = sum(len(case.labels) > 1 for case in part.part("val"))
-        of_epoch = samples * self.per_patch[name] / world_size() + val * self._whole()
+        of_epoch = samples * self.per_patch[name] / world_size() + val * self._whole(name)
         return settings.optimization.epochs * of_epoch
 
 

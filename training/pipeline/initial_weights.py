@@ -72,7 +72,7 @@ class InitialWeights:
         """What the manifest of the trained weights says about those that they started from."""
         own = self.manifest
         said: dict[str, Any] = {"name": own.name, "version": own.version, "sha256": own.sha256, "license": own.license}
-        before = ("data", "supervision", "initial_weights")  # theirs, too, may have started from others
+        before = ("data", "supervision", "initial_weights", "classifier_began_with", "unet_began_with")  # theirs, too
         kept = {key: own.provenance[key] for key in before if key in own.provenance}
         return said | {"torch_sha256": self.hashes} | kept
 
@@ -87,6 +87,8 @@ class InitialWeights:
             there = _read_settings(self.folder / SETTINGS)
         else:  # weights of an older hemseg: the manifest has the working grid at least
             there = {"preprocessing": json.loads(json.dumps(dataclasses.asdict(self.manifest.preprocessing)))}
+        if "segmenter" in there:  # exports from before there were encoders
+            there["segmenter"] = {"encoder": ""} | there["segmenter"]
         differing = [
             f"{part}.{key} is {value!r} there and {wanted[part].get(key)!r} here"
             for part, values in there.items()

@@ -8,7 +8,7 @@ pseudolabel  maps -> masks, by differential prediction    pseudolabel/<case>.npz
 segment      pseudo-labels -> 3D U-Net                    segment/network.pt
 masks        reference masks of train cases (optional) masks/<case>.npz
 relabel      U-Net -> labels of a second round (optional) relabel/<case>.npz
-resegment    those -> U-Net, trained on     (optional)    resegment/network.pt
+resegment    those -> U-Net, trained on or another (optional) resegment/network.pt
 export       U-Net -> ONNX + manifest                     export/hemseg.onnx, manifest.json
 panels       all of it -> pictures like the paper's Fig. 3  panels/<case>.png
 evaluate     ONNX -> Dice etc. on the test split          evaluate/per_case.csv, summary.json
@@ -26,14 +26,16 @@ import hemseg
 from hemseg.errors import HemsegError
 from hemseg.preprocessing import PREPROCESSING_VERSION
 
-from ..config import Config, Segmenter
+from ..config import Config, Encoder, Segmenter
 from ..data.datasets import DataSet
 from ..evaluation.evaluate import METRICS_VERSION
+from ..export.to_onnx import EXPORT_VERSION
 from ..fitting.hardware import Hardware
 from ..networks.efficientnet_lite import imagenet_file
-from ..networks.pretrained_unet import COARSEST
+from ..networks.pretrained_unet import COARSEST, HU_RANGE
 from ..networks.slice_network import IMAGENET, LITE, STAGES, check_output_stride
 from ..networks.unet import multiples
+from ..rounds import begins_anew, round_config
 from ..stage_names import Variant
 from . import steps
 from .context import Context, vary
@@ -55,7 +57,7 @@ def build_stages(
     check_epochs(config)
     check_stages(config)
     for number in range(len(context.names.unets)):
-        check_encoder(context.round_config(number), number == 0)
+        check_round(config, number)
     table = [
         prepare(context),
         *classifier(context),
@@ -96,15 +98,27 @@ def check_stages(config: Config) -> None:
         imagenet_file()
 
 
-def check_encoder(config: Config, first: bool) -> None:
-    """Raises HemsegError where a round's U-Net has an encoder that cannot be what the configuration says.
+def check_round(config: Config, number: int) -> None:
+    """Raises HemsegError where a round's U-Net (`rounds`) cannot be what the configuration says."""
+    part, where = "self_training" if number else "segmenter", f"configuration {config.name}: "
+    named = config.self_training.encoder if number else config.segmenter.encoder
+    if not named.name and named != Encoder():
+        raise HemsegError(f"{where}{part}.encoder has settings and no name, so they would not count; name it.")
+    own = round_config(config, number).segmenter
+    anew = begins_anew(config, number) and (number > 0 or not config.init)
+    if number and anew and not own.optimization.epochs:
+        raise HemsegError(f"{where}{part} has 0 epochs, but another network than before, which would learn nothing.")
+    if number and anew and own.optimization.frozen_statistics:
+        raise HemsegError(f"{where}{part} begins with random numbers, so frozen_statistics would keep those of none.")
+    if own.encoder.name:
+        check_encoder(own, config, where)
+        if anew:
+            imagenet_file()
 
-    Args:
-        first: of the U-Nets of the run, so initial weights may take the place of ImageNet's.
-    """
-    own, encoder, where = config.segmenter, config.segmenter.encoder, f"configuration {config.name}: "
-    if not encoder.name:
-        return
+
+def check_encoder(own: Segmenter, config: Config, where: str) -> None:
+    """Raises HemsegError where an encoder cannot be what the configuration says; ``where`` begins the sentence."""
+    encoder = own.encoder
     if encoder.name != LITE:
         raise HemsegError(f"{where}encoder {encoder.name!r} is not known; known: {LITE}.")
     if not 0 <= encoder.frozen_stages <= STAGES:
@@ -113,12 +127,12 @@ def check_encoder(config: Config, first: bool) -> None:
         raise HemsegError(f"{where}encoder.slice_head needs slice_loss, which brings what is known of whole slices.")
     if config.preprocessing.channels[0] != "hu":
         raise HemsegError(f"{where}an encoder sees preprocessing.channels' first one, which must be hu.")
+    if config.preprocessing.hu_range != HU_RANGE:
+        raise HemsegError(f"{where}an encoder's windows are parts of {list(HU_RANGE)} HU (preprocessing.hu_range).")
     for name in ("train_patch", "patch"):
         sides = getattr(own, name)
         if any(side % step for side, step in zip(sides, multiples(own), strict=True)):
             raise HemsegError(f"{where}{name} is {list(sides)}; with an encoder, y and x are multiples of {COARSEST}.")
-    if not (first and config.init):
-        imagenet_file()
 
 
 def prepare(context: Context) -> Stage:
@@ -195,7 +209,7 @@ def segment(context: Context) -> Stage:
 
 
 def self_training(context: Context, number: int) -> list[Stage]:
-    """The two stages of a round, from 1: new labels by the U-Net before, and that U-Net trained on."""
+    """The two stages of a round, from 1: new labels by the U-Net before, and that U-Net trained on, or another."""
     names = context.names
     teacher, before, own = names.unets[number - 1], names.labels[number - 1], names.labels[number]
     settings = replace(context.config.self_training, rounds=1)  # one more round does not change those before it
@@ -224,6 +238,7 @@ def results(context: Context) -> list[Stage]:
         network.min_peak,
         network.max_median_hu,
         hemseg.__version__,
+        EXPORT_VERSION,
         *([network.operating_points] if network.operating_points else []),
         *([network.min_slice_probability] if network.min_slice_probability else []),
         *([{"doubt": network.doubt_slice_probability}] if network.doubt_slice_probability else []),

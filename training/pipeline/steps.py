@@ -37,6 +37,7 @@ from ..labels.differential import Choice, Probe, SliceView
 from ..labels.methods import choose_method
 from ..labels.outline import half_maximum
 from ..labels.self_training import false_peak, relabel_case, teacher_probability
+from ..rounds import began, begins_anew
 from .context import UNPAINTED, WEAK, Context, load_case
 from .initial_weights import combined_supervision, copy_license, licensed
 from .runner import fingerprint, minutes
@@ -214,14 +215,13 @@ def relabel(context: Context, number: int, folder: Path) -> dict[str, Any]:
 def train_unet_on(context: Context, number: int, folder: Path) -> dict[str, Any]:
     """The U-Net before, trained on with the labels of a later round; another network than before begins anew."""
     names, stage = context.names, context.names.labels[number]
-    before, own = (context.round_config(n).segmenter.encoder.name for n in (number - 1, number))
     return train_segmenter(
         *context.train_and_val(context.config.without.segment),
         context.labels(stage),
         context.round_config(number),
         folder,
         context.hardware,
-        context.network_file(names.unets[number - 1]) if before == own else None,
+        None if begins_anew(context.config, number) else context.network_file(names.unets[number - 1]),
         context.false_peaks(stage),
     )
 
@@ -239,16 +239,18 @@ def export(context: Context, folder: Path) -> dict[str, Any]:
         "hemseg": hemseg.__version__,
         "torch": torch.__version__,
     }
-    if context.config.classifier.pretrained and not context.variant.reference:
+    if context.config.classifier.pretrained and not (initial or context.variant.reference):
         provenance["classifier_began_with"] = Path(context.config.classifier.pretrained).name
-    if encoder := context.round_config(len(context.names.unets) - 1).segmenter.encoder.name:
+    last = len(context.names.unets) - 1
+    encoder = context.round_config(last).segmenter.encoder.name
+    if encoder and (began(context.config, last) or not initial):
         provenance["unet_began_with"] = f"{encoder}, ImageNet"
     networks = {"unet": network}
     if not context.variant.reference:
         networks["classifier"] = rounded(context.classifier)
         if context.config.classifier.unpainted:
             networks["classifier_unpainted"] = rounded(context.doubters[-1])
-    write_states(networks, context.round_config(len(context.names.unets) - 1), folder / STATES)
+    write_states(networks, context.round_config(last), folder / STATES)
     if initial:
         provenance["initial_weights"] = initial.provenance
         copy_license(initial, folder)
