@@ -28,11 +28,11 @@ from hemseg.scan import read
 from hemseg.segmentation import segment
 
 from ..config import Config
-from ..fitting.trainer import load_network
+from ..fitting.trainer import load_network, save_network
 from ..networks.unet import build_unet
 from ..rounds import round_config
-from ..stage_names import NETWORK, stage_names
-from .to_onnx import rounded
+from ..stage_names import stage_names
+from .to_onnx import STATES
 
 
 def bundle_network(
@@ -92,8 +92,9 @@ def write_bundle(config: Config, run: Path, out: Path) -> None:
     rounds = config.self_training.rounds if config.self_training.enabled else 0
     names = stage_names(rounds=rounds)
     own = round_config(config, rounds)
-    network = load_network(build_unet(own.segmenter, len(own.preprocessing.channels)), run / names.unets[-1] / NETWORK)
-    torch.save(rounded(network).state_dict(), out / "models" / "model.pt")  # as in the ONNX file
+    network = build_unet(own.segmenter, len(own.preprocessing.channels))
+    load_network(network, run / names.export / STATES / "unet.safetensors")  # the numbers of the ONNX file
+    save_network(network, out / "models" / "model.pt")
     manifest = Manifest.read(run / names.export)
     manifest.write(out / "configs")
     for name in filter(None, (manifest.strip_file, manifest.classifier_file, manifest.kinds_file)):

@@ -121,8 +121,9 @@ def write_states(networks: dict[str, nn.Module], config: Config, folder: Path) -
     """
     folder.mkdir(exist_ok=True)
     for name, network in networks.items():
-        state = {key: (value.half() if _is_kernel(value) else value) for key, value in network.state_dict().items()}
-        save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
+        values = network.state_dict().items()
+        state = {key: (value.half() if _is_kernel(value) else value).contiguous() for key, value in values}
+        save_file(state, folder / f"{name}.safetensors")
     (folder / SETTINGS).write_text(json.dumps(network_settings(config), indent=1) + "\n")
 
 

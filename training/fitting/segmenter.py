@@ -91,7 +91,7 @@ class Patches(Dataset):
         self.scans = [around_brain(c, labels[c.name], config.preprocessing) for c in cases]
         paints = self.fresh and (s.painted or s.distractors)
         self.places = [place_of(hu, inside, self.spacing) for hu, inside, _ in self.scans] if paints else []
-        self.singles_a_patch = self.size[0] if self.settings.encoder.name and singles else 1  # single slices in a patch
+        self.singles_a_patch = singles_a_patch(s)
         self.items = [] if self.fresh else [self._item(*s, self._size(n)) for n, s in enumerate(self.scans)]
         self.channels = len(config.preprocessing.channels)
         self.positive = [np.argwhere(item[self.channels] > 0) for item in self.items]
@@ -162,6 +162,11 @@ class Patches(Dataset):
             corner = np.array([rng.integers(0, n - p + 1) for n, p in zip(shape, size, strict=True)])
         corner = np.clip(corner, 0, np.array(shape) - size)
         return item[(slice(None), *(slice(c, c + p) for c, p in zip(corner, size, strict=True)))].copy()
+
+
+def singles_a_patch(settings: Segmenter) -> int:
+    """How many single slices share a patch: as many as it has slices where the network sees them one at a time."""
+    return settings.train_patch[0] if settings.encoder.name else 1
 
 
 def target_channels(settings: Segmenter) -> dict[str, int]:
@@ -267,28 +272,26 @@ class SegmenterTask(Task):
     def __init__(self, network: nn.Module, settings: Segmenter, seed: int, compiled: bool = False) -> None:
         super().__init__(settings.optimization, seed)
         self.network, self.settings = network, settings
-        step: Callable[..., Any] = network
+        step: Callable[..., Any] = network.forward  # no module, or its weights would be saved twice
         if isinstance(network, PretrainedUNet):
             network.freeze(settings.encoder.frozen_stages)
             step = network.voxels_and_slices
-        # in a list, or its weights would be saved twice; compiled in training alone, where all patches have one size
-        self.step = [torch.compile(step) if compiled else step]
+        self.step = torch.compile(step) if compiled else step  # in training alone, where all patches have one size
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         image, targets = batch
         image = image.contiguous(memory_format=MEMORY_FORMAT)
         target = {name: targets[:, n : n + 1] for name, n in target_channels(self.settings).items()}
-        (step,) = self.step
         of_slices: Tensor | None = None
         if "apart" in target:
-            logits, of_slices = step(image, target["apart"].flatten(1).amax(1) > 0.5)  # moving a patch brings zeros in
+            apart = target["apart"].flatten(1).amax(1) > 0.5  # moving a patch brings zeros in
+            logits, of_slices = self.step(image, apart)
         else:
-            logits = step(image)
+            logits = self.step(image)
         loss = combined_loss(logits, target["label"])
         settings, others = self.settings, {}
         if settings.slice_loss:
-            weight = settings.slice_loss
-            others["slice_loss"] = weight, slice_loss(logits, target["label"], target["verdict"])
+            others["slice_loss"] = settings.slice_loss, slice_loss(logits, target["label"], target["verdict"])
         if settings.encoder.slice_head and of_slices is not None:
             head = slice_head_loss(of_slices, target["label"], target["verdict"])
             others["slice_head_loss"] = settings.encoder.slice_head, head

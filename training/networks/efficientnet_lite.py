@@ -78,7 +78,9 @@ class EfficientNetLite(nn.Module):
         return F.relu6(self._bn1(self._conv_head(x)))
 
     def first_stages(self, count: int) -> list[nn.Module]:
-        """The layers of the first stages, one to four, with the stem."""
+        """The layers of the first stages, one to four, with the stem; none when 0."""
+        if not count:
+            return []
         own = [block for block, stage in zip(self._blocks, self.stage_of, strict=True) if stage < count]
         last = [self._conv_head, self._bn1] if count >= 4 else []
         return [self._conv_stem, self._bn0, *own, *last]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .efficientnet_lite import FEATURES, PYRAMID, EfficientNetLite
+from .slice_network import windowed
 
 HU_RANGE = (-20.0, 100.0)  # of the first channel, as 0..1
 WINDOWS = ((0.0, 80.0), (-20.0, 100.0), (40.0, 100.0))  # HU; three colors to the encoder
@@ -57,7 +58,7 @@ class PretrainedUNet(nn.Module):
 
     def freeze(self, stages: int) -> None:
         """Leave the encoder's first stages, with its stem, as they are; none when 0."""
-        for layer in self.encoder.first_stages(stages) if stages else []:
+        for layer in self.encoder.first_stages(stages):
             layer.requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -72,8 +73,7 @@ class PretrainedUNet(nn.Module):
         """
         n, channels, z, *plane = image.shape
         flat = image.transpose(1, 2).reshape(n * z, channels, *plane)
-        low, high = self.windows[:, 0, None, None], self.windows[:, 1, None, None]
-        colors = ((flat[:, :1] - low) / (high - low)).clamp(0, 1) * 2 - 1
+        colors = windowed(flat[:, :1], self.windows)
         maps, head = self.encoder.pyramid(colors.contiguous(memory_format=torch.channels_last))
         pooled = head.mean((2, 3), keepdim=True)
         x = self.bottom(maps[-1]) + self.whole(pooled)

@@ -44,8 +44,7 @@ class SliceNetwork(nn.Module):
 
     def channels(self, hu: Tensor) -> Tensor:
         """(n, y, x) HU to (n, window, y, x), about -1..1."""
-        low, high = self.windows[:, 0, None, None], self.windows[:, 1, None, None]
-        return ((hu[:, None] - low) / (high - low)).clamp(0, 1) * 2 - 1
+        return windowed(hu[:, None], self.windows)
 
     def stages(self, hu: Tensor) -> list[Tensor]:
         """Feature maps (n, channel, y, x) of the four stages."""
@@ -74,6 +73,12 @@ class SliceNetwork(nn.Module):
 
     def forward(self, hu: Tensor) -> Tensor:
         return self.fc(self.features(hu))[:, 0]
+
+
+def windowed(image: Tensor, windows: Tensor) -> Tensor:
+    """An image (n, 1, y, x) in each of the windows (window, 2), as channels (n, window, y, x), -1..1."""
+    low, high = windows[:, 0, None, None], windows[:, 1, None, None]
+    return ((image - low) / (high - low)).clamp(0, 1) * 2 - 1
 
 
 def empty_network(settings: Classifier) -> SliceNetwork:
@@ -115,6 +120,12 @@ def lite(settings: Classifier) -> tuple[EfficientNetLite, int]:
     if settings.pretrained:
         backbone.load_state_dict(imagenet_weights())
     return backbone, FEATURES
+
+
+def check_frozen_stages(count: int, key: str) -> None:
+    """Raises HemsegError, with the key's name, where networks here have not so many stages."""
+    if not 0 <= count <= STAGES:
+        raise HemsegError(f"{key} is {count}; there are {STAGES} stages.")
 
 
 def check_output_stride(stride: int, key: str = "output_stride") -> None:

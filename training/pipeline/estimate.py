@@ -26,7 +26,7 @@ from ..config import Config, Optimization, Segmenter
 from ..data.datasets import DataSet, Prepared
 from ..fitting.classifier import SliceTask, Volumes, training_slices
 from ..fitting.hardware import Hardware, processor, world_size
-from ..fitting.segmenter import Patches, SegmenterTask, training_batches
+from ..fitting.segmenter import Patches, SegmenterTask, singles_a_patch, training_batches
 from ..fitting.timed_steps import timed_steps, training_device
 from ..fitting.trainer import Task, micro_batch
 from ..networks.slice_network import empty_network
@@ -281,8 +281,8 @@ class _Cost:
         train = part.part("train")
         singles = settings.single_slices and any(len(case.labels) == 1 for case in train)
         volumes = sum(len(case.labels) > 1 for case in train) if singles else len(train)
-        a_patch = settings.train_patch[0] if settings.encoder.name else 1  # single slices that share one
-        samples = volumes * settings.patches_per_case + (settings.single_slices / a_patch if singles else 0)
+        samples = volumes * settings.patches_per_case
+        samples += -(-settings.single_slices // singles_a_patch(settings)) if singles else 0
         val = sum(len(case.labels) > 1 for case in part.part("val"))
         of_epoch = samples * self.per_patch[name] / world_size() + val * self._whole(name)
         return settings.optimization.epochs * of_epoch

@@ -33,7 +33,7 @@ from ..export.to_onnx import EXPORT_VERSION
 from ..fitting.hardware import Hardware
 from ..networks.efficientnet_lite import imagenet_file
 from ..networks.pretrained_unet import COARSEST, HU_RANGE
-from ..networks.slice_network import IMAGENET, LITE, STAGES, check_output_stride
+from ..networks.slice_network import IMAGENET, LITE, check_frozen_stages, check_output_stride
 from ..networks.unet import multiples
 from ..rounds import begins_anew, round_config
 from ..stage_names import Variant
@@ -85,8 +85,7 @@ def check_stages(config: Config) -> None:
     """Raises HemsegError where the classifier's stages, or the maps', cannot be what the configuration says, before
     hours of training."""
     own, where = config.classifier, f"configuration {config.name}: "
-    if not 0 <= own.frozen_stages <= STAGES:
-        raise HemsegError(f"{where}classifier.frozen_stages is {own.frozen_stages}; there are {STAGES} stages.")
+    check_frozen_stages(own.frozen_stages, f"{where}classifier.frozen_stages")
     if own.frozen_stages and not (own.pretrained or config.init):
         raise HemsegError(
             f"{where}classifier.frozen_stages is {own.frozen_stages}, so random numbers would stay as they "
@@ -121,8 +120,7 @@ def check_encoder(own: Segmenter, config: Config, where: str) -> None:
     encoder = own.encoder
     if encoder.name != LITE:
         raise HemsegError(f"{where}encoder {encoder.name!r} is not known; known: {LITE}.")
-    if not 0 <= encoder.frozen_stages <= STAGES:
-        raise HemsegError(f"{where}encoder.frozen_stages is {encoder.frozen_stages}; there are {STAGES} stages.")
+    check_frozen_stages(encoder.frozen_stages, f"{where}encoder.frozen_stages")
     if encoder.slice_head and not own.slice_loss:
         raise HemsegError(f"{where}encoder.slice_head needs slice_loss, which brings what is known of whole slices.")
     if config.preprocessing.channels[0] != "hu":

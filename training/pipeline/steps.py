@@ -245,18 +245,19 @@ def export(context: Context, folder: Path) -> dict[str, Any]:
     encoder = context.round_config(last).segmenter.encoder.name
     if encoder and (began(context.config, last) or not initial):
         provenance["unet_began_with"] = f"{encoder}, ImageNet"
-    networks = {"unet": network}
+    networks, doubters = {"unet": network}, []
     if not context.variant.reference:
         networks["classifier"] = rounded(context.classifier)
+        doubters = [rounded(each) for each in context.doubters]
         if context.config.classifier.unpainted:
-            networks["classifier_unpainted"] = rounded(context.doubters[-1])
+            networks["classifier_unpainted"] = doubters[-1]
     write_states(networks, context.round_config(last), folder / STATES)
     if initial:
         provenance["initial_weights"] = initial.provenance
         copy_license(initial, folder)
     beside = None
-    if context.config.segmenter.min_slice_probability and not context.variant.reference:
-        beside = export_classifier([rounded(each) for each in context.doubters], context.config, folder)
+    if context.config.segmenter.min_slice_probability and doubters:
+        beside = export_classifier(doubters, context.config, folder)
     return export_model(network, licensed(context.config, initial), folder, provenance, context.strip_file, beside)
 
 
