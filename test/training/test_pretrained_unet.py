@@ -113,6 +113,8 @@ def test_what_is_kept_for_training_holds_the_numbers_of_the_onnx_file(network: P
     config, leaving = Config("test", segmenter=OWN), rounded(network)
     write_states({"unet": leaving}, config, tmp_path)
     assert (tmp_path / "unet.safetensors").stat().st_size < 8e6
+    modes = {file.stat().st_mode for file in tmp_path.iterdir()}
+    assert len(modes) == 1  # whoever may read the settings may read the arrays
     again = build_unet(OWN, 2)
     load_initial(again, tmp_path / "unet.safetensors")
     image = torch.rand(1, 2, 4, 64, 32)

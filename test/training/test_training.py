@@ -35,6 +35,7 @@ from training.labels.differential import Probe, SliceView
 from training.networks.slice_network import SequenceNetwork, SliceNetwork
 from training.networks.unet import build_unet, combined_loss
 from training.pipeline.runner import Stage, _follow, run_stage
+from training.rounds import round_config
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +116,7 @@ def test_a_configuration_that_extends_another_says_what_differs(tmp_path: Path) 
 
 def test_the_torch_weights_are_those_of_the_onnx_file() -> None:
     """What training goes on from is what is shipped, and the classifier fits its configuration."""
-    config, folder = load_config("best"), default_weights()
+    config, folder = round_config(load_config("best"), 1), default_weights()
     unet = build_unet(config.segmenter, len(config.preprocessing.channels))
     unet.load_state_dict(load_file(folder / "torch" / "unet.safetensors"))
     image = np.random.default_rng(0).random((1, 2, *config.segmenter.patch), np.float32)
