@@ -7,6 +7,7 @@ segment the same scan by turns, with the libraries of this one, and their fastes
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -50,14 +51,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.against", description=__doc__.splitlines()[0])
     parser.add_argument("checkout", type=Path, metavar="FOLDER", help="another checkout of hemseg, weights included")
     parser.add_argument("--times", type=int, default=7, help="runs of each (default: 7)")
+    parser.add_argument("--scan", type=Path, help="a file (default: a phantom of 512 x 512 x 28 voxels)")
     arguments = parser.parse_args()
     other = arguments.checkout.resolve()
     try:
         if not ((other / "hemseg" / "cli.py").is_file() and (other / "process.py").is_file()):
             raise HemsegError(f"{arguments.checkout}: is no checkout of hemseg: it lacks hemseg/cli.py or process.py.")
         with tempfile.TemporaryDirectory() as folder:
-            scan = Path(folder) / "phantom.nii.gz"
-            phantom(scan, *THICK)
+            if arguments.scan:
+                scan = Path(shutil.copy(arguments.scan, folder))
+            else:
+                phantom(scan := Path(folder) / "phantom.nii.gz", *THICK)
             found = compared(other, scan, max(1, arguments.times))
     except (HemsegError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

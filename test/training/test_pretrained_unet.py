@@ -24,8 +24,9 @@ from training.fitting.hardware import Hardware
 from training.fitting.segmenter import Patches, SegmenterTask, target_channels, train_segmenter, training_batches
 from training.fitting.timed_steps import timed_steps
 from training.fitting.trainer import save_network
+from training.networks import pretrained_unet
 from training.networks.efficientnet_lite import PYRAMID, EfficientNetLite, imagenet_weights
-from training.networks.pretrained_unet import PretrainedUNet
+from training.networks.pretrained_unet import SLICES_AT_ONCE, PretrainedUNet
 from training.networks.unet import LEFT_OUT, build_unet, laid_out, multiples, slice_head_loss
 from training.pipeline import steps
 from training.pipeline.context import Context
@@ -102,11 +103,28 @@ def test_slices_beside_count_unless_they_lie_apart(network: PretrainedUNet) -> N
 @torch.no_grad()
 def test_it_shows_the_encoder_three_windows_of_hu(network: PretrainedUNet, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(network.encoder, "pyramid", lambda x: seen.append(x) or EfficientNetLite().eval().pyramid(x))
+    monkeypatch.setattr(
+        network.encoder, "fine_maps", lambda x: seen.append(x) or EfficientNetLite().eval().fine_maps(x)
+    )
     image = torch.full((1, 2, 1, 32, 32), (50 + 20) / 120)  # 50 HU of -20..100
     image[:, 1] = 0.9  # the equalized channel is not the encoder's
     network(image)
     assert seen[0][0, :, 0, 0].tolist() == pytest.approx([50 / 80 * 2 - 1, 70 / 120 * 2 - 1, 10 / 60 * 2 - 1])
+
+
+@torch.no_grad()
+def test_it_looks_at_a_few_slices_at_a_time_and_says_the_same(
+    network: PretrainedUNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = torch.rand(2, 2, 2 * SLICES_AT_ONCE + 3, 32, 32)
+    some = []
+    own = network.encoder.fine_maps
+    monkeypatch.setattr(network.encoder, "fine_maps", lambda x: some.append(len(x)) or own(x))
+    in_parts = network.voxels_and_slices(image)
+    assert some == [2 * SLICES_AT_ONCE, 2 * SLICES_AT_ONCE, 2 * 3]
+    monkeypatch.setattr(pretrained_unet, "SLICES_AT_ONCE", 99)
+    at_once = network.voxels_and_slices(image)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(in_parts, at_once, strict=True))
 
 
 def test_what_is_kept_for_training_holds_the_numbers_of_the_onnx_file(network: PretrainedUNet, tmp_path: Path) -> None:

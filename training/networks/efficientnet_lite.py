@@ -59,20 +59,36 @@ class EfficientNetLite(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Feature maps (n, channel, y, x) of the four stages: 24, 40, 112 and 1280 channels."""
-        maps = dict(zip(self.stage_of, self._block_maps(x), strict=True))  # of each stage the last
+        maps = dict(zip(self.stage_of, self._block_maps(self._stem(x), 0, len(self._blocks)), strict=True))  # the last
         return [maps[0], maps[1], maps[2], self._head(maps[3])]
 
     def pyramid(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """Images as above to the last maps of each size (`PYRAMID`), the largest first, and the 1280 features' map."""
-        maps = list({each.shape[-1]: each for each in self._block_maps(x)}.values())
+        fine = self.fine_maps(x)
+        coarse, head = self.coarse_maps(fine[-1])
+        return [*fine, *coarse], head
+
+    def fine_maps(self, x: Tensor) -> list[Tensor]:
+        """The first two maps of `pyramid`: they take most of its memory, and few of its weights."""
+        return _last_of_each_size(self._block_maps(self._stem(x), 0, self._fine_blocks))
+
+    def coarse_maps(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The other three maps of `pyramid`, from the second, and the 1280 features' map."""
+        maps = _last_of_each_size(self._block_maps(x, self._fine_blocks, len(self._blocks)))
         return maps, self._head(maps[-1])
 
-    def _block_maps(self, x: Tensor) -> Iterator[Tensor]:
-        """What each block gives."""
-        x = F.relu6(self._bn0(self._conv_stem(x)))
-        for block in self._blocks:
+    @property
+    def _fine_blocks(self) -> int:
+        return self.stage_of.index(1)
+
+    def _block_maps(self, x: Tensor, first: int, end: int) -> Iterator[Tensor]:
+        """What each of some blocks gives."""
+        for block in self._blocks[first:end]:
             x = block(x)
             yield x
+
+    def _stem(self, x: Tensor) -> Tensor:
+        return F.relu6(self._bn0(self._conv_stem(x)))
 
     def _head(self, x: Tensor) -> Tensor:
         return F.relu6(self._bn1(self._conv_head(x)))
@@ -84,6 +100,10 @@ class EfficientNetLite(nn.Module):
         own = [block for block, stage in zip(self._blocks, self.stage_of, strict=True) if stage < count]
         last = [self._conv_head, self._bn1] if count >= 4 else []
         return [self._conv_stem, self._bn0, *own, *last]
+
+
+def _last_of_each_size(maps: Iterator[Tensor]) -> list[Tensor]:
+    return list({each.shape[-1]: each for each in maps}.values())
 
 
 class Block(nn.Module):

@@ -7,6 +7,8 @@ slices beside show is joined where maps are coarse. The paper's 3D U-Net (`unet`
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ HU_RANGE = (-20.0, 100.0)  # of the first channel, as 0..1
 WINDOWS = ((0.0, 80.0), (-20.0, 100.0), (40.0, 100.0))  # HU; three colors to the encoder
 WIDTHS = (8, 24, 40, 64, 96)  # channels of the decoder at 1, 1/2, 1/4, 1/8 and 1/16 of the resolution
 COARSEST = 32  # y and x of an image are multiples of it
+SLICES_AT_ONCE = 8  # of what sees each slice alone, at full and half resolution
 
 
 class PretrainedUNet(nn.Module):
@@ -71,17 +74,42 @@ class PretrainedUNet(nn.Module):
             image: (n, channel, z, y, x).
             apart: bool (n,), of stacks whose slices are of different heads: none has one beside it.
         """
-        n, channels, z, *plane = image.shape
-        flat = image.transpose(1, 2).reshape(n * z, channels, *plane)
-        colors = windowed(flat[:, :1], self.windows)
-        maps, head = self.encoder.pyramid(colors.contiguous(memory_format=torch.channels_last))
+        n, _, z = image.shape[:3]
+        flat = image.transpose(1, 2)
+        half, quarter = in_parts(self._fine, flat)
+        maps, head = self.encoder.coarse_maps(quarter.flatten(0, 1))
         pooled = head.mean((2, 3), keepdim=True)
         x = self.bottom(maps[-1]) + self.whole(pooled)
-        for up, beside in zip(self.up, maps[-2::-1], strict=True):
+        for up, beside in zip(self.up[:-1], [*maps[-2::-1], quarter.flatten(0, 1)], strict=True):
             x = up(x, beside, n, apart)
-        x = F.pixel_shuffle(self.enlarge(x), 2)
-        logits = self.logit(self.last(torch.cat([x, flat], 1)))
-        return logits.reshape(n, z, 1, *plane).transpose(1, 2), self.slice_logit(pooled.flatten(1)).reshape(n, z)
+        (logits,) = in_parts(self._logits, x.reshape(n, z, *x.shape[1:]), half, flat)
+        return logits.transpose(1, 2), self.slice_logit(pooled.flatten(1)).reshape(n, z)
+
+    def _fine(self, flat: Tensor) -> list[Tensor]:
+        """The encoder's two finest maps of slices (n, channel, y, x)."""
+        colors = windowed(flat[:, :1], self.windows)
+        return self.encoder.fine_maps(colors.contiguous(memory_format=torch.channels_last))
+
+    def _logits(self, x: Tensor, half: Tensor, flat: Tensor) -> list[Tensor]:
+        """The last steps, of maps at a quarter of the resolution, the encoder's at half of it, and slices."""
+        x = F.pixel_shuffle(self.enlarge(self.up[-1](x, half, x.shape[0], None)), 2)
+        return [self.logit(self.last(torch.cat([x, flat], 1)))]
+
+
+def in_parts(step: Callable[..., list[Tensor]], *stacks: Tensor) -> list[Tensor]:
+    """What a step gives of stacks (n, z, channel, y, x), a few slices at a time: what looks at each slice alone has the
+    largest maps, and would take most of the memory at inference.
+
+    Args:
+        step: maps (slices, channel, y, x), one of each stack, to a list of such maps.
+    """
+    n, z = stacks[0].shape[:2]
+    parts = []
+    for at in range(0, z, SLICES_AT_ONCE):
+        own = [stack[:, at : at + SLICES_AT_ONCE] for stack in stacks]
+        count = own[0].shape[1]
+        parts.append([each.reshape(n, count, *each.shape[1:]) for each in step(*(part.flatten(0, 1) for part in own))])
+    return [torch.cat(maps, 1) if len(maps) > 1 else maps[0] for maps in zip(*parts, strict=True)]
 
 
 class Up(nn.Module):

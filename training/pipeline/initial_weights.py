@@ -97,9 +97,12 @@ class InitialWeights:
             if key in wanted[part] and wanted[part][key] != value
         ]
         if differing:
+            made_with = self.manifest.provenance.get("config", "unknown")
+            encoder = there.get("segmenter", {}).get("encoder", "")
+            later = f", with `segmenter: {{encoder: {{name: {encoder}}}}}` as finetune.yaml has it" if encoder else ""
             raise HemsegError(
                 f"{self.folder}: configuration {config.name} does not fit these weights ({_some(differing)}); extend "
-                f"the configuration that they were made with ({self.manifest.provenance.get('config', 'unknown')})."
+                f"the configuration that they were made with ({made_with}){later}."
             )
 
 
