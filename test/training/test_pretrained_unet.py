@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from torch import Tensor
 
 from hemseg.errors import HemsegError
@@ -146,6 +147,7 @@ def test_what_is_kept_for_training_holds_the_numbers_of_the_onnx_file(network: P
 def test_it_leaves_as_onnx_and_as_a_bundle(network: PretrainedUNet, tmp_path: Path) -> None:
     config = Config("test", segmenter=OWN)
     assert export_model(network, config, tmp_path, {})["difference_to_torch"] < 1e-4
+    assert str(ROOT).encode() not in (tmp_path / "hemseg.onnx").read_bytes()
     assert network_settings(config)["segmenter"]["encoder"] == "efficientnet_lite0"
     save_network(network, tmp_path / "model.pt")
     bundled = bundle_network([16, 32], [[1, 2, 2]], 1, 2, str(tmp_path / "model.pt"), "efficientnet_lite0")

@@ -128,6 +128,12 @@ def test_the_torch_weights_are_those_of_the_onnx_file() -> None:
     classifier.load_state_dict(load_file(folder / "torch" / "classifier.safetensors"))
 
 
+@pytest.mark.parametrize("path", sorted(default_weights().glob("*.onnx")), ids=lambda p: p.stem)
+def test_weights_do_not_tell_in_which_folder_they_were_made(path: Path) -> None:
+    assert b"stack_trace" not in (content := path.read_bytes())
+    assert b".py" not in content
+
+
 # --- data sets --------------------------------------------------------------------------------------------------------
 
 

@@ -57,6 +57,19 @@ def subpixel(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a model without what torch notes beside its nodes and values: lines of code, and the folders that it
+    lay in, which name whoever exported it."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    values = [*graph.input, *graph.output, *graph.value_info, *graph.initializer]
+    for part in (copy, graph, *graph.node, *values, *copy.functions, *(n for f in copy.functions for n in f.node)):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    return copy
+
+
 def _attributes(node: NodeProto) -> dict[str, Any]:
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
@@ -133,7 +146,7 @@ def optimize_weights(folder: Path) -> float:
     shape = (2, len(manifest.preprocessing.channels), *manifest.patch)
     patches = np.random.default_rng(0).random(shape, np.float32)
     with atomic_write(path) as partial:
-        onnx.save(subpixel(onnx.load(str(path))), str(partial))
+        onnx.save(without_traces(subpixel(onnx.load(str(path)))), str(partial))
         old, new = (session(file, "cpu", cores()).run(None, {"image": patches})[0] for file in (path, partial))
         difference = float(np.abs(old - new).max())
         if difference > TOLERANCE:

@@ -27,7 +27,7 @@ from hemseg.errors import HemsegError
 from hemseg.manifest import Manifest
 
 from ..config import Config
-from .graph import subpixel
+from .graph import subpixel, without_traces
 
 OPSET = 18
 EXPORT_VERSION = 2  # raise it when the same network leaves as other numbers; 2: kernels are rounded
@@ -163,7 +163,7 @@ def write_onnx(
     shapes: Any = None,
     names: tuple[str, ...] = ("image", "probability"),
 ) -> None:
-    """Write a network as ONNX, as torch exports it.
+    """Write a network as ONNX, as torch exports it, but for what torch notes about the code.
 
     Args:
         image: an example of its input.
@@ -185,6 +185,7 @@ def write_onnx(
             external_data=False,
             verbose=False,
         )
+    onnx.save(without_traces(onnx.load(str(path))), str(path))
 
 
 def _commit() -> str:
