@@ -1,7 +1,7 @@
 """The network alone in other runtimes and precisions, for `benchmarks.inference`: ``python -m benchmarks.runtimes``.
 
-The shipped weights in ONNX Runtime as float16 and int8, and the recipe's own U-Net in torch and as torch exports it,
-without `training.export.graph` (its weights do not matter for the time). Two threads each; one JSON line.
+The shipped weights in ONNX Runtime as float16 and int8, and the U-Net of the recipe's last round in torch (its weights
+do not matter for the time). Two threads each; one JSON line.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from benchmarks.inference import Row, repeated
 from hemseg.manifest import Manifest, default_weights
 from hemseg.onnx_session import session
 from training.config import load_config
-from training.export.to_onnx import WithSigmoid, write_onnx
-from training.networks.unet import build_unet
+from training.networks.unet import build_unet, laid_out
+from training.rounds import round_config
 
 THREADS = 2
 
@@ -67,15 +67,11 @@ def rows() -> list[Row]:
         )
         found.append(in_onnxruntime(f"ONNX Runtime, int8, {THREADS} threads", whole, image))
         torch.set_num_threads(THREADS)
-        network = build_unet(load_config("best").segmenter, image.shape[1]).eval()
+        network = build_unet(round_config(load_config("best"), 1).segmenter, image.shape[1]).eval()
         tensor = torch.from_numpy(image)
-        plain = Path(folder) / "plain.onnx"
-        write_onnx(WithSigmoid(network), tensor, plain)
-        found.append(in_onnxruntime(f"ONNX Runtime, transposed convolutions, {THREADS} threads", plain, image))
     with torch.inference_mode():
         found.append(repeated(f"torch eager, {THREADS} threads", lambda: network(tensor)))
-        network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        tensor = tensor.to(memory_format=torch.channels_last_3d)
+        laid_out(network)
         found.append(repeated(f"torch eager, channels last, {THREADS} threads", lambda: network(tensor)))
     return found
 

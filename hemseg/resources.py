@@ -10,9 +10,9 @@ from pathlib import Path
 
 from hemseg.errors import HemsegError
 
-# libraries, runtime and both networks, however small the scan: `hemseg segment` on 3 slices of 52 x 52 pixels takes
-# 371 MiB (and on 512 x 512 x 28, 430)
-PROCESS_BYTES = 365 << 20
+# libraries, runtime and all networks, however small the scan: `hemseg segment` on 3 slices of 52 x 52 pixels takes
+# 423 MiB (and on 512 x 512 x 28, 487)
+PROCESS_BYTES = 415 << 20
 MODEL_COPIES = 3  # of a model file, while it is loaded: as read, as parsed, and rearranged for the processor
 VOXEL_BYTES = 5  # beside the voxels as stored: float32 and a mask; likewise
 CGROUP = Path("/sys/fs/cgroup")

@@ -15,7 +15,7 @@ STAGES = {  # of the recipe itself, in order: what each makes
     "sequence": "The classifier trained on through an LSTM along the slices.",
     "cam": "Activation maps of the positive slices.",
     "pseudolabel": "Masks from the maps, by differential prediction.",
-    "segment": "The 3D U-Net, from the pseudo-labels.",
+    "segment": "The first U-Net, from the pseudo-labels.",
     "relabel": "The U-Net's own labels of its positive slices, where self-training is on.",
     "resegment": "The U-Net trained on with them, or another one.",
     "export": "ONNX weights and their manifest.",

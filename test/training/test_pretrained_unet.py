@@ -345,7 +345,7 @@ def test_the_encoder_needs_the_window_that_it_was_made_for(settings: Settings, m
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"epochs": 0}, "0 epochs, but another network"), ({"frozen_statistics": True}, "begins with random numbers")],
+    [({"epochs": 0}, "0 epochs, but another network"), ({"frozen_statistics": True}, "begins anew")],
 )
 def test_a_round_that_begins_anew_learns(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     schedule = replace(OWN.optimization, **changes)

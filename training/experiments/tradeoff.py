@@ -79,7 +79,7 @@ class Size:
         )
 
 
-SIZES = (Size(1.0, 1.0), Size(1.0, 0.5), Size(1.5, 1.0), Size(0.75, 0.5))  # the first is what is shipped
+SIZES = (Size(1.0, 1.0), Size(1.0, 0.5), Size(1.5, 1.0), Size(0.75, 0.5))  # the first is the configuration's own
 
 
 def tradeoff(

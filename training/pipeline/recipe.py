@@ -108,7 +108,7 @@ def check_round(config: Config, number: int) -> None:
     if number and anew and not own.optimization.epochs:
         raise HemsegError(f"{where}{part} has 0 epochs, but another network than before, which would learn nothing.")
     if number and anew and own.optimization.frozen_statistics:
-        raise HemsegError(f"{where}{part} begins with random numbers, so frozen_statistics would keep those of none.")
+        raise HemsegError(f"{where}{part} begins anew, so frozen_statistics would keep those of no scan.")
     if own.encoder.name:
         check_encoder(own, config, where)
         if anew:
