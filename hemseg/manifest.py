@@ -64,7 +64,7 @@ class Manifest:
             (n, channel, y', x').
         classifier_field: (y, x) voxels of the working grid that it sees.
         min_slice_probability: connected components are dropped where that probability stays below it in all their
-            slices; 0: nobody asks (format 8).
+            main slices; 0: nobody asks (format 8).
         doubt_slice_probability: a slice in which the U-Net reaches ``threshold`` but nothing is left standing is named
             as doubtful where that probability reaches this; 0: none is (format 10).
         provenance: how the weights came about (data, recipe, seed, commit, metrics); not read by inference.

@@ -2,8 +2,9 @@
 
 The U-Net learned where blood is from outlines that nobody checked; the classifier learned from the slice labels
 themselves whether a slice holds any. They are wrong about different things: a falx that the one marks, the other has
-seen in a thousand healthy slices. So a lesion stands only where the classifier, too, sees hemorrhage in one of its
-slices. It looks at slices with something to judge alone, which takes some tens of milliseconds each.
+seen in a thousand healthy slices. So a lesion stands only where the classifier, too, sees hemorrhage in one of the
+slices that show most of it. It looks at slices with something to judge alone, which takes some tens of milliseconds
+each.
 
 What lies beside a larger lesion would always be confirmed by it. So the classifier is asked about such a lesion with
 the others painted over: the paper's differential prediction, with which pseudo-labels are found, once more.
@@ -27,6 +28,7 @@ from hemseg.upright import turned
 
 SLICES_AT_ONCE = 8
 LARGEST_SLICES = 2  # of a lesion beside a larger one, in which it is judged
+MAIN_SLICES = 0.75  # of its largest area: a rim that reaches into one more slice does not speak for all of a lesion
 PAINTED_MM = 2.0  # around what is painted over: its blurred edge
 SURE = 0.9  # of hemorrhage with the other lesions painted over: the lesion stands
 LEAST_FALL = 0.5  # of the logit as the lesion, too, is painted over; less: it is not what the classifier sees
@@ -195,19 +197,21 @@ def drop_unconfirmed_components(
     probability: np.ndarray, threshold: float, opinion: np.ndarray, least: float
 ) -> np.ndarray:
     """The U-Net's probability without the components above its threshold that the classifier sees in none of their
-    slices; slices that it was not asked about count for nothing, and where it was asked about none, nothing is dropped.
+    main slices, of areas near the largest (`MAIN_SLICES`); slices that it was not asked about count for nothing, and
+    where it was asked about none of them, a component stays.
 
     Args:
         probability: (z, y, x).
         threshold: of the U-Net's probability.
         opinion: (z,), see `SliceClassifier.opinion`.
-        least: the classifier's probability that one slice of a component must reach.
+        least: the classifier's probability that one of a component's main slices must reach.
     """
     if not least or not (opinion < least).any():
         return probability
 
     def unconfirmed(where: tuple[slice, ...], component: np.ndarray) -> bool:
-        asked = opinion[where[0]][component.any(axis=(1, 2))]
+        areas = component.sum(axis=(1, 2))
+        asked = opinion[where[0]][areas >= MAIN_SLICES * areas.max()]
         asked = asked[~np.isnan(asked)]
         return len(asked) > 0 and asked.max() < least
 

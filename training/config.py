@@ -162,7 +162,7 @@ class Segmenter:
     outline_threshold: float = 0.0  # where a lesion's outline lies, if higher (hemseg/outline.py); 0: at the threshold
     min_lesion_ml: float = 0.0
     min_peak: float = 0.0  # connected components whose highest probability stays below it are dropped
-    # and those that the slice classifier sees in none of their slices (hemseg.second_opinion); 0: it is not asked
+    # and those that the slice classifier sees in none of their main slices (hemseg.second_opinion); 0: it is not asked
     min_slice_probability: float = 0.0
     doubt_slice_probability: float = 0.0  # a slice of which it is as sure, and in which nothing is marked, is named
     operating_points: dict[str, dict[str, float]] = field(default_factory=dict)  # others, by name

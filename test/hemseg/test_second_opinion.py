@@ -54,6 +54,17 @@ def test_a_lesion_stands_where_one_of_its_slices_is_confirmed(
     assert (probability == lesions()).all()  # what the U-Net said is not changed
 
 
+@pytest.mark.parametrize(("seen", "stays"), [((0.1, 0.1, 0.1, 0.9), False), ((0.1, 0.9, 0.1, 0.1), True)])
+def test_a_rim_that_reaches_into_one_more_slice_does_not_speak_for_all_of_a_lesion(
+    seen: tuple[float, ...], stays: bool
+) -> None:
+    probability = np.zeros((4, 8, 8), np.float32)
+    probability[:3, 1:7, 1:7] = 0.9
+    probability[3, 1, 1:7] = 0.9
+    found = drop_unconfirmed_components(probability, 0.5, np.array(seen, np.float32), 0.4)
+    assert bool((found >= 0.5).any()) == stays
+
+
 def test_only_slices_with_something_to_judge_are_looked_at_and_at_the_unets_level() -> None:
     inside = np.zeros((4, 40, 40), bool)
     inside[:, 10:30, 12:28] = True
