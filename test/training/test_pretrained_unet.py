@@ -69,7 +69,10 @@ def head(name: str, slices: int, bleeding: tuple[int, ...] = ()) -> tuple[Prepar
 
 
 def test_the_encoder_gives_the_last_maps_of_each_size() -> None:
-    maps, features = EfficientNetLite().eval().pyramid(torch.zeros(1, 3, 64, 96))
+    encoder = EfficientNetLite().eval()
+    fine = encoder.fine_maps(torch.zeros(1, 3, 64, 96))
+    coarse, features = encoder.coarse_maps(fine[-1])
+    maps = [*fine, *coarse]
     assert [m.shape[1] for m in maps] == list(PYRAMID)
     assert [tuple(m.shape[2:]) for m in maps] == [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
     assert tuple(features.shape) == (1, 1280, 2, 3)

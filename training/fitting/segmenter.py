@@ -333,9 +333,8 @@ def train_segmenter(
         config: the recipe.
         folder: where checkpoints, curves and weights go.
         hardware: what to train on.
-        start: weights to go on from (self-training's second round); from scratch, an
-            encoder from ImageNet, when None. They stay as they are where
-            the recipe has 0 epochs.
+        start: weights to go on from (self-training's second round); when None from scratch, an encoder from
+            ImageNet. They stay as they are where the recipe has 0 epochs.
         false_peaks: highest probability of the U-Net before in healthy single slices, by case; they are drawn by it.
     """
     settings = config.segmenter

@@ -8,7 +8,7 @@ the names of the layers here are those of its state dict.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -59,33 +59,17 @@ class EfficientNetLite(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Feature maps (n, channel, y, x) of the four stages: 24, 40, 112 and 1280 channels."""
-        maps = dict(zip(self.stage_of, self._block_maps(self._stem(x), 0, len(self._blocks)), strict=True))  # the last
+        maps = dict(zip(self.stage_of, _outputs(self._blocks, self._stem(x)), strict=True))  # of each stage the last
         return [maps[0], maps[1], maps[2], self._head(maps[3])]
 
-    def pyramid(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Images as above to the last maps of each size (`PYRAMID`), the largest first, and the 1280 features' map."""
-        fine = self.fine_maps(x)
-        coarse, head = self.coarse_maps(fine[-1])
-        return [*fine, *coarse], head
-
     def fine_maps(self, x: Tensor) -> list[Tensor]:
-        """The first two maps of `pyramid`: they take most of its memory, and few of its weights."""
-        return _last_of_each_size(self._block_maps(self._stem(x), 0, self._fine_blocks))
+        """Images as above to the last maps at 1/2 and 1/4 (`PYRAMID`): most of the memory, and few of the weights."""
+        return _last_of_each_size(_outputs(self._blocks[: self.stage_of.index(1)], self._stem(x)))
 
     def coarse_maps(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The other three maps of `pyramid`, from the second, and the 1280 features' map."""
-        maps = _last_of_each_size(self._block_maps(x, self._fine_blocks, len(self._blocks)))
+        """The last maps of the three smaller sizes, from that at 1/4, and the 1280 features' map."""
+        maps = _last_of_each_size(_outputs(self._blocks[self.stage_of.index(1) :], x))
         return maps, self._head(maps[-1])
-
-    @property
-    def _fine_blocks(self) -> int:
-        return self.stage_of.index(1)
-
-    def _block_maps(self, x: Tensor, first: int, end: int) -> Iterator[Tensor]:
-        """What each of some blocks gives."""
-        for block in self._blocks[first:end]:
-            x = block(x)
-            yield x
 
     def _stem(self, x: Tensor) -> Tensor:
         return F.relu6(self._bn0(self._conv_stem(x)))
@@ -100,6 +84,13 @@ class EfficientNetLite(nn.Module):
         own = [block for block, stage in zip(self._blocks, self.stage_of, strict=True) if stage < count]
         last = [self._conv_head, self._bn1] if count >= 4 else []
         return [self._conv_stem, self._bn0, *own, *last]
+
+
+def _outputs(blocks: Iterable[nn.Module], x: Tensor) -> Iterator[Tensor]:
+    """What each block gives, one after the other."""
+    for block in blocks:
+        x = block(x)
+        yield x
 
 
 def _last_of_each_size(maps: Iterator[Tensor]) -> list[Tensor]:
