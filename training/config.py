@@ -147,6 +147,8 @@ class Segmenter:
     distractors: float = 0.0  # with `augment`: share that gets bright things that are no blood
     dura: bool = False  # painted bleeds along falx and skull are brighter than dura, which is among the distractors
     artefacts: float = 0.0  # with `augment`: share that gets streaks or more noise
+    # with `augment`: share whose noise is reduced, down to none, as iterative and learned reconstruction do
+    denoised: float = 0.0
     # weight of a loss in which each slice counts once (networks.unet.slice_loss); 0: voxels alone, as in the paper
     slice_loss: float = 0.0
     # weight of a loss in which each lesion of each slice counts once (networks.unet.lesion_loss); 0: none
@@ -203,6 +205,7 @@ class Phantoms:
     beside_data: bool = False  # of phantoms, too, the weakly supervised stages see the slice labels alone
     shape: tuple[int, int, int] = (28, 128, 128)
     spacing: tuple[float, float, float] = (1.8, 1.8, 5.0)
+    varied: bool = False  # each has pixels and noise of its own, in the same field of view (data.phantom.protocol)
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ def phantoms_of(config: Config, run: Path) -> DataSet:
     folder = run / f"phantoms-{fingerprint(config.phantoms, config.seed)}"
     if not (folder / "split.csv").exists() and rank() == 0:  # written last
         console.print(f"making {config.phantoms.cases} phantoms in {folder}")
-        write_dataset(folder, config.phantoms.cases, config.seed, Grid(config.phantoms.shape, config.phantoms.spacing))
+        own = config.phantoms
+        write_dataset(folder, own.cases, config.seed, Grid(own.shape, own.spacing), varied=own.varied)
     while not (folder / "split.csv").exists():  # another process makes them
         time.sleep(0.2)
     return replace(load_dataset(folder), name="phantoms")

@@ -37,7 +37,9 @@ from .anatomy import Head, Options
 from .head_space import Grid
 
 KINDS = ("intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural")
+NOISE_HU = 4.0  # standard deviation
 _SUBSLICE_MM = 1.25
+_PIXELS_MM, _NOISE_HU = (0.5, 0.6, 0.75, 0.9, 1.0, 1.0, 1.25), (0.5, 5.0)  # of `protocol`
 _SECOND_HEAD_MM, _SECOND_HEAD_SCALE, _SECOND_HEAD_SEED = 182.0, 0.88, 7919  # so far to the left of the first
 
 
@@ -68,7 +70,7 @@ def make_phantom(
     kinds: tuple[str, ...] = (),
     grid: Grid | None = None,
     headrest: bool = True,
-    noise_hu: float = 4.0,
+    noise_hu: float = NOISE_HU,
     options: Options | None = None,
 ) -> Phantom:
     """Make one phantom.
@@ -147,15 +149,35 @@ def write_image(array: np.ndarray, volume: Volume, path: Path, dtype: type = np.
     sitk.WriteImage(image, str(path), useCompression=True)
 
 
-def write_dataset(folder: Path, n: int, seed: int, grid: Grid, split: tuple[float, float] = (0.6, 0.15)) -> None:
+def protocol(seed: int, grid: Grid) -> tuple[Grid, float]:
+    """How another scanner takes the same field of view: its grid, and the standard deviation of its noise in HU.
+
+    Pixels of half a millimeter to the coarse ones of a wide field of view; noise from what iterative reconstruction
+    of thick slices leaves to a low dose's.
+
+    Args:
+        seed: of both.
+        grid: its field of view and its slices are kept.
+    """
+    rng = np.random.default_rng([seed, 11])
+    pixel, noise_hu = float(rng.choice(_PIXELS_MM)), float(np.exp(rng.uniform(*np.log(_NOISE_HU))))
+    rows, columns = (round(n * mm / pixel) for n, mm in zip(grid.shape[1:], grid.spacing[1::-1], strict=True))
+    return replace(grid, shape=(grid.shape[0], rows, columns), spacing=(pixel, pixel, grid.spacing[2])), noise_hu
+
+
+def write_dataset(
+    folder: Path, n: int, seed: int, grid: Grid, split: tuple[float, float] = (0.6, 0.15), varied: bool = False
+) -> None:
     """Write a data set: ``images/``, ``masks/``, ``slice_labels.csv`` with subtypes, and ``split.csv``.
 
     Args:
         split: fractions of train and val; the rest is test. Every part has healthy heads if it has five.
+        varied: each case has pixels and noise of its own (`protocol`).
     """
     drawn = list(cases(n, seed))
+    taken = [protocol(own, grid) if varied else (grid, NOISE_HU) for _, own, _ in drawn]
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        made = pool.map(write_case, repeat(folder), drawn, repeat(grid))
+        made = pool.map(write_case, repeat(folder), drawn, *zip(*taken, strict=True))
         rows = [row for case_rows in track(made, "phantoms", total=n, console=console) for row in case_rows]
     parts = []
     for i, (name, _, _) in enumerate(drawn):
@@ -168,10 +190,12 @@ def write_dataset(folder: Path, n: int, seed: int, grid: Grid, split: tuple[floa
             writer.writerows(table)
 
 
-def write_case(folder: Path, case: tuple[str, int, tuple[str, ...]], grid: Grid) -> list[dict[str, str | int]]:
+def write_case(
+    folder: Path, case: tuple[str, int, tuple[str, ...]], grid: Grid, noise_hu: float = NOISE_HU
+) -> list[dict[str, str | int]]:
     """Write image and mask of one phantom; returns its rows of ``slice_labels.csv``."""
     name, seed, kinds = case
-    phantom = make_phantom(seed, kinds, grid)
+    phantom = make_phantom(seed, kinds, grid, noise_hu=noise_hu)
     write_image(phantom.volume.hu, phantom.volume, folder / "images" / f"{name}.nii.gz")
     write_image(phantom.mask, phantom.volume, folder / "masks" / f"{name}.nii.gz", np.uint8)
     rows: list[dict[str, str | int]] = []

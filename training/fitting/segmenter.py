@@ -21,7 +21,7 @@ from ..config import Config, Segmenter
 from ..console import console
 from ..data.augmentation import augmented_patches, random_window
 from ..data.datasets import Prepared
-from ..data.painted import add_bleed, add_distractor, add_noise, add_streaks
+from ..data.painted import add_bleed, add_distractor, add_noise, add_streaks, denoised
 from ..data.painted_place import Place, place_of
 from ..networks.efficientnet_lite import imagenet_weights
 from ..networks.pretrained_unet import PretrainedUNet
@@ -70,7 +70,7 @@ class Patches(Dataset):
         self.settings, self.preprocessing = config.segmenter, config.preprocessing
         self.per_case = config.segmenter.patches_per_case
         s = self.settings
-        changes = (s.narrow, s.few_slices, s.loose_mask, s.painted, s.distractors, s.artefacts)
+        changes = (s.narrow, s.few_slices, s.loose_mask, s.painted, s.distractors, s.artefacts, s.denoised)
         self.fresh = s.augment and any(changes)
         volumes, singles = cases, []
         if s.single_slices:
@@ -232,13 +232,15 @@ def forgotten(label: np.ndarray, slices: np.ndarray) -> np.ndarray:
 def changed_scan(
     hu: np.ndarray, inside: np.ndarray, label: np.ndarray, settings: Segmenter, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A scan as others might have it: fewer slices, a narrower window, a mask that is a little too wide.
+    """A scan as others might have it: less noise or more, fewer slices, a narrower window, a mask that is too wide.
 
     Args:
         hu, inside, label: (z, y, x) on the working grid.
     """
     few, narrow, loose = rng.random(3) < (settings.few_slices, settings.narrow, settings.loose_mask)
-    if settings.artefacts and rng.random() < settings.artefacts:
+    if settings.denoised and rng.random() < settings.denoised:
+        hu = denoised(hu, rng)
+    elif settings.artefacts and rng.random() < settings.artefacts:
         hu = add_streaks(hu, rng) if rng.random() < 0.4 else add_noise(hu, rng)
         label = forgotten(label, np.ones(len(hu), bool))
     if few:
