@@ -21,6 +21,7 @@ from training.data.painted import (
     add_distractor,
     add_noise,
     add_streaks,
+    denoised,
 )
 from training.data.painted_place import Place, place_of
 from training.data.phantom import Grid, make_phantom, write_dataset
@@ -28,7 +29,7 @@ from training.evaluation.painted_heads import make_plan, painted_heads, painted_
 from training.fitting import painted_slices as fitting_painted
 from training.fitting.classifier import kinds_of
 from training.fitting.painted_slices import painted_copy, painted_slices
-from training.fitting.segmenter import Patches, with_paint
+from training.fitting.segmenter import Patches, changed_scan, with_paint
 from training.networks.unet import LEFT_OUT
 
 MM = (5.0, 2.0, 2.0)
@@ -126,6 +127,22 @@ def test_artefacts_are_as_strong_as_asked(head: tuple[np.ndarray, Place]) -> Non
     beams = add_streaks(hu, np.random.default_rng(2), 80.0) - hu
     assert 1 <= np.abs(beams).max(axis=(1, 2)).astype(bool).sum() <= 4
     assert np.abs(beams).max() > 5
+
+
+def test_less_noise_leaves_edges_where_they_are(head: tuple[np.ndarray, Place]) -> None:
+    clean, noisy = (
+        make_phantom(7, (), Grid((24, 104, 104), (2.0, 2.0, 5.0)), noise_hu=n).volume.hu for n in (0.0, 4.0)
+    )
+    bone = clean > 300
+    for seed in range(3):
+        less = denoised(noisy, np.random.default_rng(seed))
+        before, after = (np.abs(hu - clean)[head[1].inside].mean() for hu in (noisy, less))
+        assert after < before
+        assert np.abs(less - noisy)[bone].mean() < 4.0
+    hu = np.asarray(noisy, np.float32)
+    label, rng = np.zeros(hu.shape, np.int8), np.random.default_rng(0)
+    changed, _, _ = changed_scan(hu, head[1].inside, label, Segmenter(denoised=1.0, artefacts=1.0), rng)
+    assert np.abs(changed - clean)[head[1].inside].mean() < np.abs(hu - clean)[head[1].inside].mean()
 
 
 def test_no_room_no_bleed() -> None:

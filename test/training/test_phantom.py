@@ -11,7 +11,7 @@ from scipy import ndimage
 from hemseg.scan import read
 from training.data.anatomy import Options
 from training.data.head_space import IDENTITY
-from training.data.phantom import KINDS, Grid, Phantom, cases, make_phantom, write_dataset
+from training.data.phantom import KINDS, Grid, Phantom, cases, make_phantom, protocol, write_dataset
 from training.evaluation.samples import CASES
 
 WHOLE = Grid((18, 80, 80), (3.0, 3.0, 10.0), lower_mm=20)  # from the vertex to the neck
@@ -196,6 +196,21 @@ def test_a_data_set_of_phantoms(tmp_path: Path) -> None:
         labels = [int(r["hemorrhage"]) for r in rows if r["case"] == name.split(".")[0]]
         assert labels == mask.any(axis=(1, 2)).astype(int).tolist()
     assert any(not kinds for _, _, kinds in cases(6, 1))
+
+
+def test_scanners_differ_in_pixels_and_noise(tmp_path: Path) -> None:
+    grid = Grid((2, 32, 40), (6.0, 6.0, 5.0))
+    drawn = [protocol(seed, grid) for seed in range(40)]
+    assert drawn == [protocol(seed, grid) for seed in range(40)]
+    for other, noise_hu in drawn:
+        assert 0.5 <= noise_hu <= 5.0
+        assert other.shape[0] * other.spacing[2] == 10
+        assert other.shape[1] * other.spacing[1] == pytest.approx(192, abs=other.spacing[1])
+        assert other.shape[2] * other.spacing[0] == pytest.approx(240, abs=other.spacing[0])
+    assert {0.5, 1.0, 1.25} <= {other.spacing[0] for other, _ in drawn}
+    write_dataset(tmp_path, 3, seed=1, grid=grid, varied=True)
+    expected = [protocol(seed, grid)[0] for _, seed, _ in cases(3, 1)]
+    assert [read(p).spacing for p in sorted((tmp_path / "images").iterdir())] == [g.spacing for g in expected]
 
 
 def test_the_samples_are_what_their_command_makes() -> None:

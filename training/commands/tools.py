@@ -54,11 +54,13 @@ def phantoms(
     seed: Annotated[int, typer.Option(help="Of heads, hemorrhages and noise.")] = 0,
     size: Annotated[int, typer.Option(help="Pixels of a slice, along each side of 230 mm.")] = 256,
     slices: Annotated[int, typer.Option(help="Of 140 mm.")] = 28,
+    varied: Annotated[bool, typer.Option("--varied", help="Pixels and noise of its own for each.")] = False,
 ) -> None:
     """Make a data set of phantoms: scans, masks, slice labels with subtypes, and a split."""
     from ..data.phantom import Grid, write_dataset
 
-    write_dataset(folder, cases, seed, Grid((slices, size, size), (230 / size, 230 / size, 140 / slices)))
+    grid = Grid((slices, size, size), (230 / size, 230 / size, 140 / slices))
+    write_dataset(folder, cases, seed, grid, varied=varied)
 
 
 @app.command()
