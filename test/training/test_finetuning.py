@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from hemseg.errors import HemsegError
 from hemseg.manifest import Manifest, default_weights
+from training.commands.inputs import config_and_data
 from training.config import Config, SelfTraining, load_config
 from training.data.datasets import DataSet, load_dataset
 from training.data.phantom import cases, write_case
@@ -202,6 +203,14 @@ def test_networks_that_do_not_fit_get_a_sentence(study: Path, config: Config, tm
     (tmp_path / "other.safetensors").write_bytes(b"no arrays")
     with pytest.raises(HemsegError, match="cannot be read as safetensors"):
         load_initial(build_unet(config.segmenter, 2), tmp_path / "other.safetensors")
+
+
+def test_weights_that_do_not_fit_are_refused_before_phantoms_are_made(tmp_path: Path) -> None:
+    with pytest.raises(HemsegError, match="does not fit these weights"):
+        config_and_data("best", None, tmp_path, init="weights")  # they hold the U-Net of its last round
+    with pytest.raises(HemsegError, match="nothing says from where"):
+        config_and_data("best_further", None, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,9 @@ def config_and_data(
         config = replace(config, init=init)
     datasets = [load_dataset(folder, config.seed) for folder in data or ()]
     if not datasets or config.phantoms.beside_data:
+        from ..pipeline.recipe import check  # torch takes seconds; mistakes in the data are reported before
+
+        check(config)
         datasets.append(phantoms_of(config, run))
     return config, together(datasets)
 

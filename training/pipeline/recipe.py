@@ -39,7 +39,7 @@ from ..rounds import begins_anew, round_config
 from ..stage_names import Variant
 from . import steps
 from .context import Context, vary
-from .initial_weights import started
+from .initial_weights import find_initial_weights, started
 from .runner import Stage, fingerprint
 from .train_masks import mask_fingerprints
 
@@ -54,10 +54,7 @@ def build_stages(
     """
     variant = variant or Variant()
     context = Context(vary(config, variant), dataset, run, variant, hardware or Hardware())
-    check_epochs(config)
-    check_stages(config)
-    for number in range(len(context.names.unets)):
-        check_round(config, number)
+    check_networks(config, len(context.names.unets))
     table = [
         prepare(context),
         *classifier(context),
@@ -68,6 +65,24 @@ def build_stages(
         *results(context),
     ]
     return {stage.name: stage for stage in table}
+
+
+def check(config: Config) -> None:
+    """Raises HemsegError where a run would stop, after minutes of making phantoms: its networks cannot be, or the
+    weights that it is to start from are not there or do not fit."""
+    own = config.self_training
+    check_networks(config, 1 + (own.rounds if own.enabled else 0))
+    if initial := find_initial_weights(config.init):
+        initial.check(config)
+
+
+def check_networks(config: Config, rounds: int) -> None:
+    """Raises HemsegError where a network cannot be what the configuration says; there are so many U-Nets, each of a
+    round."""
+    check_epochs(config)
+    check_stages(config)
+    for number in range(rounds):
+        check_round(config, number)
 
 
 def check_epochs(config: Config) -> None:
