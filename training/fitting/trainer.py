@@ -306,6 +306,7 @@ def fit(task: Task, train: DataLoader, val: DataLoader, folder: Path, hardware: 
     if checkpoint.exists() and isinstance(train.sampler, EpochSampler):
         # Lightning asks for the first batches before it names the epoch, and workers make them at once
         train.sampler.set_epoch(torch.load(checkpoint, map_location="cpu", weights_only=False)["epoch"] + 1)
+    task.train()  # or Lightning warns of the loaded networks, which `on_train_epoch_start` sees to
     trainer.fit(task, train, val, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=False)
     state = torch.load(folder / f"{o.keep}.ckpt", map_location="cpu", weights_only=False)
     task.cpu().load_state_dict(state["state_dict"])
