@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -441,3 +442,13 @@ def test_bench_reports_three_rates(study: Path, tmp_path: Path) -> None:
     lines = training(*command(study, "bench", tmp_path / "run")).stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["loader", "network", "training"]
     assert all(float(line.split()[1]) > 0 for line in lines)
+
+
+def test_minutes_left_count_what_is_done_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer.TQDMProgressBar, "get_metrics", lambda *_: {})
+    done = SimpleNamespace(current=SimpleNamespace(completed=50))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=done))
+    state: Any = SimpleNamespace(current_epoch=1, max_epochs=3, num_training_batches=100, fit_loop=loop)
+    bar = trainer.TimeLeft()
+    bar.began = time.monotonic() - 900, 0
+    assert bar.get_metrics(state, None) == {"left": "15 min"}  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ from training.fitting.timed_steps import timed_steps
 from training.fitting.trainer import save_network
 from training.networks import pretrained_unet
 from training.networks.efficientnet_lite import PYRAMID, EfficientNetLite, imagenet_weights
-from training.networks.pretrained_unet import SLICES_AT_ONCE, PretrainedUNet
+from training.networks.pretrained_unet import SLICES_AT_ONCE, PretrainedUNet, Up
 from training.networks.unet import LEFT_OUT, build_unet, laid_out, multiples, slice_head_loss
 from training.pipeline import steps
 from training.pipeline.context import Context
@@ -66,6 +66,16 @@ def head(name: str, slices: int, bleeding: tuple[int, ...] = ()) -> tuple[Prepar
 
 
 # --- the network ------------------------------------------------------------------------------------------------------
+
+
+def test_slices_beside_are_joined_as_maps_side_by_side_would_be() -> None:
+    torch.manual_seed(0)
+    up, x = Up(8, 8, 4, True), torch.randn(2 * 3, 4, 5, 6)
+    a, b = x.reshape(2, 3, 4, 5, 6)
+    with torch.no_grad():
+        for apart, second in ((None, (b[[0, 0, 1]], b, b[[1, 2, 2]])), (torch.tensor([False, True]), (b, b, b))):
+            expected = [up.slices(torch.cat(own, 1)) for own in ((a[[0, 0, 1]], a, a[[1, 2, 2]]), second)]
+            assert torch.allclose(up.joined(x, 2, apart), torch.cat(expected), atol=1e-6)
 
 
 def test_the_encoder_gives_the_last_maps_of_each_size() -> None:

@@ -202,8 +202,10 @@ class TimeLeft(TQDMProgressBar):
         shown.pop("v_num", None)
         if self.began and trainer.current_epoch > self.began[1] and trainer.max_epochs:
             since, first = self.began
-            pace = (time.monotonic() - since) / (trainer.current_epoch - first)
-            shown["left"] = f"{pace * (trainer.max_epochs - trainer.current_epoch) / 60:.0f} min"
+            part = trainer.fit_loop.epoch_loop.batch_progress.current.completed / max(1, trainer.num_training_batches)
+            done = trainer.current_epoch + part
+            pace = (time.monotonic() - since) / (done - first)
+            shown["left"] = f"{pace * (trainer.max_epochs - done) / 60:.0f} min"
         return shown  # type: ignore[return-value]
 
 
