@@ -156,6 +156,9 @@ class Segmenter:
     # with `slice_loss`: a positive slice without a pseudo-label counts, too, by its surest voxels, wherever they are;
     # for patches that hold whole slices
     unlocated: bool = False
+    # in the weights that a training leaves, share of those that it went on from, which know something, too
+    # (fitting.segmenter.blend)
+    start_share: float = 0.0
     single_slices: int = (
         0  # scans of one slice in an epoch, two in five of them with a bleed; 0: all of them, as other scans
     )
@@ -190,6 +193,7 @@ class SelfTraining:
     lesion_loss: float = 0.0  # likewise
     painted: float = 0.0  # likewise
     unlocated: bool = False  # likewise
+    start_share: float = 0.0  # likewise
     train_patch: tuple[int, int, int] = (0, 0, 0)  # likewise
     encoder: Encoder = field(default_factory=Encoder)  # likewise; another network than before begins anew
     # each n-th healthy single slice is shown to the U-Net before, and drawn the more often the surer that is of blood

@@ -35,6 +35,7 @@ def _later(config: Config, number: int) -> Config:
         lesion_loss=own.lesion_loss or config.segmenter.lesion_loss,
         painted=own.painted or config.segmenter.painted,
         unlocated=own.unlocated or config.segmenter.unlocated,
+        start_share=own.start_share or config.segmenter.start_share,
         train_patch=own.train_patch if any(own.train_patch) else config.segmenter.train_patch,
         encoder=own.encoder if own.encoder.name else config.segmenter.encoder,
     )

@@ -358,8 +358,27 @@ def train_segmenter(
     patches = Patches(train, labels, config, false_peaks)
     batches = training_batches(patches, settings, config.seed, hardware.workers)
     figures = fit(task, batches, DataLoader(_whole_scans(val, labels, config), 1), folder, hardware)
+    if start and settings.start_share:
+        blend(network, start, settings.start_share)
     save_network(network, folder / NETWORK)
     return figures
+
+
+def blend(network: nn.Module, start: Path, share: float) -> None:
+    """Mean of a network's weights and those that its training went on from, in place: between the two, what was learned
+    last is there and what was known before is not lost (Wortsman et al., CVPR 2022, arXiv:2109.01903).
+
+    Args:
+        start: the file of those.
+        share: of them.
+    """
+    trained = {name: value.clone() for name, value in network.state_dict().items()}
+    before = load_network(network, start).state_dict()
+    for name, value in trained.items():
+        if value.is_floating_point():
+            before[name].copy_(share * before[name] + (1 - share) * value)
+        else:
+            before[name].copy_(value)
 
 
 def _whole_scans(cases: list[Prepared], labels: dict[str, np.ndarray], config: Config) -> Any:

@@ -124,6 +124,10 @@ def check_round(config: Config, number: int) -> None:
         raise HemsegError(f"{where}{part} has 0 epochs, but another network than before, which would learn nothing.")
     if number and anew and own.optimization.frozen_statistics:
         raise HemsegError(f"{where}{part} begins anew, so frozen_statistics would keep those of no scan.")
+    if own.start_share and anew:
+        raise HemsegError(f"{where}{part} begins anew, so start_share has no weights to take a share of.")
+    if not 0 <= own.start_share < 1:
+        raise HemsegError(f"{where}{part}.start_share is {own.start_share}; it is 0 or more, and less than 1.")
     if own.encoder.name:
         check_encoder(own, config, where)
         if anew:
