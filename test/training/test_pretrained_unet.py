@@ -252,6 +252,25 @@ def test_it_begins_with_imagenet_and_goes_on_from_its_own(tmp_path: Path, monkey
     assert (seen[1].slice_logit.weight == 7).all()
 
 
+def test_a_share_of_the_weights_before_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(task: SegmenterTask, *_: Any) -> dict[str, Any]:
+        with torch.no_grad():
+            for value in task.network.state_dict().values():
+                value.fill_(3)
+        return {}
+
+    monkeypatch.setattr("training.fitting.segmenter.fit", fit)
+    before = build_unet(OWN, 2)
+    save_network(before, tmp_path / "before.pt")
+    case, label = head("volume", 6, (2, 3))
+    config = Config("test", segmenter=replace(OWN, start_share=0.75))
+    train_segmenter([case], [case], {"volume": label}, config, tmp_path, Hardware(), tmp_path / "before.pt")
+    after = torch.load(tmp_path / NETWORK, weights_only=True)
+    for name, value in before.state_dict().items():
+        expected = 0.75 * value + 0.75 if value.is_floating_point() else torch.full_like(value, 3)
+        assert torch.allclose(after[name], expected), name
+
+
 @pytest.mark.parametrize("first", [Encoder(), LITE])
 def test_a_later_round_with_another_network_begins_anew(
     first: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -367,6 +386,16 @@ def test_a_round_that_begins_anew_learns(changes: dict[str, Any], message: str, 
     with pytest.raises(HemsegError, match=message):
         build_stages(config, DataSet("none", ()), tmp_path)
     assert "segment" in build_stages(replace(config, segmenter=OWN), DataSet("none", ()), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("first", "share", "message"), [(Encoder(), 0.5, "no weights to take"), (LITE, 1.0, "less than")]
+)
+def test_a_share_of_the_weights_before_needs_some(first: Encoder, share: float, message: str, tmp_path: Path) -> None:
+    round_ = SelfTraining(True, encoder=LITE, slice_loss=0.3, train_patch=(4, 32, 32), start_share=share)
+    config = Config("test", segmenter=replace(OWN, encoder=first), self_training=round_)
+    with pytest.raises(HemsegError, match=message):
+        build_stages(config, DataSet("none", ()), tmp_path)
 
 
 def test_where_a_network_began() -> None:
