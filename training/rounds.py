@@ -13,6 +13,11 @@ def round_config(config: Config, number: int) -> Config:
     return _later(config, number) if number else config
 
 
+def later_rounds(config: Config) -> int:
+    """How many rounds of self-training follow the first U-Net."""
+    return config.self_training.rounds if config.self_training.enabled else 0
+
+
 def begins_anew(config: Config, number: int) -> bool:
     """Whether a round's U-Net begins without that of the round before: it is the first, or has another encoder."""
     before, own = (round_config(config, max(0, n)).segmenter.encoder.name for n in (number - 1, number))

@@ -30,7 +30,7 @@ from hemseg.segmentation import segment
 from ..config import Config
 from ..fitting.trainer import load_network, save_network
 from ..networks.unet import build_unet
-from ..rounds import round_config
+from ..rounds import later_rounds, round_config
 from ..stage_names import stage_names
 from .to_onnx import STATES
 
@@ -89,7 +89,7 @@ def write_bundle(config: Config, run: Path, out: Path) -> None:
     (out / "configs").mkdir(parents=True, exist_ok=True)
     (out / "models").mkdir(exist_ok=True)
     (out / "docs").mkdir(exist_ok=True)
-    rounds = config.self_training.rounds if config.self_training.enabled else 0
+    rounds = later_rounds(config)
     names = stage_names(rounds=rounds)
     own = round_config(config, rounds)
     network = build_unet(own.segmenter, len(own.preprocessing.channels))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -372,13 +373,10 @@ def blend(network: nn.Module, start: Path, share: float) -> None:
         start: the file of those.
         share: of them.
     """
-    trained = {name: value.clone() for name, value in network.state_dict().items()}
-    before = load_network(network, start).state_dict()
-    for name, value in trained.items():
-        if value.is_floating_point():
-            before[name].copy_(share * before[name] + (1 - share) * value)
-        else:
-            before[name].copy_(value)
+    before = load_network(deepcopy(network), start).state_dict()
+    for name, value in network.state_dict().items():
+        if value.is_floating_point():  # not the counts of batches
+            value.lerp_(before[name], share)
 
 
 def _whole_scans(cases: list[Prepared], labels: dict[str, np.ndarray], config: Config) -> Any:

@@ -22,7 +22,7 @@ from ..fitting.hardware import Hardware
 from ..fitting.trainer import load_network
 from ..networks.slice_network import SliceNetwork, empty_network
 from ..networks.unet import UNLOCATED, build_unet
-from ..rounds import round_config
+from ..rounds import later_rounds, round_config
 from ..stage_names import NETWORK, StageNames, Variant, stage_names
 from .initial_weights import InitialWeights, find_initial_weights
 from .train_masks import described, masked_cases
@@ -49,8 +49,7 @@ class Context:
     @cached_property
     def names(self) -> StageNames:
         """Of this variant's stages."""
-        own = self.config.self_training
-        return stage_names(self.variant, own.rounds if own.enabled and not self.variant.reference else 0)
+        return stage_names(self.variant, 0 if self.variant.reference else later_rounds(self.config))
 
     @cached_property
     def strip_file(self) -> Path | None:

@@ -35,7 +35,7 @@ from ..networks.efficientnet_lite import imagenet_file
 from ..networks.pretrained_unet import COARSEST, HU_RANGE
 from ..networks.slice_network import IMAGENET, LITE, check_frozen_stages, check_output_stride
 from ..networks.unet import multiples
-from ..rounds import begins_anew, round_config
+from ..rounds import begins_anew, later_rounds, round_config
 from ..stage_names import Variant
 from . import steps
 from .context import Context, vary
@@ -70,8 +70,7 @@ def build_stages(
 def check(config: Config) -> None:
     """Raises HemsegError where a run would stop, after minutes of making phantoms: its networks cannot be, or the
     weights that it is to start from are not there or do not fit."""
-    own = config.self_training
-    check_networks(config, 1 + (own.rounds if own.enabled else 0))
+    check_networks(config, 1 + later_rounds(config))
     if initial := find_initial_weights(config.init):
         initial.check(config)
 
