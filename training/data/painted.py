@@ -5,9 +5,10 @@ labels. Everything here is a function of a prepared scan and a generator of rand
 is the same in every run with its seed.
 
 Blood is painted by its share of each voxel (`painted_shapes`), averaged over several levels of the slice (the partial
-volume), and added as contrast above the scan's own brain; the scan's grain stays. Voxels that are half blood or more
-are labelled 1; the thinner rim stays what it was, and where a bleed is so thin that no voxel of a slice is half full,
-nothing is known.
+volume), and added as contrast above the scan's own brain; the scan's grain stays, and along the skull what bone shines
+into a voxel: blood takes the place of brain and CSF, never of bone. Voxels that are half blood or more are labelled 1;
+the thinner rim stays what it was. Where a bleed is so thin that no voxel of a slice is half full, and in the skull's
+bright edge, where nobody sees blood, nothing is known.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ LEAST_CONTRAST_HU = {"sheet": 20.0, "epidural": 20.0, "subdural": 15.0, "subarac
 FIRST_ODDS, ALL_ODDS = (0.45, 0.25, 0.15, 0.15), (0.24, 0.12, 0.08, 0.26, 0.2, 0.1)  # of `DISTRACTORS`
 HALF, TRACE = 0.5, 0.1  # shares of blood in a voxel: labelled, and seen
 MOST_GRAIN_HU = 8.0  # beyond is an edge, not noise
+EDGE_MM = 5.0  # from the skull: there bone shines into voxels, the more so where it slopes
+HIDDEN_HU = 30.0  # above the brain: such an edge hides blood
 EDGE_HU = 15.0  # what `denoised` takes for an edge
 BLUR_PX = 0.55  # of the scanner, in plane
 UNKNOWN = -1  # label of voxels of which nothing is known
@@ -63,11 +66,12 @@ def add_bleed(
     if share is None:
         return hu, label
     share = _blurred(share) * place.inside
-    if not (share > HALF).any():
+    hidden = _hidden(hu, place)
+    if not ((share > HALF) & ~hidden).any():
         return hu, label
     least = LEAST_CONTRAST_HU.get(kind, CONTRAST_HU[0]) if dura else CONTRAST_HU[0]
     contrast = float(rng.uniform(least, CONTRAST_HU[1])) if contrast_hu is None else contrast_hu
-    return _filled(hu, place, share, contrast, kind, rng), _labelled(label, share)
+    return _filled(hu, place, share, contrast, kind, rng), _labelled(label, share, hidden)
 
 
 def add_distractor(
@@ -96,6 +100,8 @@ def add_distractor(
         level = place.brain + rng.uniform(*((5, 22) if kind == "falx" else (10, 60)))
     share = _blurred(share)
     result = (hu + share * (np.float32(level) - hu)).astype(np.float32)
+    if kind != "air":
+        result = np.maximum(result, hu)  # beside bone, too
     if kind == "metal" and rng.random() < 0.7:
         result = _streaks(result, share, rng)
     return result
@@ -165,10 +171,16 @@ def _filled(
         ring = np.stack([cv2.GaussianBlur(s, (0, 0), reach) for s in own])
         part -= np.clip(ring * 2.5, 0, 1) * (own < HALF) * np.float32(rng.uniform(4, 10)) * place.inside[box]
     uneven = 1 + rng.uniform(0, 0.2) * lumps(own.shape, 8.0, place.mm, rng)
-    grain = (hu[box] - place.smooth[box]).clip(-MOST_GRAIN_HU, MOST_GRAIN_HU)
-    blood = np.float32(place.brain) + np.float32(contrast) * uneven.clip(0.7, 1.3) + grain
-    result[box] = part + own * (blood - part)
+    replaced = hu[box] - (hu[box] - place.smooth[box]).clip(-MOST_GRAIN_HU, MOST_GRAIN_HU)
+    replaced = np.where(place.depth[box] <= EDGE_MM, replaced.clip(max=place.brain), replaced)
+    blood = np.float32(place.brain) + np.float32(contrast) * uneven.clip(0.7, 1.3)
+    result[box] = part + own * (blood - replaced)
     return result
+
+
+def _hidden(hu: np.ndarray, place: Place) -> np.ndarray:
+    """Where bone shines into voxels so much that blood would not be seen in them, bool (z, y, x)."""
+    return np.asarray((place.depth <= EDGE_MM) & (np.minimum(hu, place.smooth) > place.brain + HIDDEN_HU))
 
 
 def _box(where: np.ndarray) -> tuple[slice, slice, slice]:
@@ -176,11 +188,13 @@ def _box(where: np.ndarray) -> tuple[slice, slice, slice]:
     return found  # type: ignore[no-any-return]
 
 
-def _labelled(label: np.ndarray, share: np.ndarray) -> np.ndarray:
+def _labelled(label: np.ndarray, share: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     result = label.copy()
+    unseen = hidden & (share >= TRACE)
+    share = np.where(hidden, 0, share)
     without_core = np.flatnonzero(share.max(axis=(1, 2)) < HALF)
     thin = np.zeros(share.shape, bool)
     thin[without_core] = (share[without_core] >= TRACE) & (label[without_core] == 0)
-    result[thin] = UNKNOWN
+    result[thin | (unseen & (label == 0))] = UNKNOWN
     result[share >= HALF] = 1
     return result

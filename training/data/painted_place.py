@@ -12,7 +12,7 @@ from hemseg.lesion_features import Surroundings, depth_mm, smoothed_inside
 
 from .brain import brain_level
 
-BONE_HU = 70.0  # at the rim: bone in part
+BONE_HU, RIM_MM = 70.0, 3.0  # at the rim: bone in part
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,13 +28,13 @@ class Place(Surroundings):
 def place_of(hu: np.ndarray, inside: np.ndarray, mm: tuple[float, float, float]) -> Place:
     """What painting needs to know of a prepared scan, (z, y, x)."""
     hu = hu.astype(np.float32)
-    inside = inside & ~_rim_of_bone(smoothed_inside(hu, inside, mm[1]), inside)
+    inside = inside & ~_rim_of_bone(smoothed_inside(hu, inside, mm[1]), inside, mm[1])
     smooth, depth = smoothed_inside(hu, inside, mm[1]), depth_mm(inside, mm[1])
     middle = inside & (depth > 8)
     return Place(smooth, inside, depth, brain_level(smooth, middle if middle.any() else inside), mm)
 
 
-def _rim_of_bone(smooth: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """The skull's edge that the strip leaves within the mask: bright pixels at most 3 mm from its rim."""
-    cross = ndimage.generate_binary_structure(2, 1)[None]
-    return np.asarray(inside & (smooth > BONE_HU) & ~ndimage.binary_erosion(inside, cross, iterations=3))
+def _rim_of_bone(smooth: np.ndarray, inside: np.ndarray, in_plane_mm: float) -> np.ndarray:
+    """The skull's edge that the strip leaves within the mask: bright pixels at most `RIM_MM` from its rim."""
+    cross, pixels = ndimage.generate_binary_structure(2, 1)[None], max(1, round(RIM_MM / in_plane_mm))
+    return np.asarray(inside & (smooth > BONE_HU) & ~ndimage.binary_erosion(inside, cross, iterations=pixels))
