@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from hemseg.model import Model
 from hemseg.preprocessing import Settings, working_image
@@ -17,6 +19,7 @@ from training.data.painted import (
     CONTRAST_HU,
     DISTRACTORS,
     KINDS,
+    UNKNOWN,
     add_bleed,
     add_distractor,
     add_noise,
@@ -95,6 +98,33 @@ def test_a_sheet_thinner_than_its_voxels_is_no_negative(head: tuple[np.ndarray, 
     assert faint  # slices in which the bleed fills no voxel by half
     for label in labels:
         assert not ((label == LEFT_OUT).any(axis=(1, 2)) & (label == 1).any(axis=(1, 2))).any()
+
+
+def test_blood_along_the_skull_is_seen_where_its_label_says_and_leaves_the_bone() -> None:
+    """Its edge is bone and brain in one voxel; paint in its place would be a darker edge that is called blood."""
+    phantom = make_phantom(7, (), Grid((8, 208, 208), (1.0, 1.0, 5.0)), noise_hu=1.0)
+    wide = ndimage.binary_dilation(phantom.intracranial, np.ones((1, 3, 3), bool))  # a strip that leaves an edge
+    hu = np.stack([cv2.GaussianBlur(s, (0, 0), 1.2) for s in phantom.volume.hu.astype(np.float32)])
+    place, hidden = place_of(hu, wide, (5.0, 1.0, 1.0)), 0
+    for kind in ("subdural", "epidural"):
+        for seed in range(6):
+            empty = np.zeros(hu.shape, np.int8)
+            changed, label = add_bleed(hu, empty, place, np.random.default_rng(seed), kind, contrast_hu=30.0)
+            if (label == 1).sum() < 50:
+                continue
+            assert (changed - hu)[label == 1].mean() > 0.6 * 30
+            assert (changed - hu).min() > -1.0
+            assert not (label[hu > place.brain + 40] == 1).any()
+            hidden += int(((label == UNKNOWN) & (hu > place.brain + 40)).sum())
+    assert hidden
+
+
+def test_the_skulls_edge_is_left_out_by_millimeters() -> None:
+    disc = np.hypot(*np.meshgrid(np.arange(-80, 80), np.arange(-80, 80))) < 60
+    hu = np.where(ndimage.binary_erosion(disc, iterations=8), 32.0, 90.0)[None]
+    for pixel_mm, lost in ((1.0, 3), (0.5, 6)):
+        inside = place_of(hu, disc[None], (5.0, pixel_mm, pixel_mm)).inside[0]
+        assert np.array_equal(inside, ndimage.binary_erosion(disc, iterations=lost))
 
 
 @pytest.mark.parametrize("kind", DISTRACTORS)

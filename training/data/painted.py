@@ -171,8 +171,8 @@ def _filled(
         ring = np.stack([cv2.GaussianBlur(s, (0, 0), reach) for s in own])
         part -= np.clip(ring * 2.5, 0, 1) * (own < HALF) * np.float32(rng.uniform(4, 10)) * place.inside[box]
     uneven = 1 + rng.uniform(0, 0.2) * lumps(own.shape, 8.0, place.mm, rng)
-    replaced = hu[box] - (hu[box] - place.smooth[box]).clip(-MOST_GRAIN_HU, MOST_GRAIN_HU)
-    replaced = np.where(place.depth[box] <= EDGE_MM, replaced.clip(max=place.brain), replaced)
+    bare = _bare(hu[box], place.smooth[box])
+    replaced = np.where(place.depth[box] <= EDGE_MM, bare.clip(max=place.brain), bare)
     blood = np.float32(place.brain) + np.float32(contrast) * uneven.clip(0.7, 1.3)
     result[box] = part + own * (blood - replaced)
     return result
@@ -180,7 +180,12 @@ def _filled(
 
 def _hidden(hu: np.ndarray, place: Place) -> np.ndarray:
     """Where bone shines into voxels so much that blood would not be seen in them, bool (z, y, x)."""
-    return np.asarray((place.depth <= EDGE_MM) & (np.minimum(hu, place.smooth) > place.brain + HIDDEN_HU))
+    return (place.depth <= EDGE_MM) & (_bare(hu, place.smooth) > place.brain + HIDDEN_HU)
+
+
+def _bare(hu: np.ndarray, smooth: np.ndarray) -> np.ndarray:
+    """HU without grain; edges stay."""
+    return np.asarray(hu - (hu - smooth).clip(-MOST_GRAIN_HU, MOST_GRAIN_HU))
 
 
 def _box(where: np.ndarray) -> tuple[slice, slice, slice]:

@@ -30,7 +30,7 @@ from hemseg.volume import Volume
 from ..config import CONFIGS
 from ..console import console
 from ..data.datasets import DataSet, Prepared
-from ..data.painted import CONTRAST_HU, DISTRACTORS, KINDS, add_bleed, add_distractor
+from ..data.painted import CONTRAST_HU, DISTRACTORS, KINDS, UNKNOWN, add_bleed, add_distractor
 from ..data.painted_place import place_of
 from .metrics import lesion_counts, overlap
 from .robustness import check_and_segment
@@ -107,7 +107,7 @@ def painted_heads(dataset: DataSet, split: str, model: Model, plan: list[Planned
             truth = label == 1
             if truth.any():
                 after = check_and_segment(replace(volume, hu=hu, path=None), model)
-                row = _row(bleed, truth, after.mask, before.mask, volume)
+                row = _row(bleed, truth, label == UNKNOWN, after.mask, before.mask, volume)
                 named = set(after.doubtful_slices) - set(before.doubtful_slices)
                 held = np.flatnonzero(volume.with_voxels(truth).in_lps()[0].any(axis=(1, 2)))
                 row["found_or_doubtful"] = int(row["found"] or bool(named & set(held.tolist())))
@@ -115,9 +115,11 @@ def painted_heads(dataset: DataSet, split: str, model: Model, plan: list[Planned
     return rows
 
 
-def _row(bleed: Planned, truth: np.ndarray, mask: np.ndarray, before: np.ndarray, volume: Volume) -> dict[str, Any]:
+def _row(
+    bleed: Planned, truth: np.ndarray, unseen: np.ndarray, mask: np.ndarray, before: np.ndarray, volume: Volume
+) -> dict[str, Any]:
     known = ndimage.binary_dilation(before > 0, np.ones((3, 3, 3), bool), iterations=2) & ~truth
-    new = (mask > 0) & ~known
+    new = (mask > 0) & ~known & ~unseen  # what bone's edge hides is neither right nor wrong
     return {
         "kind": bleed.kind,
         "contrast_hu": bleed.contrast_hu,
