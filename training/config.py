@@ -68,6 +68,7 @@ class Classifier:
         0  # copies of each training scan with painted bleeds, whose slices are added (training/data/painted.py)
     )
     unpainted: int = 0  # epochs of a second network without painted slices: both together give the second opinion
+    unpainted_stays: bool = False  # it does not go on from the initial weights, the one with painted slices does
     optimization: Optimization = field(default_factory=Optimization)
 
 

@@ -156,6 +156,22 @@ def test_networks_with_0_epochs_stay_what_they_are_and_a_later_round_goes_on_fro
         build_stages(replace(config, init=""), dataset, tmp_path, hardware=CPU)
 
 
+def test_of_two_classifiers_one_may_go_on_alone(study: Path, config: Config, dataset: DataSet, tmp_path: Path) -> None:
+    learns = replace(config.classifier.optimization, epochs=1, patience=1)
+    both = replace(config.classifier, optimization=learns, unpainted=5, unpainted_stays=True)
+    config = replace(config, init=str(study / "start"), classifier=both)
+    stages = build_stages(config, dataset, tmp_path, hardware=CPU)
+    run_stage(stages["classify"], tmp_path, stages)
+    start = find_initial_weights(config.init)
+    assert start is not None
+    for stage, before, stays in (("classify", start.classifier, False), ("classify/unpainted", start.unpainted, True)):
+        found, kept = torch.load(tmp_path / stage / "network.pt", weights_only=True), load_file(before)
+        assert all(torch.equal(found[key], kept[key].to(found[key])) for key in kept) == stays
+    for unfit in (replace(config, init=""), replace(config, classifier=replace(both, unpainted=0))):
+        with pytest.raises(HemsegError, match=r"unpainted_stays takes a second classifier as it is"):
+            build_stages(unfit, dataset, tmp_path, hardware=CPU)
+
+
 def test_training_goes_on_from_the_weights_with_frozen_statistics(tuned: tuple[Path, str], study: Path) -> None:
     """The means and variances of both networks are those of the initial weights to the last bit; the rest moved."""
     for stage, name in (("classify", "classifier"), ("segment", "unet")):

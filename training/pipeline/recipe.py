@@ -93,6 +93,11 @@ def check_epochs(config: Config) -> None:
                 f"configuration {config.name}: {name} has 0 epochs, so it is taken as it is, but nothing says from "
                 "where; name weights with --init, or give it epochs."
             )
+    if config.classifier.unpainted_stays and not (config.init and config.classifier.unpainted):
+        raise HemsegError(
+            f"configuration {config.name}: classifier.unpainted_stays takes a second classifier as it is, so name "
+            "weights with --init, and give classifier.unpainted the epochs that it had."
+        )
 
 
 def check_stages(config: Config) -> None:

@@ -69,7 +69,7 @@ def train_on_slices(context: Context, folder: Path) -> dict[str, Any]:
 def without_paint(config: Config) -> Config:
     """The configuration of the classifier that learns the data's own slices alone."""
     own = config.classifier
-    epochs = own.unpainted if own.optimization.epochs else 0  # neither learns, or both
+    epochs = own.unpainted if own.optimization.epochs and not own.unpainted_stays else 0
     schedule = replace(own.optimization, epochs=epochs, patience=epochs)
     return replace(config, classifier=replace(own, painted=0, optimization=schedule))
 
