@@ -66,12 +66,13 @@ def add_bleed(
     if share is None:
         return hu, label
     share = _blurred(share) * place.inside
-    hidden = _hidden(hu, place)
+    bare = _bare(hu, place.smooth)
+    hidden = (place.depth <= EDGE_MM) & (bare > place.brain + HIDDEN_HU)  # bone shines into it: nobody sees blood
     if not ((share > HALF) & ~hidden).any():
         return hu, label
     least = LEAST_CONTRAST_HU.get(kind, CONTRAST_HU[0]) if dura else CONTRAST_HU[0]
     contrast = float(rng.uniform(least, CONTRAST_HU[1])) if contrast_hu is None else contrast_hu
-    return _filled(hu, place, share, contrast, kind, rng), _labelled(label, share, hidden)
+    return _filled(hu, bare, place, share, contrast, kind, rng), _labelled(label, share, hidden)
 
 
 def add_distractor(
@@ -160,9 +161,15 @@ def _blurred(share: np.ndarray) -> np.ndarray:
 
 
 def _filled(
-    hu: np.ndarray, place: Place, share: np.ndarray, contrast: float, kind: str, rng: np.random.Generator
+    hu: np.ndarray,
+    bare: np.ndarray,
+    place: Place,
+    share: np.ndarray,
+    contrast: float,
+    kind: str,
+    rng: np.random.Generator,
 ) -> np.ndarray:
-    """Blood in its share of each voxel; around some bleeds in the brain, edema."""
+    """Blood in its share of each voxel; around some bleeds in the brain, edema. ``bare``: the HU without grain."""
     result = hu.astype(np.float32).copy()
     box = tuple(slice(max(0, s.start - r), s.stop + r) for s, r in zip(_box(share > 0), (0, 12, 12), strict=True))
     part, own = result[box], share[box]
@@ -171,16 +178,10 @@ def _filled(
         ring = np.stack([cv2.GaussianBlur(s, (0, 0), reach) for s in own])
         part -= np.clip(ring * 2.5, 0, 1) * (own < HALF) * np.float32(rng.uniform(4, 10)) * place.inside[box]
     uneven = 1 + rng.uniform(0, 0.2) * lumps(own.shape, 8.0, place.mm, rng)
-    bare = _bare(hu[box], place.smooth[box])
-    replaced = np.where(place.depth[box] <= EDGE_MM, bare.clip(max=place.brain), bare)
+    replaced = np.where(place.depth[box] <= EDGE_MM, bare[box].clip(max=place.brain), bare[box])
     blood = np.float32(place.brain) + np.float32(contrast) * uneven.clip(0.7, 1.3)
     result[box] = part + own * (blood - replaced)
     return result
-
-
-def _hidden(hu: np.ndarray, place: Place) -> np.ndarray:
-    """Where bone shines into voxels so much that blood would not be seen in them, bool (z, y, x)."""
-    return (place.depth <= EDGE_MM) & (_bare(hu, place.smooth) > place.brain + HIDDEN_HU)
 
 
 def _bare(hu: np.ndarray, smooth: np.ndarray) -> np.ndarray:

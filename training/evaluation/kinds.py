@@ -9,8 +9,6 @@ not judged. Intervals are Wilson's at 95 %.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,19 +19,15 @@ from hemseg.errors import HemsegError
 from hemseg.kinds import KINDS, UNSURE
 from hemseg.lesions import components
 from hemseg.model import Model
-from hemseg.postprocessing import mask_on_scan
 from hemseg.scan import read
 from hemseg.segmentation import Segmentation
-from hemseg.volume import Volume
 
 from ..console import console
 from ..data.datasets import Case, DataSet
-from ..data.painted import add_bleed
-from ..data.painted_place import place_of
 from ..data.phantom import Grid, make_phantom
 from ..data.slice_kinds import allowed_kinds
 from .metrics import wilson
-from .painted_heads import Planned
+from .painted_heads import Planned, planned_bleeds
 from .robustness import check_and_segment
 
 PHANTOM_GRID = Grid((28, 184, 184), (1.25, 1.25, 5.0))
@@ -107,27 +101,14 @@ def painted_bleeds(dataset: DataSet, split: str, model: Model, plan: list[Planne
         if not wanted:
             continue
         before = check_and_segment(volume, model)
-        for bleed, changed, truth in _bleeds(volume, before, wanted):
+        for bleed, changed, label in planned_bleeds(volume, before, wanted):
+            truth = label == 1
             if truth.sum() * volume.voxel_ml < least_ml:
                 continue
             kind = "subdural" if bleed.kind == "sheet" else bleed.kind
             about = {"data": "painted", "split": split, "case": case.name, "kinds": kind}
             rows.append(about | _touching(check_and_segment(changed, model), truth, kind, before.mask > 0))
     return rows
-
-
-def _bleeds(
-    volume: Volume, before: Segmentation, wanted: list[Planned]
-) -> Iterator[tuple[Planned, Volume, np.ndarray]]:
-    working = before.working
-    inside = volume.from_lps(mask_on_scan(working.intracranial.astype(np.float32), working, 0.5)) > 0
-    place = place_of(volume.hu, inside, (volume.spacing[2], volume.spacing[1], volume.spacing[0]))
-    for bleed in wanted:
-        rng = np.random.default_rng(bleed.seed)
-        empty = np.zeros(volume.hu.shape, np.int8)
-        hu, label = add_bleed(volume.hu, empty, place, rng, bleed.kind, bleed.contrast_hu, bleed.radius_mm)
-        if (label == 1).any():
-            yield bleed, replace(volume, hu=hu, path=None), label == 1
 
 
 def _touching(result: Segmentation, truth: np.ndarray, kind: str, before: np.ndarray | None = None) -> Row:

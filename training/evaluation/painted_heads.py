@@ -25,6 +25,7 @@ from hemseg.errors import HemsegError
 from hemseg.model import Model
 from hemseg.postprocessing import mask_on_scan
 from hemseg.scan import read
+from hemseg.segmentation import Segmentation
 from hemseg.volume import Volume
 
 from ..config import CONFIGS
@@ -90,29 +91,34 @@ def painted_heads(dataset: DataSet, split: str, model: Model, plan: list[Planned
             continue
         volume = read(case.image)
         before = check_and_segment(volume, model)
-        inside = volume.from_lps(mask_on_scan(before.working.intracranial.astype(np.float32), before.working, 0.5)) > 0
-        mm = (volume.spacing[2], volume.spacing[1], volume.spacing[0])
-        place = place_of(volume.hu, inside, mm)
-        for bleed in wanted:
-            rng = np.random.default_rng(bleed.seed)
-            hu, label = add_bleed(
-                volume.hu,
-                np.zeros(volume.hu.shape, np.int8),
-                place,
-                rng,
-                bleed.kind,
-                bleed.contrast_hu,
-                bleed.radius_mm,
-            )
+        for bleed, changed, label in planned_bleeds(volume, before, wanted):
             truth = label == 1
-            if truth.any():
-                after = check_and_segment(replace(volume, hu=hu, path=None), model)
-                row = _row(bleed, truth, label == UNKNOWN, after.mask, before.mask, volume)
-                named = set(after.doubtful_slices) - set(before.doubtful_slices)
-                held = np.flatnonzero(volume.with_voxels(truth).in_lps()[0].any(axis=(1, 2)))
-                row["found_or_doubtful"] = int(row["found"] or bool(named & set(held.tolist())))
-                rows.append({"case": case.name, "split": split, **row})
+            after = check_and_segment(changed, model)
+            row = _row(bleed, truth, label == UNKNOWN, after.mask, before.mask, volume)
+            named = set(after.doubtful_slices) - set(before.doubtful_slices)
+            held = np.flatnonzero(volume.with_voxels(truth).in_lps()[0].any(axis=(1, 2)))
+            row["found_or_doubtful"] = int(row["found"] or bool(named & set(held.tolist())))
+            rows.append({"case": case.name, "split": split, **row})
     return rows
+
+
+def planned_bleeds(
+    volume: Volume, before: Segmentation, wanted: list[Planned]
+) -> Iterator[tuple[Planned, Volume, np.ndarray]]:
+    """Each bleed for which there is room, painted into a scan by itself; with its label on the scan's grid (1, 0,
+    `UNKNOWN`), int8.
+
+    Args:
+        before: what the scan is without it; its inside of the skull is painted into.
+    """
+    inside = volume.from_lps(mask_on_scan(before.working.intracranial.astype(np.float32), before.working, 0.5)) > 0
+    place = place_of(volume.hu, inside, (volume.spacing[2], volume.spacing[1], volume.spacing[0]))
+    for bleed in wanted:
+        rng = np.random.default_rng(bleed.seed)
+        empty = np.zeros(volume.hu.shape, np.int8)
+        hu, label = add_bleed(volume.hu, empty, place, rng, bleed.kind, bleed.contrast_hu, bleed.radius_mm)
+        if (label == 1).any():
+            yield bleed, replace(volume, hu=hu, path=None), label
 
 
 def _row(
