@@ -34,9 +34,9 @@ from .metrics import lesion_counts, overlap
 from .robustness import check_and_segment
 
 Figure = Callable[[dict[str, Any]], float]
-THRESHOLDS = (0.4, 0.5, 0.6)
+THRESHOLDS = (0.3, 0.4, 0.5)
 PEAKS = (0.6, 0.7, 0.75, 0.8, 0.9)
-SLICES = (0.0, 0.2, 0.4, 0.5)  # of the slice classifier, where the weights have one
+SLICES = (0.0, 0.2, 0.3, 0.4)  # of the slice classifier, where the weights have one
 LEAST_ML = (0.1,)
 MUCH_ML, MUCH_MM2 = 0.5, 10.0  # blood in a patient, or in a single slice, without hemorrhage
 
