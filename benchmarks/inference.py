@@ -46,6 +46,13 @@ def _cpu(who: int = resource.RUSAGE_SELF) -> float:
     return used.ru_utime + used.ru_stime
 
 
+def environment() -> dict[str, str]:
+    """Of the processes that are timed: without PYTHONDONTWRITEBYTECODE, with which each start may compile all modules
+    again, and that is not hemseg's time. The first run compiles; of commands the fastest counts.
+    """
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def command(what: str, arguments: list[str], checkout: Path = ROOT) -> Row:
     """Time a whole process, from start to files on disk.
 
@@ -58,8 +65,8 @@ def command(what: str, arguments: list[str], checkout: Path = ROOT) -> Row:
     """
     start = time.perf_counter()
     with tempfile.TemporaryFile() as said:
-        call, environment = [sys.executable, *arguments], {**os.environ, "PYTHONPATH": str(checkout)}
-        process = subprocess.Popen(call, stdout=said, stderr=said, cwd=checkout, env=environment)
+        call, own = [sys.executable, *arguments], environment() | {"PYTHONPATH": str(checkout)}
+        process = subprocess.Popen(call, stdout=said, stderr=said, cwd=checkout, env=own)
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         wall = time.perf_counter() - start
@@ -213,7 +220,7 @@ def show_workers(rows: list[Row], scans: int = 2 * FOLDER) -> None:
 
 def _child(*arguments: str) -> list[Row]:
     call = [sys.executable, "-m", "benchmarks.inference", "--child", *arguments]
-    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(call, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise HemsegError(f"{' '.join(arguments)}: failed: {done.stderr[-400:].strip()}")
     return [Row(**row) for row in json.loads(done.stdout.splitlines()[-1])]
@@ -253,7 +260,7 @@ def measure(scans: list[Path]) -> dict[str, Any]:
         found["network"] = [asdict(row) for threads in (1, 2) for row in _child("network", str(threads))]
         if importlib.util.find_spec("torch") and importlib.util.find_spec("training"):
             call = [sys.executable, "-m", "benchmarks.runtimes"]
-            done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
+            done = subprocess.run(call, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
             found["network"] += json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else []
     return found
 

@@ -55,3 +55,8 @@ def test_a_command_that_fails_says_so() -> None:
         inference.command("x", ["-c", "raise SystemExit('oh no')"])
     done = python("-m", "benchmarks.inference", "nowhere.nii.gz", check=1)
     assert "nowhere.nii.gz" in done.stderr
+
+
+def test_modules_stay_compiled_where_the_shell_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    inference.command("x", ["-c", "import sys; raise SystemExit(sys.dont_write_bytecode)"])
