@@ -96,10 +96,10 @@ def painted_bleeds(dataset: DataSet, split: str, model: Model, plan: list[Planne
     """Bleeds of the plan painted into scans of a split: the lesion that holds most of each."""
     rows = []
     for number, case in enumerate(track(dataset.part(split), f"kinds, painted, {split}", console=console)):
-        volume = read(case.image)
         wanted = [bleed for bleed in plan if bleed.head == number]
         if not wanted:
             continue
+        volume = read(case.image)
         before = check_and_segment(volume, model)
         for bleed, changed, label in planned_bleeds(volume, before, wanted):
             truth = label == 1

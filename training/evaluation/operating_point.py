@@ -46,7 +46,6 @@ def points(classifier: bool = False) -> list[dict[str, float]]:
     return [
         {"threshold": t, "min_peak": p, "min_lesion_ml": ml, "min_slice_probability": s}
         for t, p, ml, s in itertools.product(THRESHOLDS, PEAKS, LEAST_ML, SLICES if classifier else SLICES[:1])
-        if p > t
     ]
 
 
