@@ -60,7 +60,7 @@ COLUMNS: dict[str, dict[str, str]] = {
     "implausible": {"Description": "What cannot be about the result; n/a for almost all."},
     "warnings": {"Description": "What looks odd about the scan."},
     "doubtful_slices": {
-        "Description": "Slices in which the slice classifier sees hemorrhage and nothing is outlined, counted from 1, "
+        "Description": "Slices in which U-Net and slice classifier see hemorrhage and nothing is outlined, counted from 1, "
         "from inferior; n/a for none."
     },
 }

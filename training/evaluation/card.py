@@ -133,7 +133,7 @@ def patients(results: Path) -> str:
     head = (
         "CT-ICH",
         "patients with hemorrhage found",
-        "found, or with a doubtful slice",
+        "found, or a doubtful slice with hemorrhage",
         "slices found",
         "healthy with 0.5 mL or more",
         "median mL in the healthy",

@@ -131,6 +131,7 @@ def write_experiments(runs: Path = RUNS, target: Path = TABLE) -> None:
         "",
         "Made by `python -m training experiments` from `docs/results/runs/*.json`. Test splits: phe-sich 20 patients;",
         "ct-ich as the row's record says. p: two-tailed paired t-test on Dice, with the difference of the means.",
+        "Rows `best...` are of an earlier `best.yaml`, not of the weights that ship (weights/MODEL_CARD.md).",
         "Column `selection`: what val reference masks or phantom masks were used for; `-` is nothing.",
         "",
         *markdown_table(rows),
