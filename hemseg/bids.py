@@ -60,8 +60,8 @@ COLUMNS: dict[str, dict[str, str]] = {
     "implausible": {"Description": "What cannot be about the result; n/a for almost all."},
     "warnings": {"Description": "What looks odd about the scan."},
     "doubtful_slices": {
-        "Description": "Slices in which U-Net and slice classifier see hemorrhage and nothing is outlined, counted from 1, "
-        "from inferior; n/a for none."
+        "Description": "Slices in which U-Net and slice classifier see hemorrhage and nothing is outlined, "
+        "counted from 1, from inferior; n/a for none."
     },
 }
 _OF_ROW = ("volume_ml", "lesions", "largest_ml", "implausible", "warnings", "doubtful_slices")  # as in summary.csv

@@ -68,7 +68,8 @@ SUMMARY = (
     Column(
         "doubtful_slices",
         "text",
-        "Slices in which U-Net and slice classifier see hemorrhage and nothing is outlined, counted from 1, from inferior",
+        "Slices in which U-Net and slice classifier see hemorrhage and nothing is outlined, "
+        "counted from 1, from inferior",
     ),
 )
 LESIONS = (
