@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hemseg.errors import HemsegError, one_line
+from hemseg.names import given_path
 from hemseg.resources import check_start, is_out_of_memory
 from hemseg.signals import install
 from hemseg.startup import start_lean
@@ -39,12 +40,12 @@ def main() -> int:
     """Run the container; returns the exit code."""
     start_lean()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, default=Path("/input"), help="folder of scans (default: /input)")
-    parser.add_argument("--output", type=Path, default=Path("/output"), help="folder for the masks (default: /output)")
-    parser.add_argument("--predict", type=Path, default=Path("/predict"), help="folder for INSTANCE's masks")
+    parser.add_argument("--input", type=_path, default=Path("/input"), help="folder of scans (default: /input)")
+    parser.add_argument("--output", type=_path, default=Path("/output"), help="folder for the masks (default: /output)")
+    parser.add_argument("--predict", type=_path, default=Path("/predict"), help="folder for INSTANCE's masks")
     modes = "auto, serve, gc, gc-generic, instance or legacy"
     parser.add_argument("--mode", default=os.environ.get("HEMSEG_MODE") or "auto", help=modes)
-    parser.add_argument("--weights", type=Path, help="folder with manifest.json")
+    parser.add_argument("--weights", type=_path, help="folder with manifest.json")
     point = os.environ.get("HEMSEG_OPERATING_POINT") or ""
     parser.add_argument("--operating-point", default=point, help="of the weights: balanced (the default) or sensitive")
     parser.add_argument("--port", type=int, default=4743, help="of mode serve (default: 4743)")
@@ -134,6 +135,13 @@ def _unexpected(error: Exception) -> str:
     with suppress(OSError, ValueError):  # stdout may be gone
         traceback.print_exc(file=sys.stdout)
     return f"failed unexpectedly ({type(error).__name__}: {error}); please report it."
+
+
+def _path(text: str) -> Path:
+    try:
+        return given_path(text)
+    except ValueError as error:  # argparse would leave out its words
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _set_up_output() -> None:

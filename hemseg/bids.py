@@ -140,7 +140,7 @@ def bids_jobs(jobs: Iterable[Job], sources: Sequence[Path], target: Path) -> lis
     """Planned jobs with the masks where BIDS has them. Of a BIDS tree, the CT scans alone.
 
     Args:
-        jobs: of `hemseg.folder.jobs.plan_jobs`, with NIfTI masks.
+        jobs: of `hemseg.folder.plan.plan_jobs`, with NIfTI masks.
         sources: what was given to it.
         target: the folder of the derivative data set.
 

@@ -43,7 +43,7 @@ def check_scan(
     """Bring a scan to the working grid; the scan comes back with what looks odd about it among its warnings.
 
     Raises:
-        HemsegError: see `refuse_what_is_no_ct`; with ``strict``, also for what looks odd.
+        HemsegError: see `require_head_ct`; with ``strict``, also for what looks odd.
     """
     require_head_ct(volume)
     array, spacing = volume.in_lps()
@@ -146,7 +146,10 @@ def _odd_anatomy(working: WorkingImage, settings: Settings) -> list[str]:
     if high > UPSIDE_DOWN * max(low, LEAST_AIR):
         findings.append("has the sinuses' air in the upper half of the head: is it upside down?")
     if working.quarters:
-        findings.append("shows a head that lies across, with the face to the side: is its direction right?")
+        findings.append(
+            "shows a head that lies across, with the face to the side: is its direction right? Which side is the "
+            "patient's left is not known"
+        )
     if losing := slices_losing_brain(hu, inside, working.grid.spacing):
         number = f"{len(losing)} slices" if len(losing) > 1 else "a slice"
         findings.append(f"loses part of the brain to skull stripping in {number}: blood there would be missed")

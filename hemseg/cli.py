@@ -15,7 +15,7 @@ from hemseg.errors import HemsegError
 from hemseg.mask_formats import MASK_FORMATS, SAME, help_text
 from hemseg.names import printable
 from hemseg.node.command import node
-from hemseg.options import Device, Overlay, Overwrite, Redo, Report, Series, Weights
+from hemseg.options import Device, Overlay, Overwrite, Redo, Report, Series, Weights, path
 
 if TYPE_CHECKING:
     from hemseg.folder.rows import Row
@@ -37,10 +37,14 @@ def segment(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            metavar="INPUT...", help="Scans, zip archives of DICOM, or folders (searched with their subfolders)."
+            parser=path,
+            metavar="INPUT...",
+            help="Scans, zip archives of DICOM, or folders (searched with their subfolders).",
         ),
     ],
-    target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A folder; for one scan also the mask's file name.")],
+    target: Annotated[
+        Path, typer.Argument(parser=path, metavar="OUTPUT", help="A folder; for one scan also the mask's file name.")
+    ],
     form: Annotated[
         FormatName,
         typer.Option("--format", help=help_text()),
@@ -121,12 +125,18 @@ def segment(
 
 @app.command()
 def measure(
-    scan: Annotated[Path, typer.Argument(metavar="SCAN", help="A scan, or a folder (searched with its subfolders).")],
+    scan: Annotated[
+        Path, typer.Argument(parser=path, metavar="SCAN", help="A scan, or a folder (searched with its subfolders).")
+    ],
     mask: Annotated[
         Path,
-        typer.Argument(metavar="MASK", help="Its mask, or a folder of masks with the paths that the scans have."),
+        typer.Argument(
+            parser=path, metavar="MASK", help="Its mask, or a folder of masks with the paths that the scans have."
+        ),
     ],
-    target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A folder for tables, pictures and reports.")],
+    target: Annotated[
+        Path, typer.Argument(parser=path, metavar="OUTPUT", help="A folder for tables, pictures and reports.")
+    ],
     label: Annotated[
         int, typer.Option(min=0, help="The value in the mask that counts; 0 for every value above 0.")
     ] = 0,
@@ -251,7 +261,9 @@ def main() -> None:
     except BrokenPipeError:  # nobody reads what is printed
         code = 0
     except OSError as error:
-        print(f"error: {printable(str(error))}.", file=sys.stderr)
+        advice = "; check its permissions" if isinstance(error, PermissionError) else ""
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {printable(f'{where}{error.strerror or error}{advice}')}.", file=sys.stderr)
         code = 1
     printed = flush_standard_output()
     sys.exit(code or (0 if printed else 1))

@@ -32,7 +32,8 @@ class Lesion:
         slices: first and last, 0-based, in the order of the file.
         mean_hu: of its voxels, as stored.
         side: ``left`` or ``right`` (the patient's) where its centroid lies more than 5 mm from the middle of the
-            skull's inside, else ``midline``; ``unknown`` where the scan does not say how the patient lies in it.
+            skull's inside, else ``midline``; ``unknown`` where the scan does not say how the patient lies in it, or
+            the head lies across.
         skull_mm: in-plane distance of its outermost voxel to the edge of the skull's inside.
     """
 
@@ -136,9 +137,18 @@ def _lesion(voxels: np.ndarray, volume: Volume, working: WorkingImage) -> Lesion
         centroid=(float(at[0]), float(at[1]), float(at[2])),
         slices=(int(voxels[:, 0].min()), int(voxels[:, 0].max())),
         mean_hu=float(volume.hu[tuple(voxels.T)].mean()),
-        side=side if volume.oriented else "unknown",
+        side=side if sides_are_known(volume, working) else "unknown",
         skull_mm=skull_mm,
     )
+
+
+def sides_are_known(volume: Volume, working: WorkingImage) -> bool:
+    """Whether right and left of a scan are the patient's: it says how the patient lies, and the head does lie so.
+
+    In a head that lies across, what the header calls left is in front or behind; whether it is wrong about the
+    direction, or about more, is not known.
+    """
+    return volume.oriented and not working.quarters
 
 
 def _place(voxels: np.ndarray, working: WorkingImage) -> tuple[str, float]:

@@ -27,7 +27,7 @@ def measure(volume: Volume, mask: np.ndarray, working: WorkingImage, path: Path 
 
     Args:
         mask: (z, y, x) on the scan's grid; what is not 0 is hemorrhage.
-        working: the scan on the working grid (`hemseg.checks.checked`).
+        working: the scan on the working grid (`hemseg.checks.check_scan`).
         path: the file that it was read from.
     """
     start = time.perf_counter()

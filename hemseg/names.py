@@ -62,3 +62,14 @@ def name_problem(*paths: Path) -> str:
         if len(path.name.encode()) > MAX_NAME_BYTES or len(encoded) > MAX_PATH_BYTES:
             return f"its name is too long for an output's ({path.name[-30:]}); rename it."
     return ""
+
+
+def given_path(text: str) -> Path:
+    """A path from a command line.
+
+    Raises:
+        ValueError: it is empty, which would be the current folder: most often a variable that was not set.
+    """
+    if not str(text):
+        raise ValueError("it is empty: is a variable not set? The current folder is .")
+    return Path(text)

@@ -8,9 +8,24 @@ from typing import Annotated
 import typer
 
 from hemseg import choices
+from hemseg.names import given_path
+
+
+def path(text: str) -> Path:
+    """A path from a command line, as a parser of arguments and options.
+
+    Raises:
+        typer.BadParameter: it is empty.
+    """
+    try:
+        return given_path(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
 
 Weights = Annotated[
-    Path | None, typer.Option(help="Folder with manifest.json; by default the weights that came with hemseg.")
+    Path | None,
+    typer.Option(parser=path, help="Folder with manifest.json; by default the weights that came with hemseg."),
 ]
 Device = Annotated[choices.Device, typer.Option(help="auto: CUDA where it works, else CPU; cuda: CUDA, or an error.")]
 Series = Annotated[str, typer.Option(help="Of a DICOM study: number or SeriesInstanceUID, in place of the rule.")]

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from hemseg.errors import HemsegError
-from hemseg.io.masks import write_mask
+from hemseg.io.masks import refuse_own_scan, write_mask
 from hemseg.io.result_writers import RESULT_WRITERS
 from hemseg.kinds import CODES, UNSURE_CODE, Kind, kinds_of
-from hemseg.lesions import Lesion, MeasuredLesion, components, lesions_of, measured_lesions
+from hemseg.lesions import Lesion, MeasuredLesion, components, lesions_of, measured_lesions, sides_are_known
 from hemseg.manifest import Manifest
 from hemseg.model import Model
 from hemseg.postprocessing import confirmed, doubtful_slices, postprocessed_mask
@@ -71,6 +71,11 @@ class Segmentation:
             return found if count else "no hemorrhage found"
         return f"{found if count else 'nothing outlined'}, doubtful: {numbered(self.doubtful_slices)}"
 
+    @property
+    def sides_are_known(self) -> bool:
+        """Whether right and left in pictures are the patient's (`hemseg.lesions.sides_are_known`)."""
+        return sides_are_known(self.volume, self.working)
+
     @cached_property
     def kind_mask(self) -> np.ndarray:
         """The mask with each lesion's kind, uint8 (z, y, x): `hemseg.kinds.CODES`, `UNSURE_CODE`, 0 elsewhere.
@@ -107,9 +112,10 @@ class Segmentation:
         """Write the mask with the scan's geometry; ``.dcm`` makes a DICOM segmentation of a DICOM scan.
 
         Raises:
-            HemsegError: it cannot be written, or not in this format.
+            HemsegError: it cannot be written, not in this format, or is the scan itself.
         """
         path = Path(path)
+        refuse_own_scan(path, self.volume)
         for suffix, write in RESULT_WRITERS.items():
             if path.name.lower().endswith(suffix):
                 write(self, path)

@@ -67,7 +67,6 @@ def sliding_window(
         Probability (z, y, x).
     """
     shape = image.shape[1:]
-    padding = [(0, 0), *(((p - n) // 2, p - n - (p - n) // 2) if n < p else (0, 0) for n, p in zip(shape, patch))]
     padded = pad_to_patch(image, patch, edge_slices)
     total = np.zeros(padded.shape[1:], np.float32)
     weight = np.zeros(padded.shape[1:], np.float32)
@@ -76,15 +75,21 @@ def sliding_window(
         tile = tuple(slice(c, c + p) for c, p in zip(corner, patch))
         total[tile] += blending * model(padded[(None, slice(None), *tile)])[0, 0]
         weight[tile] += blending
-    inner = tuple(slice(before, before + n) for (before, _), n in zip(padding[1:], shape))
+    inner = tuple(slice(before, before + n) for (before, _), n in zip(_padding(shape, patch), shape))
     return (total / weight)[inner]
 
 
 def pad_to_patch(image: np.ndarray, patch: tuple[int, int, int], edge_slices: bool) -> np.ndarray:
-    """An image (channel, z, y, x) in the middle of a patch, where it is smaller; arguments as for `tiled`."""
-    z, *plane = [((p - n) // 2, p - n - (p - n) // 2) if n < p else (0, 0) for n, p in zip(image.shape[1:], patch)]
+    """An image (channel, z, y, x) in the middle of a patch, where it is smaller; arguments as for `sliding_window`."""
+    z, *plane = _padding(image.shape[1:], patch)
     longer = np.pad(image, [(0, 0), z, (0, 0), (0, 0)], mode="edge" if edge_slices else "constant")
     return np.pad(longer, [(0, 0), (0, 0), *plane])
+
+
+def _padding(shape: tuple[int, ...], patch: tuple[int, int, int]) -> list[tuple[int, int]]:
+    """What is added before and after along each axis, so that an image is as large as a patch."""
+    lacking = [max(0, p - n) for n, p in zip(shape, patch)]
+    return [(n // 2, n - n // 2) for n in lacking]
 
 
 def _starts(size: int, patch: int) -> list[int]:

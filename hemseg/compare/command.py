@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,25 +11,31 @@ from typing import Annotated, Any
 import typer
 
 from hemseg.names import printable
-from hemseg.options import Device, Overwrite, Weights
+from hemseg.options import Device, Overwrite, Weights, path
 
 
 def compare(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
+            parser=path,
             metavar="BASELINE FOLLOWUP [OUTPUT]",
             help="Two scans of one patient (files, or folders or zip archives of DICOM), and a folder for results.",
         ),
     ] = None,
     pairs: Annotated[
         Path | None,
-        typer.Option(help="A CSV of many pairs (columns baseline, followup; see the manual); give OUTPUT alone then."),
+        typer.Option(
+            parser=path,
+            help="A CSV of many pairs (columns baseline, followup; see the manual); give OUTPUT alone then.",
+        ),
     ] = None,
     baseline_mask: Annotated[
-        Path | None, typer.Option(help="A mask of the baseline, on its grid; without it hemseg segments.")
+        Path | None, typer.Option(parser=path, help="A mask of the baseline, on its grid; without it hemseg segments.")
     ] = None,
-    followup_mask: Annotated[Path | None, typer.Option(help="A mask of the follow-up, on its grid.")] = None,
+    followup_mask: Annotated[
+        Path | None, typer.Option(parser=path, help="A mask of the follow-up, on its grid.")
+    ] = None,
     baseline_series: Annotated[str, typer.Option(help="Of a DICOM study, as --series of segment.")] = "",
     followup_series: Annotated[str, typer.Option(help="Of a DICOM study, as --series of segment.")] = "",
     least_ml: Annotated[float, typer.Option(min=0.0, help="Expansion: growth by at least so many mL ...")] = 6.0,
@@ -65,6 +72,8 @@ def compare(
         raise typer.BadParameter("give BASELINE and FOLLOWUP, and a folder if files are wanted.")
     if pairs is not None and (len(given) != 1 or any(one not in (None, "") for one in of_one)):
         raise typer.BadParameter("with --pairs give the folder for what is written alone; the table says the rest.")
+    if not all(math.isfinite(value) for value in (least_ml, least_percent, hours or 0.0)):
+        raise typer.BadParameter("--hours, --least-ml and --least-percent must be finite numbers.")
     if pairs is None:
         series = (baseline_series, followup_series)
         one = Pair(case_of(*given[:2]), given[0], given[1], baseline_mask, followup_mask, *series, hours)

@@ -19,11 +19,12 @@ from hemseg.compare.change import (
     matched_lesions,
     numbered_lesions,
 )
-from hemseg.compare.poses import POSES, Pose, halfway, pose_probabilities
+from hemseg.compare.poses import POSES, Halfway, Pose, halfway, pose_probabilities
 from hemseg.compare.registration import Registration, register
 from hemseg.compare.retest_limits import RetestLimits, read_limits
 from hemseg.errors import HemsegError
 from hemseg.io.writers import to_itk
+from hemseg.lesions import sides_are_known
 from hemseg.model import Model
 from hemseg.postprocessing import doubtful_slices
 from hemseg.preprocessing import WorkingImage
@@ -77,6 +78,7 @@ class Measured:
         lesions_ml: their volumes, the largest first.
         given: whether the mask was given.
         implausible: what cannot be about it, in sentences.
+        sides_are_known: whether right and left are the patient's (`hemseg.lesions.sides_are_known`).
     """
 
     volume: Volume
@@ -85,6 +87,7 @@ class Measured:
     lesions_ml: list[float]
     given: bool
     implausible: tuple[str, ...] = ()
+    sides_are_known: bool = True
 
     @property
     def volume_ml(self) -> float:
@@ -139,14 +142,13 @@ def compare(baseline: Scan, followup: Scan, model: Model, options: Options = Opt
             f"{names}: could not be aligned, {registration.problem}; are they whole head CT of one patient?"
         )
     space = halfway(registration.transform, *pair)
-    measured = []
-    for scan, later in ((baseline, False), (followup, True)):
-        if scan.given is not None:
-            measured.append(_of_mask(scan.volume, scan.given, given=True))
-            continue
-        answers = pose_probabilities(scan.volume, scan.working, space, later, model, options.poses)
-        mean = np.stack(list(answers)).mean(axis=0, dtype=np.float32)
-        measured.append(_with_doubts(of_probability(scan, np.asarray(mean), model), scan, model))
+    measured = [
+        replace(
+            _measured(scan, space, later, model, options.poses),
+            sides_are_known=sides_are_known(scan.volume, scan.working),
+        )
+        for scan, later in ((baseline, False), (followup, True))
+    ]
     before, after = measured
     limits, doubts = _limits(measured, model)
     volumes = before.volume_ml, after.volume_ml
@@ -162,6 +164,15 @@ def compare(baseline: Scan, followup: Scan, model: Model, options: Options = Opt
         limits=limits,
         warnings=(*_odd(baseline.volume, followup.volume, registration, hours), *doubts),
     )
+
+
+def _measured(scan: Scan, space: Halfway, later: bool, model: Model, poses: tuple[Pose, ...]) -> Measured:
+    """A scan with the mask that was given for it, or with that of the mean of its poses."""
+    if scan.given is not None:
+        return _of_mask(scan.volume, scan.given, given=True)
+    answers = pose_probabilities(scan.volume, scan.working, space, later, model, poses)
+    mean = np.stack(list(answers)).mean(axis=0, dtype=np.float32)
+    return _with_doubts(of_probability(scan, np.asarray(mean), model), scan, model)
 
 
 def of_probability(scan: Scan, probability: np.ndarray, model: Model) -> Measured:

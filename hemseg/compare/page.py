@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 from typing import Any
 
-import cv2
 import numpy as np
 import SimpleITK as sitk
 
 from hemseg.compare.comparison import Comparison
 from hemseg.io.writers import to_itk
 from hemseg.names import printable
-from hemseg.report.templates import filled
-from hemseg.report.viewer import HU_OF_LEVEL, MANY, PIXELS, PIXELS_OF_MANY, WINDOWS
+from hemseg.report.templates import filled, sides
+from hemseg.report.viewer import HU_OF_LEVEL, WINDOWS, mask_picture, picture, picture_size
 
 
 def page(comparison: Comparison, found: dict[str, Any]) -> str:
@@ -59,6 +57,7 @@ def page(comparison: Comparison, found: dict[str, Any]) -> str:
         "WARNINGS": f'<ul class="warnings">{items}</ul>' if items else "",
         "LESIONS": _lesion_rows(comparison, data.pop("lesion_slices")),
         "DATA": json.dumps(data).replace("<", "\\u003c"),  # no text may end the script
+        **sides(comparison.baseline.sides_are_known),
     }
     return filled("compare.html", parts)
 
@@ -93,15 +92,13 @@ def _slices(comparison: Comparison) -> dict[str, Any]:
             *(sitk.GetArrayFromImage(image) for image in (moved, mask, numbers)), baseline.mask, baseline.numbers,
         )
     )  # fmt: skip
-    most = PIXELS if len(before) <= MANY else PIXELS_OF_MANY
-    scale = min(1.0, most / max(before.shape[1:]))
-    size = (max(1, round(before.shape[2] * scale)), max(1, round(before.shape[1] * scale)))
+    size = picture_size(before)
     areas = [
         [round(float(plane.sum()) * mm_y * mm_x / 100, 2) for plane in array] for array in (mask_before, mask_after)
     ]
     return {
-        "pictures": [_pictures(array, size) for array in (before, after)],
-        "masks": [_masks(array, size) for array in (mask_before, mask_after)],
+        "pictures": [[picture(plane, size) for plane in array] for array in (before, after)],
+        "masks": [[mask_picture(plane, size, 255) for plane in array] for array in (mask_before, mask_after)],
         "area_cm2": areas,
         "levels": [round(float(v), 1) for v in HU_OF_LEVEL],
         "windows": WINDOWS,
@@ -121,24 +118,3 @@ def _slices(comparison: Comparison) -> dict[str, Any]:
 def _slice_of(lesion: np.ndarray) -> int:
     """The slice in which most of a lesion lies."""
     return int(lesion.sum(axis=(1, 2)).argmax())
-
-
-def _pictures(hu: np.ndarray, size: tuple[int, int]) -> list[str]:
-    middles = (HU_OF_LEVEL[1:] + HU_OF_LEVEL[:-1]) / 2
-    return [
-        _png(
-            np.searchsorted(
-                middles, cv2.resize(np.ascontiguousarray(plane, np.float32), size, interpolation=cv2.INTER_AREA)
-            ).astype(np.uint8)
-        )
-        for plane in hu
-    ]
-
-
-def _masks(mask: np.ndarray, size: tuple[int, int]) -> list[str]:
-    small = (cv2.resize(np.ascontiguousarray(plane), size, interpolation=cv2.INTER_NEAREST) for plane in mask)
-    return [_png(plane * np.uint8(255)) if plane.any() else "" for plane in small]
-
-
-def _png(array: np.ndarray) -> str:
-    return base64.b64encode(cv2.imencode(".png", array)[1].tobytes()).decode()

@@ -17,10 +17,10 @@ from hemseg.compare.comparison import Comparison, Options, compare, prepared
 from hemseg.compare.page import page
 from hemseg.compare.tables import failed_row, figures, row, table
 from hemseg.errors import HemsegError
+from hemseg.folder.table_file import delimiter_of
 from hemseg.io.files import write_json, write_text
-from hemseg.io.fingerprint import unchanged
+from hemseg.io.fingerprint import scan_files, unchanged
 from hemseg.io.formats import mask_name, suffix
-from hemseg.io.integrity import voxel_files
 from hemseg.io.marks import read_mark
 from hemseg.io.masks import write_mask
 from hemseg.measure import read_given_mask
@@ -86,8 +86,7 @@ def read_pairs(path: Path) -> list[Pair]:
         raise HemsegError(f"{path}: cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError:
         raise HemsegError(f"{path}: is not a table in UTF-8; save it as CSV (UTF-8).") from None
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    rows = list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
+    rows = list(csv.DictReader(io.StringIO(text), delimiter=delimiter_of(text)))
     for number, values in enumerate(rows, start=2):
         if None in values:
             raise HemsegError(f"{path}: row {number} has more cells than the header.")
@@ -186,7 +185,7 @@ def run_pair(pair: Pair, model: Model, options: Options, folder: Path | None = N
         (pair.baseline, pair.baseline_mask, pair.baseline_series),
         (pair.followup, pair.followup_mask, pair.followup_series),
     ):
-        with unchanged(_files_of(scan), scan) as fingerprint:
+        with unchanged(scan_files(scan), scan) as fingerprint:
             volume = replace(read(scan, series), fingerprint=fingerprint)
         given = None if mask is None else read_given_mask(mask, volume)[0]
         sides.append(prepared(volume, model, given))
@@ -226,13 +225,3 @@ def _write(pair: Pair, comparison: Comparison, found: dict[str, Any], folder: Pa
             write_mask(one.mask, one.volume, outputs[name])
     write_text(page(comparison, found), outputs["page"])
     write_json(found, outputs["json"])
-
-
-def _files_of(scan: Path) -> list[Path]:
-    """The files that a scan is read from."""
-    if scan.is_dir():
-        return sorted(path for path in scan.rglob("*") if path.is_file())
-    try:
-        return [scan, *voxel_files(scan)]
-    except (OSError, ValueError):  # reading it says what is wrong
-        return [scan]

@@ -7,12 +7,13 @@ classic headers do, so that `hemseg.dicom.reading` needs not know the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hemseg.errors import HemsegError
+from hemseg.errors import HemsegError, first_line
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -96,6 +97,8 @@ REQUIRED = (
     "NumberOfFrames", "Rows", "Columns", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing",
     "RescaleSlope", "RescaleIntercept", "PixelRepresentation",
 )  # fmt: skip
+_QUOTED = re.compile(r"(?<!\w)'[^']*'?|\"[^\"]*\"?")  # to the end where a message was cut
+LONGEST_TEXT = 1 << 16  # bytes; pixels are no text
 ILL_FORMED = "ill-formed"  # key of a header for the names of the attributes that count as absent
 GROUPS = {
     "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
@@ -137,9 +140,29 @@ def of_frames(dataset: Dataset) -> list[Header]:
         values["ImageType"] = values.pop("FrameType", None) or values["ImageType"]
         values["AcquisitionNumber"] = values.pop("FrameAcquisitionNumber", None) or values["AcquisitionNumber"]
         found.append(_plain(values))
-    if len(found) != int(dataset.get("NumberOfFrames") or 0):
-        raise HemsegError(f"it describes {len(found)} frames and claims to have {dataset.get('NumberOfFrames')}")
+    claimed = _plain({"NumberOfFrames": _value(dataset, "NumberOfFrames")}).get("NumberOfFrames", 0)
+    if len(found) != claimed:
+        raise HemsegError(f"it describes {len(found)} frames and claims to have {claimed}")
     return found
+
+
+def without_values(error: BaseException, dataset: Dataset, most: int = 120) -> str:
+    """What a library says about a dataset, for a sentence: no text of a value is in it, as that may be the patient's.
+
+    Args:
+        most: characters.
+    """
+    said = _QUOTED.sub("...", first_line(error, most))
+    return type(error).__name__ if any(text in said for text in _texts(dataset)) else said
+
+
+def _texts(dataset: Dataset) -> Iterator[str]:
+    """The values with letters in them, as they are stored."""
+    for tag in dataset.keys():  # noqa: SIM118  its items would be parsed, and may not be what they claim
+        value = dataset.get_item(tag).value
+        text = value.decode("latin-1") if isinstance(value, bytes) and len(value) < LONGEST_TEXT else value
+        if isinstance(text, str) and re.search("[^\\W\\d_]{2}", text):
+            yield text.strip(" \0")
 
 
 def _value(dataset: Dataset, name: str) -> Any:

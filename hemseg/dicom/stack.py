@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hemseg.dicom.codestream import check_bits, check_codestreams, decoded
+from hemseg.dicom.header import without_values
 from hemseg.dicom.stacks import Instance, Series
-from hemseg.errors import HemsegError, first_line
+from hemseg.errors import HemsegError
 from hemseg.resources import check_memory
 from hemseg.volume import Volume
 
@@ -74,7 +75,8 @@ def build_volume(series: Series, path: Path) -> Volume:
     depth = positions @ normal
     gaps = np.diff(depth)
     thickness = first.header.get("SliceThickness", 0.0)
-    step = _step(gaps) if len(gaps) else first.header.get("SpacingBetweenSlices") or thickness
+    alone = first.header.get("SpacingBetweenSlices", 0.0)  # of a single slice; some scanners give it a sign
+    step = _step(gaps) if len(gaps) else alone if alone > 0 else thickness
     if not len(gaps) and step <= 0:
         raise HemsegError(f"{path}: holds one slice, and its header does not say how thick it is (SliceThickness).")
     if np.ptp(depth) > LONGEST_MM:
@@ -163,7 +165,9 @@ def _planes(series: Series) -> Iterator[np.ndarray]:
                 check_bits(dataset)
                 check_codestreams(dataset)
             except Exception as error:  # of many kinds where the frames are damaged
-                raise HemsegError(f"{source}: its pixels cannot be decoded ({first_line(error)}).") from None
+                raise HemsegError(
+                    f"{source}: its pixels cannot be decoded ({without_values(error, dataset)})."
+                ) from None
         yield _pixels(instance, dataset)
 
 
@@ -175,17 +179,19 @@ def _pixels(instance: Instance, dataset: Dataset) -> np.ndarray:
         name = getattr(dataset.file_meta.TransferSyntaxUID, "name", "unknown")
         first, *others = str(error).splitlines() or [""]
         if _ALL_FAILED in first:
-            reasons = (line.strip()[:80] for line in others if "NoneType" not in line)  # GDCM gives no reason
+            said = (line.strip() for line in others if "NoneType" not in line)  # GDCM gives no reason
+            reasons = (without_values(RuntimeError(line), dataset, 80) for line in said)
             raise HemsegError(
                 f"{instance.source}: its pixels ({name}) cannot be decoded; they are damaged, or of a kind that the "
                 f"decoders do not know ({next(reasons, 'no reason given')}). Copy it again, or convert it to NIfTI."
             ) from None
         raise HemsegError(
             f"{instance.source}: its pixels ({name}) cannot be decoded; `pip install 'hemseg[dicom]'` brings the "
-            f"decoders ({first_line(error, 80)})."
+            f"decoders ({without_values(error, dataset, 80)})."
         ) from None
     except Exception as error:  # cut short, or not what the header says
-        raise HemsegError(f"{instance.source}: its pixels cannot be decoded ({first_line(error)}).") from None
+        reason = without_values(error, dataset)
+        raise HemsegError(f"{instance.source}: its pixels cannot be decoded ({reason}).") from None
     shape = instance.header["Rows"], instance.header["Columns"]
     if stored.shape != shape:
         raise HemsegError(f"{instance.source}: holds pixels of shape {stored.shape} instead of {shape}.")

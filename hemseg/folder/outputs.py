@@ -13,8 +13,7 @@ from pathlib import Path
 
 from hemseg.errors import HemsegError
 from hemseg.folder.plan import Job
-from hemseg.io.fingerprint import content_of
-from hemseg.io.integrity import voxel_files
+from hemseg.io.fingerprint import content_of, scan_files
 from hemseg.io.marks import read_mark
 
 NAMED_CASES = 5  # that would write the same file
@@ -24,14 +23,7 @@ Listed = Callable[[Job, Path], bool]
 
 def files_of(job: Job) -> list[Path]:
     """The files that a scan is read from: those that its header names, too."""
-    if job.files:
-        return list(job.files)
-    if job.scan.is_dir():
-        return sorted(path for path in job.scan.rglob("*") if path.is_file())
-    try:
-        return [job.scan, *voxel_files(job.scan)]
-    except (OSError, ValueError):  # reading it will say what is wrong
-        return [job.scan]
+    return list(job.files) or scan_files(job.scan)
 
 
 def refuse_conflicts(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hemseg.errors import HemsegError
+from hemseg.io.integrity import voxel_files
 
 SETTLED_SECONDS = 2.0  # a file changed so shortly before it was read could change again within a tick of its clock
 
@@ -42,6 +43,16 @@ class Fingerprint:
         content, _, state = text.removeprefix("sha256:").partition(" state:")
         known = len(content) == 64 and set(content + state) <= set("0123456789abcdef")
         return cls(content, state) if known and text == str(cls(content, state)) else None
+
+
+def scan_files(scan: Path) -> list[Path]:
+    """The files that a scan is read from: a folder's, or the image's own and those that its header names."""
+    if scan.is_dir():
+        return sorted(path for path in scan.rglob("*") if path.is_file())
+    try:
+        return [scan, *voxel_files(scan)]
+    except (OSError, ValueError):  # reading it will say what is wrong
+        return [scan]
 
 
 def content_of(paths: Sequence[Path]) -> str:

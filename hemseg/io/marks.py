@@ -31,7 +31,7 @@ class Mark:
 
     Attributes:
         scan: the first 16 digits of the scan's content hash; ``-`` where there is no file, or not one alone.
-        voxels: of a mask or a probability image, `voxel_hash`.
+        voxels: of a mask, an image of kinds or a probability image, `voxel_hash`.
     """
 
     scan: str
@@ -48,10 +48,13 @@ def mark(content: str = "", voxels: str = "") -> str:
 
 
 def voxel_hash(voxels: np.ndarray) -> str:
-    """Of a mask (z, y, x) of 0 and 1, uint8, or of a probability image, float32."""
+    """Of a mask (z, y, x) of 0 and 1, or of the codes of kinds, uint8, or of a probability image, float32."""
     import numpy as np
 
-    content = np.packbits(voxels) if voxels.dtype == np.uint8 else np.ascontiguousarray(voxels, "<f4")
+    if voxels.dtype == np.uint8:
+        content = np.packbits(voxels) if voxels.max(initial=0) <= 1 else np.ascontiguousarray(voxels)
+    else:
+        content = np.ascontiguousarray(voxels, "<f4")
     return hashlib.sha256(repr(voxels.size).encode() + content.tobytes()).hexdigest()[:16]
 
 
@@ -84,10 +87,10 @@ def _holds(path: Path, voxels: str) -> bool:
         stored = read_image(path).hu if suffix(path) else sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     except (HemsegError, RuntimeError, ValueError, TypeError):
         return False
-    mask = stored.astype(np.uint8) if stored.min() >= 0 and stored.max() <= 1 else None
-    if mask is not None and np.array_equal(mask, stored):
-        return voxel_hash(mask) == voxels
-    return stored.dtype == np.float32 and voxel_hash(stored) == voxels  # a probability image
+    if voxel_hash(np.asarray(stored, np.float32)) == voxels:  # a probability image; it may be 0 everywhere
+        return True
+    whole = stored.min() >= 0 and stored.max() <= 255 and np.array_equal(codes := stored.astype(np.uint8), stored)
+    return bool(whole) and voxel_hash(codes) == voxels
 
 
 def marked_png(png: bytes, text: str) -> bytes:

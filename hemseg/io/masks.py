@@ -9,6 +9,7 @@ import SimpleITK as sitk
 
 from hemseg.errors import HemsegError, OutputError
 from hemseg.io.files import atomic_write
+from hemseg.io.fingerprint import scan_files
 from hemseg.io.formats import FORMATS, METAIMAGE, SUFFIXES, ImageFormat, suffix
 from hemseg.io.images import check_name, itk_error, read_back
 from hemseg.io.marks import mark, voxel_hash
@@ -41,6 +42,7 @@ def write_image(voxels: np.ndarray, volume: Volume, path: Path, what: str) -> Pa
         what: that is written, for a sentence.
     """
     check_name(path)
+    refuse_own_scan(path, volume)
     form, scan = image_format(path, volume)
     text = mark(volume.content, voxel_hash(voxels))
     try:
@@ -51,8 +53,19 @@ def write_image(voxels: np.ndarray, volume: Volume, path: Path, what: str) -> Pa
                 write_itk(voxels, volume, partial, text, form.comment)
             check_written(partial, voxels, volume, exact=bool(scan) or form.holds_any_geometry)
     except (RuntimeError, OSError) as error:
-        raise OutputError(f"{path}: {what} could not be written ({itk_error(error)}).") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else itk_error(error)
+        raise OutputError(f"{path}: {what} could not be written ({reason}).") from None
     return path
+
+
+def refuse_own_scan(path: Path, volume: Volume) -> None:
+    """Refuse to write a result over the scan that it comes from, by whatever name.
+
+    Raises:
+        HemsegError: the path is one of the scan's files.
+    """
+    if volume.path is not None and path.exists() and any(path.samefile(own) for own in scan_files(volume.path)):
+        raise HemsegError(f"{path}: is the scan itself, or one of its files; give the mask another name.")
 
 
 def image_format(path: Path, volume: Volume) -> tuple[ImageFormat, Path | None]:

@@ -62,7 +62,9 @@ def write_nifti(voxels: np.ndarray, scan: Path, path: Path, text: str) -> None:
     header.set_data_dtype(voxels.dtype)
     header["cal_min"], header["cal_max"] = 0, 1
     header["descrip"] = text.encode()
-    header.extensions.clear()  # notes about the scan's voxels do not hold for others
+    header.extensions.clear()  # notes about the scan's voxels do not hold for others, nor do texts, which may be names
+    for field in ("aux_file", "db_name", "intent_name"):
+        header[field] = b""
     shape = header.get_data_shape()  # may carry trailing axes of length 1
     image = nibabel.Nifti1Image(voxels.transpose(2, 1, 0).reshape(shape), None, header)
     image.header.set_slope_inter(1, 0)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hemseg.options import Device, Weights
+from hemseg.options import Device, Weights, path
 
 
 def node(
@@ -16,7 +16,9 @@ def node(
     ],
     queue: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="Folder that holds what is under way; it survives an end of the process."),
+        typer.Option(
+            parser=path, metavar="DIR", help="Folder that holds what is under way; it survives an end of the process."
+        ),
     ],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Where it listens; 0: any free port.")] = 11112,
     title: Annotated[str, typer.Option("--ae-title", help="Its own AE title.")] = "HEMSEG",

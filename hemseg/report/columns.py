@@ -92,7 +92,7 @@ LESIONS = (
         "side",
         "left|right|midline|unknown",
         "The patient's side on which the centroid lies; midline within 5 mm of the middle of the skull's inside; "
-        "unknown where the file does not say how the patient lies",
+        "unknown where the file does not say how the patient lies, or the head lies across",
     ),
     Column(
         "first_slice",

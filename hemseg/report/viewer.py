@@ -20,7 +20,7 @@ from hemseg.io.files import write_text
 from hemseg.kinds import CODES, UNSURE, UNSURE_CODE
 from hemseg.names import printable
 from hemseg.postprocessing import probability_on_scan
-from hemseg.report.templates import filled
+from hemseg.report.templates import filled, sides
 from hemseg.segmentation import Segmentation
 
 # grey level -> HU: single HU from -20 to 100, coarser steps outside
@@ -95,6 +95,7 @@ def page(result: Segmentation, found: dict[str, Any]) -> str:
         "LESIONS": _lesion_rows(result, found),
         "KIND": "<th>kind (probability)</th>" if result.kinds else "",
         "DATA": data,
+        **sides(result.sides_are_known),
     }
     return filled("report.html", parts)
 
@@ -151,19 +152,10 @@ def _slices(result: Segmentation) -> dict[str, Any]:
     mask, _ = result.volume.with_voxels(result.kind_mask if result.kinds else result.mask).in_lps()
     answer = result.working_probability
     probability = None if answer is None else probability_on_scan(answer, result.working, HEAT_LEAST)
-    most = PIXELS if len(hu) <= MANY else PIXELS_OF_MANY
-    scale = min(1.0, most / max(hu.shape[1:]))
-    size = (max(1, round(hu.shape[2] * scale)), max(1, round(hu.shape[1] * scale)))
-    middles = (HU_OF_LEVEL[1:] + HU_OF_LEVEL[:-1]) / 2
-    pictures, masks = [], []
-    for plane, blood in zip(hu, mask, strict=True):
-        small = cv2.resize(np.ascontiguousarray(plane, np.float32), size, interpolation=cv2.INTER_AREA)
-        pictures.append(_png(np.searchsorted(middles, small).astype(np.uint8)))
-        found = cv2.resize(np.ascontiguousarray(blood), size, interpolation=cv2.INTER_NEAREST)
-        masks.append(_png(found * np.uint8(KIND_STEP)) if found.any() else "")
+    size = picture_size(hu)
     return {
-        "pictures": pictures,
-        "masks": masks,
+        "pictures": [picture(plane, size) for plane in hu],
+        "masks": [mask_picture(plane, size, KIND_STEP) for plane in mask],
         "heat": [] if probability is None else [_heat(plane, size) for plane in probability],
         "lines": _lines(result, size),
         "kinds": {
@@ -179,6 +171,26 @@ def _slices(result: Segmentation) -> dict[str, Any]:
         "aspect": (size[0] * hu.shape[1] * mm_y) / (size[1] * hu.shape[2] * mm_x),
         "mm_z": mm_z,
     }
+
+
+def picture_size(hu: np.ndarray) -> tuple[int, int]:
+    """Width and height of a scan's pictures on a page, hu (z, y, x): smaller where there are many."""
+    most = PIXELS if len(hu) <= MANY else PIXELS_OF_MANY
+    scale = min(1.0, most / max(hu.shape[1:]))
+    return max(1, round(hu.shape[2] * scale)), max(1, round(hu.shape[1] * scale))
+
+
+def picture(plane: np.ndarray, size: tuple[int, int]) -> str:
+    """A slice (y, x) in HU as a PNG of `HU_OF_LEVEL`'s levels, in base64."""
+    middles = (HU_OF_LEVEL[1:] + HU_OF_LEVEL[:-1]) / 2
+    small = cv2.resize(np.ascontiguousarray(plane, np.float32), size, interpolation=cv2.INTER_AREA)
+    return _png(np.searchsorted(middles, small).astype(np.uint8))
+
+
+def mask_picture(plane: np.ndarray, size: tuple[int, int], step: int) -> str:
+    """A slice (y, x) of a mask or of codes, uint8, times ``step`` as PNG in base64; '' where it is empty."""
+    small = cv2.resize(np.ascontiguousarray(plane), size, interpolation=cv2.INTER_NEAREST)
+    return _png(small * np.uint8(step)) if small.any() else ""
 
 
 def _png(array: np.ndarray) -> str:

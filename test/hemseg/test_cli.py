@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import ROOT, hemseg, same_geometry
+from conftest import ROOT, hemseg, hemseg_here, process, same_geometry
 from helpers.faults import write_faulty
 from typer.testing import CliRunner
 
@@ -86,6 +86,31 @@ def test_mistakes_end_in_one_sentence(scan: Path, tmp_path: Path, source: str, t
     assert said in done.stderr
     assert sum(line.startswith("error: ") for line in done.stderr.splitlines()) == 1
     assert scan.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("segment", "", "out"),
+        ("segment", "{scan}", ""),
+        ("measure", "{scan}", "", "out"),
+        ("compare", "{scan}", "{scan}", ""),
+        ("segment", "{scan}", "out", "--weights", ""),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(
+    scan: Path, tmp_path: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    said = hemseg_here(*(word.format(scan=scan) for word in words), check=2).stderr
+    assert "is a variable not set?" in " ".join(said.replace("│", " ").split())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_empty_path_is_not_the_current_folder_of_the_container(scan: Path, tmp_path: Path) -> None:
+    said = process("--input", scan.parent, "--output", "", check=2).stderr
+    assert "argument --output: it is empty: is a variable not set?" in said
 
 
 def test_two_scans_of_one_mask_are_refused_and_the_others_done(scan: Path, tmp_path: Path) -> None:

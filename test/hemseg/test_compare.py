@@ -339,6 +339,9 @@ def test_a_table_of_pairs_goes_on_after_a_failure(
         refuse_conflicts([(inside, tmp_path)], [], overwrite=True)
     assert hemseg_here("compare", tmp_path / "a.nii.gz", check=2).returncode == 2
     assert hemseg_here("compare", "--pairs", table, tmp_path / "x", "--hours", "3", check=2).returncode == 2
+    for option, value in (("--hours", "nan"), ("--hours", "inf"), ("--least-ml", "inf")):
+        said = hemseg_here("compare", tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", option, value, check=2).stderr
+        assert "finite" in said
 
 
 @pytest.mark.parametrize(

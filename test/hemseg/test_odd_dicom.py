@@ -438,6 +438,24 @@ def test_a_slice_without_pixels(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["BitsAllocated", "BitsStored", "HighBit", "SamplesPerPixel"])
+@pytest.mark.parametrize("text", ["DOE^JOHN", "Doe's son", "12 DOE"])
+def test_what_decoders_say_holds_no_value_of_a_header(tmp_path: Path, name: str, text: str) -> None:
+    def edited(dataset: pydicom.Dataset, number: int) -> None:
+        dataset.add_new(name, "LO", text)
+
+    series(tmp_path, edit=edited)
+    with pytest.raises(HemsegError, match="its pixels cannot be decoded") as said:
+        read(tmp_path)
+    assert "doe" not in str(said.value).lower()
+
+
+def test_a_single_slice_whose_spacing_has_a_sign_is_as_thick_as_it_says(tmp_path: Path) -> None:
+    for spacing in (-5.0, 0.0):
+        series(tmp_path / str(spacing), stack(1, 1), SpacingBetweenSlices=spacing, SliceThickness=4.0)
+        assert read(tmp_path / str(spacing)).spacing[2] == 4.0
+
+
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
 def test_files_without_preamble(tmp_path: Path, syntax: str) -> None:
     series(tmp_path / "in")

@@ -125,6 +125,17 @@ def test_what_a_nifti_says_of_sides(
     assert all(said in one for one in volume.warnings)
 
 
+def test_no_free_text_of_a_nifti_is_kept(tmp_path: Path) -> None:
+    path = nifti(tmp_path / "a.nii", AFFINE)
+    image = nibabel.load(path)
+    for field in ("descrip", "aux_file", "db_name", "intent_name"):
+        image.header[field] = b"DOE^JOHN"
+    nibabel.save(image, path)
+    assert path.read_bytes().count(b"DOE^JOHN") == 4
+    mask = write_mask(HU > 500, read(path), tmp_path / "mask.nii")
+    assert b"DOE" not in mask.read_bytes()
+
+
 def test_what_metaimage_and_nrrd_say_of_sides(tmp_path: Path) -> None:
     plain = nrrd(tmp_path / "a.nrrd", "spacings: 1 1 5")
     unnamed = nrrd(tmp_path / "b.nrrd", "space dimension: 3", "space directions: (1,0,0) (0,1,0) (0,0,5)")

@@ -15,11 +15,16 @@ import SimpleITK as sitk
 from conftest import hemseg_here, process, same_geometry
 from test_folders import rows
 
+from hemseg.errors import HemsegError
 from hemseg.io.files import atomic_write
 from hemseg.io.marks import mark, marked_jpeg, marked_png, read_mark
-from hemseg.io.masks import write_mask
+from hemseg.io.masks import write_image, write_mask
+from hemseg.io.writers import to_itk
+from hemseg.model import load
 from hemseg.scan import read
+from hemseg.segmentation import segment
 from hemseg.volume import Volume
+from training.data.phantom import Phantom
 
 
 @pytest.fixture
@@ -266,6 +271,48 @@ def test_marks_of_masks(tmp_path: Path, suffix: str, from_file: bool) -> None:
     assert made.voxels
     edit(out)
     assert read_mark(out) is None
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".nrrd"])
+@pytest.mark.parametrize(
+    "voxels",
+    [
+        np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4) % 7,  # kinds
+        np.zeros((2, 3, 4), np.uint8),  # none
+        np.zeros((2, 3, 4), np.float32),  # probabilities, all 0
+        np.linspace(0, 1, 24, dtype=np.float32).reshape(2, 3, 4),
+    ],
+    ids=["kinds", "no kinds", "no probability", "probability"],
+)
+def test_marks_of_kinds_and_probabilities(tmp_path: Path, suffix: str, voxels: np.ndarray) -> None:
+    out = write_image(voxels, Volume(np.zeros(voxels.shape, np.float32)), tmp_path / f"a{suffix}", "the image")
+    made = read_mark(out)
+    assert made
+    assert made.voxels
+    changed = voxels.copy()
+    changed[0, 0, 0] += voxels.dtype.type(1)
+    image = sitk.ReadImage(str(out))
+    other = sitk.GetImageFromArray(changed)
+    for key in image.GetMetaDataKeys():
+        other.SetMetaData(key, image.GetMetaData(key))
+    sitk.WriteImage(other, str(out))
+    assert read_mark(out) is None
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha"])
+def test_a_result_is_not_saved_over_its_scan(bleed: Phantom, tmp_path: Path, light: Path, suffix: str) -> None:
+    path = tmp_path / f"scan{suffix}"
+    sitk.WriteImage(to_itk(bleed.volume.hu, bleed.volume), str(path))
+    (tmp_path / f"link{suffix}").symlink_to(path)
+    before, scan = path.read_bytes(), read(path)
+    result = segment(scan, load(light, "cpu"))
+    for name in (path, tmp_path / f"link{suffix}"):
+        with pytest.raises(HemsegError, match="is the scan itself"):
+            result.save(name)
+        with pytest.raises(HemsegError, match="is the scan itself"):
+            write_mask(result.mask, scan, name)
+    assert path.read_bytes() == before
+    assert result.save(tmp_path / f"mask{suffix}").is_file()
 
 
 def test_marks_of_pictures_leave_them_as_they_are() -> None:

@@ -11,8 +11,10 @@ import pytest
 from hemseg.checks import check_scan
 from hemseg.model import Model, load
 from hemseg.preprocessing import Settings, Strip, WorkingImage, working_image
+from hemseg.report.findings import findings, overlay
+from hemseg.report.viewer import page
 from hemseg.second_opinion import SliceClassifier
-from hemseg.segmentation import segment
+from hemseg.segmentation import postprocess, segment
 from hemseg.upright import quarters_to_upright, turned
 from hemseg.volume import Volume
 from hemseg.volume_range import volumes_at
@@ -75,6 +77,10 @@ def test_a_rolled_scan_gets_the_rolled_mask_and_a_warning(quarters: int, light: 
     assert working.quarters
     assert "across" in " ".join(volume.warnings)
     result = segment(volume, model, working)
+    assert {lesion.side for lesion in result.lesions} == {"unknown"}  # left by the header is front or back here
+    assert {lesion.side for lesion in expected.lesions} <= {"left", "right", "midline"}
+    assert expected.sides_are_known
+    assert not result.sides_are_known
     assert result.mask.shape == volume.hu.shape
     assert result.volume.spacing == straight.spacing
     assert (result.volume.origin, result.volume.direction) == (straight.origin, straight.direction)
@@ -82,6 +88,23 @@ def test_a_rolled_scan_gets_the_rolled_mask_and_a_warning(quarters: int, light: 
     assert np.count_nonzero(back != expected.mask) <= 0.005 * expected.mask.sum()  # rounding, in another order
     mine, others = (volumes_at(one, model, (0.4,))[0.4] for one in (result, expected))
     assert mine == pytest.approx(others, rel=0.01)
+
+
+@pytest.mark.parametrize(("oriented", "quarters"), [(True, 0), (False, 0), (True, 1)])
+def test_pictures_and_pages_name_sides_that_are_known_alone(oriented: bool, quarters: int, model: Model) -> None:
+    hu = np.full((8, 40, 40), 32, np.float32)
+    hu[3, 10:20, 5:15] = 70
+    volume = Volume(hu, (1.0, 1.0, 5.0), oriented=oriented)
+    working = WorkingImage(hu, hu > 0, WorkingGrid(hu.shape, (5.0, 1.0, 1.0), (5.0, 1.0, 1.0), 1), quarters=quarters)
+    result = postprocess(volume, working, (hu > 60).astype(np.float32), replace(model.manifest, min_lesion_ml=0.1))
+    known = oriented and not quarters
+    assert result.sides_are_known == known
+    assert [lesion.side for lesion in result.lesions] == ["right" if known else "unknown"]
+    text = page(result, findings(result, model, "case"))
+    assert (">R</span>" in text, "patient's right is on the left" in text) == (known, known)
+    assert ("Which side is the patient's right is not known" in text) != known
+    named = replace(result, volume=replace(volume, oriented=True), working=replace(working, quarters=0))
+    assert np.array_equal(overlay(result), overlay(named)) == known
 
 
 def test_networks_are_shown_it_upright() -> None:

@@ -28,5 +28,17 @@ def filled(name: str, values: Mapping[str, object]) -> str:
     return Page(_text(name)).substitute(shared | dict(values))
 
 
+def sides(known: bool) -> dict[str, str]:
+    """What a page says about right and left, by the names of its places.
+
+    Args:
+        known: whether the right of its pictures is the patient's left.
+    """
+    if not known:
+        return {"SIDES": "", "RIGHT": "Which side is the patient's right is not known."}
+    marks = '<span style="left: .6rem">R</span><span style="right: .6rem">L</span>'
+    return {"SIDES": marks, "RIGHT": "The patient's right is on the left."}
+
+
 def _text(name: str) -> str:
     return (files(__package__) / name).read_text("utf-8")
