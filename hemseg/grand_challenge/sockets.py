@@ -1,6 +1,6 @@
 """The Grand Challenge contract: which case the platform means, and where its mask belongs.
 
-What is mounted decides the mode (`choose`, a pure function of what lies there); ``--mode`` overrides it:
+What is mounted decides the mode (`plan_run`, a pure function of what lies there); ``--mode`` overrides it:
 
 gc          one image socket in a folder of its own, ``/input/images/ct``: ``/output/<output path>/output.mha``
 gc-generic  the generic image socket, ``/input/images`` or ``/input``: ``/output/images/<same name>``, results.json

@@ -171,6 +171,13 @@ def meta_header(path: Path) -> tuple[dict[str, str], int]:
         return header, file.tell()
 
 
+def require_dimensions(header: dict[str, str]) -> None:
+    """Raise ValueError for a MetaImage's number of dimensions that is none: ITK crashes beyond its integers."""
+    dimensions = header.get("NDims", "")
+    if not re.fullmatch("[1-9]", dimensions):
+        raise ValueError(f"its header says NDims = {dimensions[:40]}")
+
+
 def is_yes(value: str) -> bool:
     """Whether ITK takes the value of a MetaImage's field for true: it looks at the first letter."""
     return value[:1] in ("T", "t", "1")
@@ -232,10 +239,7 @@ def inflated(path: Path) -> tuple[int, int] | None:
         OSError, ValueError, zlib.error: the file is damaged.
     """
     header, start = meta_header(path)
-    if not re.fullmatch(
-        "[1-9]", dimensions := header.get("NDims", "")
-    ):  # ITK crashes over a number beyond its integers
-        raise ValueError(f"its header says NDims = {dimensions[:40]}")
+    require_dimensions(header)
     if not is_yes(header.get("CompressedData", "")):
         return None
     data = path if header["ElementDataFile"].upper() == "LOCAL" else path.parent / header["ElementDataFile"]
