@@ -28,7 +28,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from hemseg.errors import HemsegError, OutputError, one_line
 from hemseg.folder.jobs import run_job
 from hemseg.grand_challenge.outputs import (
-    RESULTS,
     check_mounts,
     check_outputs,
     plan_jobs,
@@ -36,7 +35,7 @@ from hemseg.grand_challenge.outputs import (
     results_entry,
     survey,
 )
-from hemseg.grand_challenge.sockets import Sockets, load_sockets, plan_run, read_inputs
+from hemseg.grand_challenge.sockets import RESULTS, Sockets, load_sockets, plan_run, read_inputs
 from hemseg.io import files
 from hemseg.io.files import write_json
 from hemseg.manifest import default_weights

@@ -31,7 +31,7 @@ from hemseg.folder import plan as folder_plan
 from hemseg.grand_challenge import batch
 from hemseg.grand_challenge.outputs import check_mounts, check_outputs, plan_jobs
 from hemseg.grand_challenge.server import Cases, UnexpectedError
-from hemseg.grand_challenge.sockets import MODES, RunPlan, Sockets
+from hemseg.grand_challenge.sockets import MODES, RunPlan, Sockets, load_sockets
 from hemseg.model import Model, load
 from hemseg.scan import read
 from training.data.phantom import Phantom, write_image
@@ -281,6 +281,32 @@ def test_a_heat_map_does_not_go_with_the_generic_mask(container: Container, tmp_
     assert (code, "lies in images" in said) == (1, True)
     jobs = plan_jobs(RunPlan("gc-generic", (PurePosixPath("images/u.mha"),)), Path("/i"), Path("/o"), Path(), Sockets())
     assert [job.outputs for job in jobs] == [(Path("/o/images/u.mha"),)]
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"HEMSEG_REPORT_PATH": "results.json"}, "report_path 'results.json': is where the list of results goes; give"),
+        ({"HEMSEG_REPORT_PATH": "./results.json/a.json"}, "lies below the list of results, and results.json is a file"),
+        ({"HEMSEG_REPORT_PATH": "images/u.mha/a.json"}, "lies below the mask, and images/u.mha is a file; give"),
+        ({"HEMSEG_HEAT_MAP_PATH": "results.json"}, "heat_map_path 'results.json': lies below the list of results"),
+    ],
+)
+def test_no_output_takes_the_place_of_another_beside_the_generic_mask(
+    container: Container, tmp_path: Path, light_model: Model, setting: dict[str, str], said: str
+) -> None:
+    """The report was replaced by ``results.json``, or could not be written when all else was done."""
+    broken(mount(tmp_path / "in", "images"), "u.mha")
+    code, reason = container(**setting)
+    assert (code, said in reason) == (1, True)
+    cases = Cases(light_model, tmp_path / "in", tmp_path / "out", load_sockets(setting))
+    with pytest.raises(HemsegError) as error:
+        cases.invoke()
+    assert said in str(error.value)
+    assert not (tmp_path / "out").exists()
+    assert load_sockets(
+        {"HEMSEG_REPORT_PATH": "results.json"}
+    ).report_path  # mode gc writes no list: a socket's own file
 
 
 def test_serve_with_generic_sockets_writes_what_a_batch_does(
