@@ -101,6 +101,8 @@ def results_entry(job: Job, error: str) -> dict[str, Any]:
 
 def is_results(path: Path) -> bool:
     """Whether a file is a ``results.json`` as it is written here (and by evalutils): it may be replaced."""
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         entries = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
