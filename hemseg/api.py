@@ -18,7 +18,7 @@ from hemseg.checks import check_scan
 from hemseg.dicom.reading import read_series
 from hemseg.dicom.source import Source, is_dicom
 from hemseg.errors import HemsegError
-from hemseg.io.images import from_itk
+from hemseg.io.images import NOT_FINITE, VOXEL_BYTES, from_itk
 from hemseg.manifest import MANIFEST, Manifest, default_weights
 from hemseg.model import Model, load
 from hemseg.scan import read
@@ -117,11 +117,9 @@ def _volume(scan: Scan, spacing: Sequence[float | str] | np.ndarray | None, seri
     elif spacing is not None:
         raise HemsegError("spacing is for arrays; this scan has its own.")
     elif isinstance(scan, sitk.Image):
-        if scan.GetDimension() != 3 or scan.GetNumberOfComponentsPerPixel() != 1:
-            raise HemsegError("the image is not one 3D volume of numbers.")
-        volume = from_itk(scan)
+        volume = _checked(_of_itk(scan))
     elif isinstance(scan, Volume):
-        volume = scan
+        volume = _checked(scan)
     elif type(scan).__module__.startswith("nibabel."):
         volume = _of_nibabel(scan)
     else:
@@ -130,7 +128,7 @@ def _volume(scan: Scan, spacing: Sequence[float | str] | np.ndarray | None, seri
             "a list of DICOM files, or a hemseg.Volume."
         )
     if not np.isfinite(volume.hu).all():
-        raise HemsegError("the scan has voxels that are NaN or infinite; replace them (with -1024, say) and try again.")
+        raise HemsegError(f"the scan {NOT_FINITE}")
     return volume
 
 
@@ -148,6 +146,51 @@ def _is_array(scan: object) -> bool:
 def _of_array(scan: Any, spacing: Sequence[float | str] | np.ndarray | None) -> Volume:
     if spacing is None:
         raise HemsegError("an array does not know the size of its voxels: give spacing=(x, y, z) in mm.")
+    return Volume(_numbers_zyx(scan).astype(np.float32), _spacing(spacing))
+
+
+def _of_itk(image: sitk.Image) -> Volume:
+    """What a file's header must say, an image must be, too; of a label map SimpleITK would end the process."""
+    kind = image.GetPixelID()
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1 or kind not in VOXEL_BYTES:
+        what = f"{image.GetDimension()}D of type {sitk.GetPixelIDValueAsString(kind)}"
+        raise HemsegError(f"the image is not one 3D volume of numbers, but {what}; give a scan in HU.")
+    return from_itk(image)
+
+
+def _checked(volume: Volume) -> Volume:
+    """A volume that somebody made, if it is what `Volume` says: voxels as float32, geometry as numbers.
+
+    Whether it can be a head is looked at by `hemseg.checks`.
+
+    Raises:
+        HemsegError: it is something else.
+    """
+    if not isinstance(volume.hu, np.ndarray):
+        raise HemsegError(f"hu of a Volume is an array (z, y, x) of HU, not a {type(volume.hu).__name__}.")
+    if not isinstance(volume.path, str | os.PathLike | None):
+        raise HemsegError(f"path of a Volume is the path of a file, not a {type(volume.path).__name__}.")
+    origin, direction = _floats(volume.origin), _floats(volume.direction)
+    if len(origin) != 3:
+        raise HemsegError(f"origin {volume.origin!r} is not three numbers of mm (x, y, z).")
+    if len(direction) != 9:
+        raise HemsegError(f"direction {volume.direction!r} is not nine numbers, the 3x3 cosines row by row.")
+    return replace(
+        volume,
+        hu=_numbers_zyx(volume.hu).astype(np.float32, copy=False),
+        spacing=_spacing(volume.spacing),
+        origin=origin,
+        direction=direction,
+        path=None if volume.path is None else Path(volume.path),
+    )
+
+
+def _numbers_zyx(scan: Any) -> np.ndarray:
+    """An array, or what numpy makes one of, as one of numbers (z, y, x) of any type.
+
+    Raises:
+        HemsegError: it is none.
+    """
     if np.ma.is_masked(scan):
         raise HemsegError("a masked array does not say what its masked voxels are; fill them (with -1024, say).")
     try:
@@ -160,15 +203,29 @@ def _of_array(scan: Any, spacing: Sequence[float | str] | np.ndarray | None) -> 
         raise HemsegError(f"an array of shape {array.shape} and type {array.dtype} is not a volume (z, y, x) of HU.")
     if array.size == 0:
         raise HemsegError(f"an array of shape {array.shape} holds no voxels.")
+    return array
+
+
+def _spacing(values: Any) -> tuple[float, float, float]:
+    """Three sizes of a voxel (x, y, z) in mm.
+
+    Raises:
+        HemsegError: they are something else.
+    """
+    numbers = _floats(values)
+    if len(numbers) != 3 or min(numbers) <= 0:
+        raise HemsegError(f"spacing {values!r} is not three positive numbers of mm (x, y, z).")
+    x, y, z = numbers
+    return x, y, z
+
+
+def _floats(values: Any) -> tuple[float, ...]:
+    """Numbers in whatever holds them, row by row; none where one of them is no finite number."""
     try:
-        if isinstance(spacing, str):
-            raise TypeError
-        x, y, z = (float(mm) for mm in spacing)
-    except (TypeError, ValueError):
-        raise HemsegError(f"spacing {spacing!r} is not three positive numbers of mm (x, y, z).") from None
-    if not np.isfinite([x, y, z]).all() or min(x, y, z) <= 0:
-        raise HemsegError(f"spacing {spacing!r} is not three positive numbers of mm (x, y, z).")
-    return Volume(array.astype(np.float32), (x, y, z))
+        numbers = [] if isinstance(values, str) else np.asarray(list(values), dtype=float).ravel().tolist()
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last of torch
+        return ()
+    return tuple(numbers) if np.isfinite(numbers).all() else ()
 
 
 def _of_files(paths: Sequence[Any], series: str) -> Volume:
@@ -188,7 +245,9 @@ def _of_nibabel(image: Any) -> Volume:
     import nibabel
 
     try:
-        shape = tuple(n for n in image.shape if n != 1) if len(image.shape) > 3 else tuple(image.shape)
+        shape = tuple(image.shape)
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
         if len(shape) != 3:
             raise HemsegError(f"the image has the shape {image.shape}; give one 3D volume.")
         with tempfile.TemporaryDirectory(prefix="hemseg-") as folder:

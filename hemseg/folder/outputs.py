@@ -32,6 +32,7 @@ def refuse_conflicts(
     tables: Iterable[Path] = (),
     listed: Listed = lambda job, path: False,
     overwrite: bool = False,
+    may_overwrite: bool = True,
 ) -> None:
     """Raise if a file that the jobs would write is one of the scans, or somebody else's.
 
@@ -41,6 +42,7 @@ def refuse_conflicts(
         tables: other files that will be written.
         listed: whether the output folder's journal says that an existing output is this job's.
         overwrite: replace what hemseg did not write; a scan is never replaced.
+        may_overwrite: whether whoever is refused could have asked for that; the sentence says so then.
 
     Raises:
         HemsegError: names them all.
@@ -63,8 +65,11 @@ def refuse_conflicts(
     if found:
         more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
         names = "; ".join(found[:NAMED]) + more
-        advice = "give another folder for the output" + (", or --overwrite to replace them" if replaced else "")
-        raise HemsegError(f"nothing was done, as these files could not be written: {names}; {advice}.")
+        offer = ", or --overwrite to replace them" if replaced and may_overwrite else ""
+        raise HemsegError(
+            f"nothing was done, as these files could not be written: {names}; "
+            f"give another folder for the output{offer}."
+        )
 
 
 def _foreign(path: Path, job: Job | None, listed: Listed) -> str:

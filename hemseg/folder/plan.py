@@ -165,6 +165,11 @@ def known_refusal(job: Job, unread: Collection[Path]) -> str:
     if missing := [path for path in unread if path.parent in beside and may_be_dicom(path)]:
         count = f"{len(missing)} of its files" if len(missing) > 1 else missing[0].name
         return f"{job.scan}: {count} may not be read; check the permissions, or slices would be missing."
+    if not job.given and suffix(job.mask) and suffix(job.scan):  # its pages and pictures would be written before it
+        try:
+            require_exact_geometry(job.mask, job.scan)
+        except HemsegError as error:
+            return str(error)
     return ""
 
 

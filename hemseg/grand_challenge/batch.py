@@ -16,7 +16,6 @@ from hemseg.folder.jobs import run_jobs
 from hemseg.folder.outputs import refuse_conflicts
 from hemseg.folder.plan import Job, known_refusal
 from hemseg.grand_challenge.outputs import (
-    RESULTS,
     check_mounts,
     check_outputs,
     is_results,
@@ -24,7 +23,7 @@ from hemseg.grand_challenge.outputs import (
     print_messages,
     survey,
 )
-from hemseg.grand_challenge.sockets import load_sockets, plan_run, read_inputs
+from hemseg.grand_challenge.sockets import RESULTS, load_sockets, plan_run, read_inputs
 from hemseg.io.files import remove_leftovers
 from hemseg.manifest import default_weights
 from hemseg.model import load

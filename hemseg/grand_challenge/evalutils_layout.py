@@ -19,7 +19,8 @@ from pandas import DataFrame
 
 from hemseg.folder.jobs import Outcome, run_jobs
 from hemseg.folder.plan import Job
-from hemseg.grand_challenge.outputs import RESULTS, print_messages, results_entry
+from hemseg.grand_challenge.outputs import print_messages, results_entry
+from hemseg.grand_challenge.sockets import RESULTS
 from hemseg.io.files import write_json
 from hemseg.io.images import from_itk
 from hemseg.io.writers import mask_to_itk

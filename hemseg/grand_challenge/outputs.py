@@ -18,11 +18,10 @@ from hemseg.errors import HemsegError
 from hemseg.folder.jobs import Outcome
 from hemseg.folder.plan import Job
 from hemseg.folder.scans import Found, find_studies, own_name
-from hemseg.grand_challenge.sockets import OUTPUT, RunPlan, Sockets
+from hemseg.grand_challenge.sockets import OUTPUT, RESULTS, RunPlan, Sockets
 from hemseg.io.folders import unreadable_dicom, walk, without_masks
 from hemseg.io.formats import mask_name, suffix
 
-RESULTS = "results.json"  # of evalutils' layout
 Identity = tuple[int, int]  # of a file or folder, however it is reached: device and inode
 
 
@@ -80,6 +79,9 @@ def plan_jobs(run_plan: RunPlan, source: Path, target: Path, predict: Path, sock
                 f"heat_map_path {sockets.heat_map_path!r} lies in images, which the generic socket of the mask has to "
                 "itself; use a segmentation socket of your own for the mask, or no heat map."
             )
+        sockets.require_apart(
+            {"the mask": PurePosixPath("images", mask.name), "the list of results": PurePosixPath(RESULTS)}
+        )
     report = target / sockets.report_path if sockets.report_path else None
     return [Job(case, path, mask, report=report, probability=heat_map, files=files)]
 
@@ -99,6 +101,8 @@ def results_entry(job: Job, error: str) -> dict[str, Any]:
 
 def is_results(path: Path) -> bool:
     """Whether a file is a ``results.json`` as it is written here (and by evalutils): it may be replaced."""
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         entries = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

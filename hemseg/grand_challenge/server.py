@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,18 +28,20 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hemseg.errors import HemsegError, OutputError, one_line
 from hemseg.folder.jobs import run_job
+from hemseg.folder.outputs import refuse_conflicts
 from hemseg.grand_challenge.outputs import (
-    RESULTS,
     check_mounts,
     check_outputs,
+    is_results,
     plan_jobs,
     print_messages,
     results_entry,
     survey,
 )
-from hemseg.grand_challenge.sockets import Sockets, load_sockets, plan_run, read_inputs
+from hemseg.grand_challenge.sockets import RESULTS, Sockets, load_sockets, plan_run, read_inputs
 from hemseg.io import files
 from hemseg.io.files import write_json
+from hemseg.io.marks import read_mark
 from hemseg.manifest import default_weights
 from hemseg.model import load
 from hemseg.resources import is_out_of_memory
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from hemseg.folder.plan import Job
     from hemseg.model import Model
 
 logger = logging.getLogger("hemseg")
@@ -57,6 +61,7 @@ LONGEST_SECONDS = 1800  # from a request to its answer
 SILENT_SECONDS = 20  # until a connection without a whole request is closed, at least; twice as long at most
 CONNECTIONS = 512  # at once; the rest get 503
 BODY_BYTES = 1 << 20
+FileState = tuple[int, int, int, int]  # device, inode, bytes, time of the content (ns)
 
 
 class UnexpectedError(Exception):
@@ -75,7 +80,7 @@ class Cases:
         self.model, self.source, self.target, self._sockets = model, source, target, sockets
         self.under_way: set[Future[str]] = set()
         self._turn = ThreadPoolExecutor(1)
-        self._written: set[Path] = set()  # of earlier cases
+        self._written: dict[Path, FileState] = {}  # by the case before, and as it was then
 
     def submit(self) -> Future[str]:
         """Put a call of `invoke` into the queue."""
@@ -94,7 +99,7 @@ class Cases:
 
         Raises:
             HemsegError: there is not one case, it leaves the input folder, or it cannot be segmented.
-            OutputError: the disk is at fault.
+            OutputError: the disk is at fault, or files that hemseg did not write are in the way.
             UnexpectedError: we are.
         """
         check_mounts(self.source, (self.target,))
@@ -110,11 +115,14 @@ class Cases:
         results = self.target / RESULTS if run_plan.mode == "gc-generic" else None
         outputs = {*job.outputs, *([results] if results else [])}
         check_outputs(outputs, self.source, paths, (self.target,))
-        self._remove(outputs)
-        self._written = outputs
-        outcome = run_job(job, self.model)
-        if results:
-            write_json([results_entry(job, outcome.error)], results)
+        self._remove(outputs, results)
+        _refuse_what_is_left(job, results)
+        try:
+            outcome = run_job(job, self.model)
+            if results:
+                write_json([results_entry(job, outcome.error)], results)
+        finally:
+            self._written = {path: state for path in outputs if (state := _state(path))}
         if outcome.result is None:
             raise (UnexpectedError if outcome.unexpected else HemsegError)(outcome.error)
         print_messages(outcome)
@@ -126,15 +134,41 @@ class Cases:
     def _is_inside(self, path: Path) -> bool:
         return path.resolve().is_relative_to(self.source.resolve())
 
-    @staticmethod
-    def _remove(outputs: set[Path]) -> None:
+    def _remove(self, outputs: Iterable[Path], results: Path | None = None) -> None:
+        """Remove those of these files that hemseg wrote; others stay.
+
+        Args:
+            results: which of them is a list of results: it has no mark, and is known by its form.
+        """
         for path in outputs:
+            if not (self._is_ours(path) or (path == results and is_results(path))):
+                continue
             try:
                 path.unlink(missing_ok=True)
-            except NotADirectoryError:
-                pass
             except OSError as error:
                 raise OutputError(f"{path}: of an earlier case, cannot be removed ({error.strerror}).") from None
+
+    def _is_ours(self, path: Path) -> bool:
+        """Whether this server wrote a file, and nobody since, or hemseg's mark is in it."""
+        state = _state(path)
+        return state is not None and (state == self._written.get(path) or read_mark(path) is not None)
+
+
+def _state(path: Path) -> FileState | None:
+    """Of a file itself, were it a link; None where there is none."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _refuse_what_is_left(job: Job, results: Path | None) -> None:
+    """Raise OutputError where files are in the way of a job's: in the words that a batch has for them."""
+    try:
+        refuse_conflicts([job], tables=[results] if results else [], may_overwrite=False)
+    except HemsegError as error:
+        raise OutputError(str(error)) from None
 
 
 def prepare(source: Path, target: Path, weights: Path | None, device: str, operating_point: str = "") -> Cases:

@@ -1,6 +1,6 @@
 """The Grand Challenge contract: which case the platform means, and where its mask belongs.
 
-What is mounted decides the mode (`choose`, a pure function of what lies there); ``--mode`` overrides it:
+What is mounted decides the mode (`plan_run`, a pure function of what lies there); ``--mode`` overrides it:
 
 gc          one image socket in a folder of its own, ``/input/images/ct``: ``/output/<output path>/output.mha``
 gc-generic  the generic image socket, ``/input/images`` or ``/input``: ``/output/images/<same name>``, results.json
@@ -13,6 +13,7 @@ The folder of a socket holds an image, or the files of a DICOM image set. HTTP c
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
@@ -25,6 +26,7 @@ from hemseg.io.formats import SUFFIXES, suffix
 MODES = ("gc", "gc-generic", "instance", "legacy")
 INPUTS = "inputs.json"
 OUTPUT = "output.mha"  # in the folder of an output socket
+RESULTS = "results.json"  # of evalutils' layout
 SOCKETS = "sockets.yaml"
 UNREAD = (
     ".tif",
@@ -64,6 +66,29 @@ class Sockets:
                 )
         if self.report_path and _relative(self.report_path, "report_path").suffix != ".json":
             raise HemsegError(f"report_path {self.report_path!r}: the report is JSON, its name must end in .json.")
+        self.require_apart({"the mask": mask / OUTPUT})
+
+    def require_apart(self, others: Mapping[str, PurePosixPath]) -> None:
+        """Raise HemsegError where report or heat map is another output, or one lies below another, which is no folder.
+
+        Args:
+            others: the other outputs, relative to the output folder, by what a sentence calls them.
+        """
+        own: dict[str, PurePosixPath] = {}
+        if self.report_path:
+            own[f"report_path {self.report_path!r}"] = PurePosixPath(self.report_path)
+        if self.heat_map_path:
+            own[f"heat_map_path {self.heat_map_path!r}"] = PurePosixPath(self.heat_map_path, OUTPUT)
+        for (name, path), (other, place) in itertools.combinations([*own.items(), *others.items()], 2):
+            if path == place:
+                why = f"is where {other} goes"
+            elif path.is_relative_to(place):
+                why = f"lies below {other}, and {place} is a file"
+            elif place.is_relative_to(path):
+                why = f"is a file, and {other} lies below it ({place})"
+            else:
+                continue
+            raise HemsegError(f"{name}: {why}; give another path.")
 
     @property
     def mask_path(self) -> str:

@@ -171,6 +171,13 @@ def meta_header(path: Path) -> tuple[dict[str, str], int]:
         return header, file.tell()
 
 
+def require_dimensions(header: dict[str, str]) -> None:
+    """Raise ValueError for a MetaImage's number of dimensions that is none: ITK crashes beyond its integers."""
+    dimensions = header.get("NDims", "")
+    if not re.fullmatch("[1-9]", dimensions):
+        raise ValueError(f"its header says NDims = {dimensions[:40]}")
+
+
 def is_yes(value: str) -> bool:
     """Whether ITK takes the value of a MetaImage's field for true: it looks at the first letter."""
     return value[:1] in ("T", "t", "1")
@@ -232,10 +239,7 @@ def inflated(path: Path) -> tuple[int, int] | None:
         OSError, ValueError, zlib.error: the file is damaged.
     """
     header, start = meta_header(path)
-    if not re.fullmatch(
-        "[1-9]", dimensions := header.get("NDims", "")
-    ):  # ITK crashes over a number beyond its integers
-        raise ValueError(f"its header says NDims = {dimensions[:40]}")
+    require_dimensions(header)
     if not is_yes(header.get("CompressedData", "")):
         return None
     data = path if header["ElementDataFile"].upper() == "LOCAL" else path.parent / header["ElementDataFile"]
@@ -260,23 +264,37 @@ def crc_of(voxels: np.ndarray, path: Path) -> int:
     return zlib.crc32(np.ascontiguousarray(stored).data.cast("B"))
 
 
+def nrrd_header(path: Path) -> tuple[bytes, dict[str, bytes]]:
+    """The first line of an NRRD's header, and the lines of its fields by their names; comments and keys are left out.
+
+    The lines are as they stand there, but for their ends. The names are made one where ITK takes several for one: they
+    are in small letters and without spaces (``Space Origin``, ``spaceorigin``).
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        magic, *lines = file.read(HEADER_BYTES).replace(b"\r\n", b"\n").split(b"\n\n")[0].split(b"\n")
+    fields = {}
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        if colon and not line.startswith(b"#") and not value.startswith(b"="):
+            fields[name.decode(errors="replace").lower().replace(" ", "")] = line
+    return magic, fields
+
+
 def nrrd_orientation(path: Path) -> Orientation:
     """As `nifti_orientation`, of an NRRD."""
-    with path.open("rb") as file:
-        text = file.read(HEADER_BYTES).replace(b"\r\n", b"\n").split(b"\n\n")[0].decode(errors="replace")
-    fields = {}
-    for line in text.split("\n")[1:]:
-        key, colon, value = line.partition(":")
-        if colon and not line.startswith("#") and not value.startswith("="):
-            fields[key.strip().lower()] = value.strip()
+    _, lines = nrrd_header(path)
+    fields = {name: line.decode(errors="replace").partition(":")[2].strip() for name, line in lines.items()}
     spacings = _numbers(fields.get("spacings", ""))
-    vectors = fields.get("space directions", "")
+    vectors = fields.get("spacedirections", "")
     volume = fields.get("dimension", "3") == "3"
     if volume and not vectors and (len(spacings) < 3 or not np.isfinite(spacings).all()):
         raise HeaderError("does not give the spacing of its voxels (neither spacings nor space directions); add it")
     if volume and ("nan" in vectors.lower() or "none" in vectors):
         raise HeaderError("does not give the spacing of its voxels (space directions without numbers); fix it")
-    units = re.findall(r'"([^"]*)"', fields.get("space units", "") + fields.get("units", ""))
+    units = re.findall(r'"([^"]*)"', fields.get("spaceunits", "") + fields.get("units", ""))
     if any(unit.strip().lower() not in MILLIMETRES for unit in units):
         raise HeaderError("gives its spacing in another unit than mm (units), which ITK ignores; convert it to mm")
     if fields.get("space", "").lower() not in _ANATOMICAL or not vectors:

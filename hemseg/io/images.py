@@ -21,7 +21,7 @@ from hemseg.volume import Volume
 os.environ["ITK_NIFTI_SFORM_PERMISSIVE"] = "1"  # how far axes may lean is checked here (`hemseg.io.image_header`)
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's own chatter; real errors arrive as exceptions
 
-_VOXEL_BYTES = {
+VOXEL_BYTES = {  # of one voxel, by ITK's types: those that are read
     **dict.fromkeys((sitk.sitkInt8, sitk.sitkUInt8), 1),
     **dict.fromkeys((sitk.sitkInt16, sitk.sitkUInt16), 2),
     **dict.fromkeys((sitk.sitkInt32, sitk.sitkUInt32, sitk.sitkFloat32), 4),
@@ -90,7 +90,7 @@ def _read_image(path: Path) -> tuple[sitk.Image, Orientation]:
         held = inflated[0] if inflated else form.stored_bytes(path) if form.stored_bytes else None
         reader.ReadImageInformation()
         _check_header(path, reader)
-        check_memory(path, int(np.prod(reader.GetSize())), _VOXEL_BYTES[reader.GetPixelID()])
+        check_memory(path, int(np.prod(reader.GetSize())), VOXEL_BYTES[reader.GetPixelID()])
         need = int(np.prod(reader.GetSize())) * _bytes_per_voxel(reader)
         if held is not None and held < need:
             raise EOFError(f"it holds {max(held, 0)} of {need} bytes")
@@ -145,7 +145,7 @@ def _check_header(path: Path, reader: sitk.ImageFileReader) -> None:
         raise HemsegError(
             f"{path}: has {reader.GetNumberOfComponents()} values per voxel; give a scan in HU, one value."
         )
-    if reader.GetPixelID() not in _VOXEL_BYTES:
+    if reader.GetPixelID() not in VOXEL_BYTES:
         kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
         raise HemsegError(f"{path}: has voxels of type {kind}; give a scan in HU, one number per voxel.")
     if min(size) < 1:
@@ -165,7 +165,7 @@ def _bytes_per_voxel(reader: sitk.ImageFileReader) -> int:
     """As stored: ITK gives the type of a NIfTI after its slope and intercept, so its header's bitpix counts."""
     if reader.HasMetaDataKey("bitpix"):
         return int(reader.GetMetaData("bitpix")) // 8
-    return _VOXEL_BYTES[reader.GetPixelID()]
+    return VOXEL_BYTES[reader.GetPixelID()]
 
 
 def itk_error(error: BaseException) -> str:

@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 
 from hemseg.errors import first_line
-from hemseg.io.image_header import inflated, meta_header
+from hemseg.io.image_header import CHUNK, HEADER_BYTES, inflated, meta_header, require_dimensions
 
 OFFSET_BYTES = 108  # of a NIfTI's header, before the number that says where its voxels begin
-CHUNK = 1 << 22
-HEADER_BYTES = 1 << 20  # of text, at most
 
 
 def nifti_bytes(path: Path) -> int:
@@ -51,9 +49,7 @@ def metaimage_bytes(path: Path) -> int | None:
         None for a list or a pattern of files, where ITK itself looks.
     """
     header, start = meta_header(path)
-    dimensions = header.get("NDims", "")
-    if not re.fullmatch("[1-9]", dimensions):  # ITK crashes over a number beyond its integers
-        raise ValueError(f"its header says NDims = {dimensions[:40]}")
+    require_dimensions(header)
     where = header["ElementDataFile"]
     data = path if where.upper() == "LOCAL" else path.parent / where
     if where.upper() == "LIST" or "%" in where:

@@ -99,7 +99,10 @@ def require_exact_geometry(path: Path, scan: Path) -> None:
 
 def check_written(path: Path, voxels: np.ndarray, volume: Volume, exact: bool) -> None:
     """Read it back. Not exact: NIfTI holds 32-bit numbers, and there is no header of the scan to copy from."""
-    image = read_back(path)
+    try:
+        image = read_back(path)
+    except HemsegError as error:  # it names the temporary file, of which nobody knows
+        raise RuntimeError(f"read back, {str(error).rpartition(f'{path.name}: ')[2]}") from None
     geometry: list[tuple[tuple[float, ...], tuple[float, ...]]] = [
         (image.GetSpacing(), volume.spacing),
         (image.GetOrigin(), volume.origin),

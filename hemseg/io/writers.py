@@ -7,24 +7,28 @@ are written with the scan's header. MetaImage holds any geometry as it is.
 from __future__ import annotations
 
 import gzip
-import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
+from hemseg.io.image_header import nrrd_header
 from hemseg.volume import Volume
 
-_NRRD_TYPES = {np.dtype(np.uint8): ("type: uint8",), np.dtype(np.float32): ("type: float", "endian: little")}
-_NRRD_GEOMETRY = (
+_NRRD_TYPES = {np.dtype(np.uint8): (b"type: uint8",), np.dtype(np.float32): (b"type: float", b"endian: little")}
+_NRRD_GEOMETRY = (  # fields by the names of `nrrd_header`, in which ITK looks for size, spacing, origin and direction
     "dimension",
     "sizes",
     "space",
-    "space dimension",
-    "space directions",
-    "space origin",
+    "spacedimension",
+    "spacedirections",
+    "spaceorigin",
     "spacings",
+    "axismins",
+    "axismaxs",
+    "centers",
+    "centerings",
     "kinds",
 )
 
@@ -72,10 +76,8 @@ def write_nifti(voxels: np.ndarray, scan: Path, path: Path, text: str) -> None:
 
 
 def write_nrrd(voxels: np.ndarray, scan: Path, path: Path, text: str) -> None:
-    """The scan's geometry fields word for word, with another type (uint8 or float32) and encoding."""
-    with scan.open("rb") as file:
-        magic = file.readline().decode().strip()
-        lines = [line.decode().strip() for line in itertools.takewhile(bytes.strip, file)]
-    kept = [line for line in lines if line.split(":", 1)[0] in _NRRD_GEOMETRY]
-    header = "\n".join([magic, f"# {text}", *_NRRD_TYPES[voxels.dtype], *kept, "encoding: gzip", "", ""])
-    path.write_bytes(header.encode() + gzip.compress(voxels.tobytes()))
+    """The scan's geometry fields byte for byte, with another type (uint8 or float32) and encoding."""
+    magic, fields = nrrd_header(scan)
+    kept = [line for name, line in fields.items() if name in _NRRD_GEOMETRY]
+    lines = [magic, f"# {text}".encode(), *_NRRD_TYPES[voxels.dtype], *kept, b"encoding: gzip", b"", b""]
+    path.write_bytes(b"\n".join(lines) + gzip.compress(voxels.tobytes()))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from threading import Thread
 
 import imagecodecs
 import numpy as np
@@ -29,9 +30,9 @@ from hemseg.errors import HemsegError, OutputError, one_line
 from hemseg.folder import jobs as folder_jobs
 from hemseg.folder import plan as folder_plan
 from hemseg.grand_challenge import batch
-from hemseg.grand_challenge.outputs import check_mounts, check_outputs, plan_jobs
+from hemseg.grand_challenge.outputs import check_mounts, check_outputs, is_results, plan_jobs
 from hemseg.grand_challenge.server import Cases, UnexpectedError
-from hemseg.grand_challenge.sockets import MODES, RunPlan, Sockets
+from hemseg.grand_challenge.sockets import MODES, RunPlan, Sockets, load_sockets
 from hemseg.model import Model, load
 from hemseg.scan import read
 from training.data.phantom import Phantom, write_image
@@ -283,6 +284,32 @@ def test_a_heat_map_does_not_go_with_the_generic_mask(container: Container, tmp_
     assert [job.outputs for job in jobs] == [(Path("/o/images/u.mha"),)]
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"HEMSEG_REPORT_PATH": "results.json"}, "report_path 'results.json': is where the list of results goes; give"),
+        ({"HEMSEG_REPORT_PATH": "./results.json/a.json"}, "lies below the list of results, and results.json is a file"),
+        ({"HEMSEG_REPORT_PATH": "images/u.mha/a.json"}, "lies below the mask, and images/u.mha is a file; give"),
+        ({"HEMSEG_HEAT_MAP_PATH": "results.json"}, "heat_map_path 'results.json': lies below the list of results"),
+    ],
+)
+def test_no_output_takes_the_place_of_another_beside_the_generic_mask(
+    container: Container, tmp_path: Path, light_model: Model, setting: dict[str, str], said: str
+) -> None:
+    """The report was replaced by ``results.json``, or could not be written when all else was done."""
+    broken(mount(tmp_path / "in", "images"), "u.mha")
+    code, reason = container(**setting)
+    assert (code, said in reason) == (1, True)
+    cases = Cases(light_model, tmp_path / "in", tmp_path / "out", load_sockets(setting))
+    with pytest.raises(HemsegError) as error:
+        cases.invoke()
+    assert said in str(error.value)
+    assert not (tmp_path / "out").exists()
+    assert load_sockets(
+        {"HEMSEG_REPORT_PATH": "results.json"}
+    ).report_path  # mode gc writes no list: a socket's own file
+
+
 def test_serve_with_generic_sockets_writes_what_a_batch_does(
     container: Container, scan: Path, tmp_path: Path, light_model: Model
 ) -> None:
@@ -325,14 +352,70 @@ def test_serve_leaves_nothing_of_an_earlier_case(scan: Path, tmp_path: Path, lig
         assert written(tmp_path / "out") == {"notes.txt"}
 
 
-def test_what_cannot_be_written_is_our_fault(scan: Path, tmp_path: Path, light_model: Model) -> None:
+@pytest.mark.parametrize("relative", ["images/ct", "images"])
+def test_serve_removes_and_replaces_what_hemseg_wrote_and_nothing_else(
+    container: Container, scan: Path, tmp_path: Path, light_model: Model, relative: str
+) -> None:
+    shutil.copy(scan, mount(scan.parent, relative) / "u.nii.gz")
+    out, sockets = tmp_path / "out", Sockets(report_path="report.json")
+    Cases(light_model, scan.parent, out, sockets).invoke()
+    made = {name: (out / name).stat().st_mtime_ns for name in written(out)}
+    cases = Cases(light_model, scan.parent, out, sockets)  # another server knows them by their marks
+    for _ in range(2):
+        cases.invoke()
+        assert written(out) == set(made)
+        assert not [name for name, at in made.items() if (out / name).stat().st_mtime_ns == at]
+    for name in made:
+        whole = (out / name).read_bytes()
+        (out / name).write_text("drawn by hand")  # over what the case before wrote
+        with pytest.raises(OutputError) as error:
+            cases.invoke()
+        reason = f"{out / name} (hemseg did not write it, or it was changed since); give another folder for the output"
+        assert str(error.value) == f"nothing was done, as these files could not be written: {reason}."
+        assert written(out) == {name}
+        assert (out / name).read_text() == "drawn by hand"
+        said = container(HEMSEG_REPORT_PATH="report.json")[1]
+        assert said == f"error: {str(error.value)[:-1]}, or --overwrite to replace them."
+        (out / name).write_bytes(whole)
+        cases.invoke()
+    if relative == "images":
+        image = out / MASK  # which a case with the generic socket does not write
+        image.parent.mkdir(parents=True)
+        image.write_text("drawn by hand")
+        cases.invoke()
+        assert image.read_text() == "drawn by hand"
+
+
+def test_a_pipe_is_no_list_of_results(tmp_path: Path) -> None:
+    pipe = tmp_path / "results.json"
+    os.mkfifo(pipe)
+
+    feeding = Thread(target=pipe.write_bytes, args=(b"[]",), daemon=True)  # waits for who reads
+    feeding.start()
+    assert not is_results(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    feeding.join(10)
+    os.close(reader)
+
+
+def test_what_cannot_be_written_is_our_fault(
+    scan: Path, tmp_path: Path, light_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copy(scan, mount(scan.parent) / "u.nii.gz")
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(UnexpectedError, match="could not be written"):
+    with pytest.raises(OutputError, match=r"out \(is not a folder\)"):
         Cases(light_model, scan.parent, tmp_path / "out", Sockets()).invoke()
     (tmp_path / "out").unlink()
     (tmp_path / "out" / MASK).mkdir(parents=True)
-    with pytest.raises(OutputError, match="cannot be removed"):
+    with pytest.raises(OutputError, match=r"output\.mha \(is a folder\)"):
+        Cases(light_model, scan.parent, tmp_path / "out", Sockets()).invoke()
+    (tmp_path / "out" / MASK).rmdir()
+
+    def on_a_full_disk(*_: object) -> None:
+        raise OutputError("output.mha: the mask could not be written (No space left on device).")
+
+    monkeypatch.setattr(folder_jobs, "write_result", on_a_full_disk)
+    with pytest.raises(UnexpectedError, match="could not be written"):
         Cases(light_model, scan.parent, tmp_path / "out", Sockets()).invoke()
 
 

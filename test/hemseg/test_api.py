@@ -17,6 +17,7 @@ from hemseg.api import _volume
 from hemseg.volume import Volume
 
 SCAN = ROOT / "test" / "cases" / "phantom-lobar.mha"
+NOISE = np.random.default_rng(0).normal(0, 100, (4, 6, 8)).astype(np.float32)
 LEANING = np.diag([1.0, 1, 5, 1]) + np.diag([0, 1.3, 0], 1)
 
 
@@ -51,6 +52,22 @@ def test_paths_images_arrays_and_volumes_give_the_same(tmp_path: Path, light: Pa
         (SCAN, {"spacing": (1, 1, 1)}, "has its own"),
         ("missing.nii.gz", {}, "no such file"),
         (sitk.Image(4, 4, sitk.sitkInt16), {}, "3D"),
+        (sitk.Cast(sitk.Image([3, 4, 5], sitk.sitkUInt8), sitk.sitkLabelUInt8), {}, "3D of type label of 8-bit"),
+        (sitk.Image([3, 4, 5], sitk.sitkComplexFloat32), {}, "3D of type complex"),
+        (sitk.Image([3, 4, 5], sitk.sitkVectorFloat32), {}, "3D of type vector"),
+        (sitk.Image([0, 0, 0], sitk.sitkInt16), {}, "holds no voxels"),
+        (Volume(NOISE[0]), {}, r"shape \(6, 8\) and type float32 is not a volume"),
+        (Volume(NOISE[:0]), {}, "holds no voxels"),
+        (Volume(NOISE + 1j), {}, "type complex64 is not a volume"),
+        (Volume(NOISE.tolist()), {}, "hu of a Volume is an array .* not a list"),  # type: ignore[arg-type]
+        (Volume(NOISE, (1, 1)), {}, r"spacing \(1, 1\) is not three positive"),  # type: ignore[arg-type]
+        (Volume(NOISE, (1, 1, np.nan)), {}, "nan\\) is not three positive"),
+        (Volume(NOISE, None), {}, "spacing None is not three positive"),  # type: ignore[arg-type]
+        (Volume(NOISE, origin=(0, 0, np.inf)), {}, "origin .* is not three numbers of mm"),
+        (Volume(NOISE, origin=(0, 0)), {}, "origin .* is not three numbers of mm"),  # type: ignore[arg-type]
+        (Volume(NOISE, direction=(1, 0, 0, 1)), {}, "direction .* is not nine numbers"),
+        (Volume(NOISE, path=3), {}, "path of a Volume is the path of a file, not a int"),  # type: ignore[arg-type]
+        (np.zeros((3, 4, 5)), {"spacing": (10**400, 1, 1)}, "not three positive numbers"),
         (SCAN, {"weights": "missing"}, "missing"),
         (SCAN.read_bytes, {}, "method is not a scan"),
         ([], {}, "neither one of DICOM files nor of numbers"),
@@ -64,6 +81,7 @@ def test_paths_images_arrays_and_volumes_give_the_same(tmp_path: Path, light: Pa
         (np.ma.masked_less(np.arange(60.0).reshape(3, 4, 5), 5), {"spacing": (1, 1, 1)}, "masked"),
         (np.zeros((3, 4, 5), bool), {"spacing": (1, 1, 1)}, "not a volume"),
         (nibabel.Nifti1Image(np.zeros((4, 5, 6, 2), np.int16), np.eye(4)), {}, "give one 3D volume"),
+        (nibabel.Nifti1Image(np.zeros((1, 4, 5, 6), np.int16), np.eye(4)), {}, "give one 3D volume"),
         (nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), LEANING), {}, "the nibabel image: its header has axes"),
         (SCAN, {"device": "tpu"}, "tpu"),
         (SCAN, {"device": ["cpu"]}, "device is a text, not a list"),
@@ -97,6 +115,17 @@ def test_what_has_one_meaning_is_taken(tmp_path: Path) -> None:
         assert np.array_equal(volume.hu, hu)
         assert volume.spacing == (1, 1, 5)
     assert _volume(image, None, "").direction == (1, 0, 0, 0, 1, 0, 0, 0, 1)
+    flat = nibabel.Nifti1Image(hu[:1, :, :, None].transpose(2, 1, 0, 3), np.diag([-1, -1, 5, 1]))  # (x, y, 1, 1)
+    nibabel.save(flat, tmp_path / "flat.nii")
+    for scan in (flat, tmp_path / "flat.nii"):
+        assert np.array_equal(_volume(scan, None, "").hu, hu[:1])
+    given = _volume(Volume(hu, [1, 1, "5"], np.zeros(3), np.eye(3), "a.mha"), None, "")  # type: ignore[arg-type]
+    assert given.hu.dtype == np.float32
+    assert (given.spacing, given.origin, given.direction, given.path) == (
+        (1, 1, 5), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1), Path("a.mha"),
+    )  # fmt: skip
+    read = hemseg.read(SCAN)
+    assert _volume(read, None, "").hu is read.hu  # a scan that was read is not copied
 
 
 def test_importing_costs_nothing() -> None:

@@ -12,7 +12,8 @@ from stress.fuzz import REFUSED, corpus, fuzz
 
 from hemseg.checks import require_head_ct
 from hemseg.errors import HemsegError
-from hemseg.io.integrity import CHUNK, metaimage_bytes
+from hemseg.io.image_header import CHUNK
+from hemseg.io.integrity import metaimage_bytes
 from hemseg.scan import read
 
 

@@ -215,6 +215,13 @@ def test_sockets_from_a_file_and_the_environment(tmp_path: Path) -> None:
         ("heat_map_path: /x", "leaves"),
         ("heat_map_path: images/hemorrhage-segmentation/heat", "one image in each"),
         ("heat_map_path: images", "one image in each"),
+        (
+            "report_path: images/hemorrhage-segmentation/output.mha/x.json",
+            r"report_path '.*': lies below the mask, and images/.*/output\.mha is a file; give another path",
+        ),
+        ("report_path: a.json\noutput_path: ./a.json", r"report_path 'a\.json': is a file, and the mask lies below it"),
+        ("report_path: a.json/b.json\nheat_map_path: a.json/b.json", "heat_map_path 'a.json/b.json' lies below it"),
+        ("report_path: a/output.mha/b.json\nheat_map_path: a", "report_path .* lies below heat_map_path 'a'"),
         ("[" * 5000, "cannot be read"),
     ],
 )

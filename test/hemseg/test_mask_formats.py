@@ -9,8 +9,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from conftest import hemseg_here
 from typer.testing import CliRunner
 
+from hemseg.bids import bids_jobs
 from hemseg.errors import HemsegError
 from hemseg.folder.plan import Job, OutputOptions, plan_jobs
 from hemseg.io.files import write_text
@@ -85,3 +88,24 @@ def test_every_format_is_reached() -> None:
     assert format_of(Path("a.dcm")) is MASK_FORMATS["dicom-seg"]
     assert format_of(Path("a.nii.gz")) is None
     assert "format" in {field.name for field in fields(Job)} & {field.name for field in fields(OutputOptions)}
+
+
+def test_a_format_that_rounds_a_scans_geometry_is_refused_before_anything_is_written(
+    scan: Path, light: Path, tmp_path: Path
+) -> None:
+    """Pages and pictures are written before the mask: they would stay beside none."""
+    for name in ("a.mha", "b.nrrd"):
+        sitk.WriteImage(sitk.ReadImage(str(scan)), str(scan.with_name(name)))
+    out = tmp_path / "out"
+    jobs = plan_jobs(scan.parent, out, OutputOptions(format="nii.gz"))
+    assert [job.refusal for job in jobs] == [
+        f"{out}/a.nii.gz: the mask of a.mha is written as MetaImage; NIfTI would round its geometry.",
+        f"{out}/b.nii.gz: the mask of b.nrrd is written as NRRD or MetaImage; NIfTI would round its geometry.",
+        "",
+    ]
+    assert [bool(job.refusal) for job in bids_jobs(jobs, [scan.parent], out)] == [True, True, False]
+    assert not any(job.refusal for job in plan_jobs(scan.parent, out, OutputOptions(format="mha")))
+    call = ("segment", scan.parent, out, "--format", "nii.gz", "--overlay", "--report", "--weights", light)
+    assert hemseg_here(*call, check=1).stderr.count("would round its geometry") == 2
+    cases = {path.name.split(".")[0] for path in out.rglob("*") if path.name not in ("thumbnails", "report.json")}
+    assert cases & {"a", "b", "case"} == {"case"}

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from test_folders import rows
 
 from hemseg.errors import HemsegError
-from hemseg.io.integrity import HEADER_BYTES, voxel_files
+from hemseg.io.image_header import HEADER_BYTES
+from hemseg.io.integrity import voxel_files
 from hemseg.model import load
 from hemseg.names import case_name, from_cell, printable, to_cell
 from hemseg.report import viewer

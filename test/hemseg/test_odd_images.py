@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from hemseg.errors import HemsegError
+from hemseg.errors import HemsegError, OutputError
+from hemseg.io import writers
 from hemseg.io.formats import mask_name
 from hemseg.io.masks import write_mask
 from hemseg.scan import read
@@ -54,7 +55,7 @@ def metaimage(path: Path, *lines: str, voxels: bytes | None = None, without: str
 
 
 def nrrd(path: Path, *lines: str) -> Path:
-    """Write one with these lines for its geometry."""
+    """Write one, in Latin-1, with these lines for its geometry."""
     head = [
         "NRRD0004",
         "type: short",
@@ -66,7 +67,7 @@ def nrrd(path: Path, *lines: str) -> Path:
         "",
         "",
     ]
-    path.write_bytes("\n".join(head).encode() + HU.tobytes())
+    path.write_bytes("\n".join(head).encode("latin-1") + HU.tobytes())
     return path
 
 
@@ -156,6 +157,46 @@ def test_what_metaimage_and_nrrd_say_of_sides(tmp_path: Path) -> None:
         image.SetDirection(direction)
         sitk.WriteImage(image, str(tmp_path / "itk.mha"))
         assert read(tmp_path / "itk.mha").warnings == ()
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("space: left-posterior-superior", "space directions: (1,0,0) (0,1,0) (0,0,5)", "content: Schädel"),
+        ("Space: left-posterior-superior", "Space Directions: (1,0,0) (0,1,0) (0,0,5.10)", "SPACE ORIGIN: (1,2,.3)"),
+        ("space: left-posterior-superior", "spacedirections: (1,0,0) (0,1,0) (0,0,5)", "spaceorigin: (1,2,3)"),
+        ("spacings: 1 1 5", "axis mins: 3 4 5.5", "axis maxs: 10 12 35.5", "# Schädel", "kinds: space space space"),
+        ("spacings: 1 1 5", "axismins: 3 4 5.5", "axismaxs: 10 12 35.5", "centers: node node node"),
+        ("spacings: 1 1 5", "axis mins: 3 4 5.5", "centerings: cell cell node", "spacings:=no field, and no spacing"),
+    ],
+)
+@pytest.mark.parametrize("ends", [b"\n", b"\r\n"])
+def test_every_name_of_a_field_that_itk_knows_gives_an_nrrd_its_mask(
+    tmp_path: Path, lines: tuple[str, ...], ends: bytes
+) -> None:
+    scan = nrrd(tmp_path / "a.nrrd", *lines)
+    scan.write_bytes(scan.read_bytes()[: -HU.nbytes].replace(b"\n", ends) + HU.tobytes())
+    volume = read(scan)
+    mask = write_mask(HU > 500, volume, tmp_path / "out" / "a.nrrd")
+    stored, made = sitk.ReadImage(str(scan)), sitk.ReadImage(str(mask))
+    for what in ("GetSpacing", "GetOrigin", "GetDirection"):
+        assert getattr(made, what)() == getattr(stored, what)() == getattr(volume, what[3:].lower())
+    assert np.array_equal(sitk.GetArrayFromImage(made), HU > 500)
+    written = mask.read_bytes().partition(b"\n\n")[0].split(b"\n")
+    kept = [line.encode("latin-1") for line in lines if line[0] != "#" and ":=" not in line and "content" not in line]
+    assert [line for line in written if line in kept] == kept
+    assert len(written) == len(kept) + 6  # beside the magic, the mark, type, dimension, sizes and encoding
+
+
+def test_what_is_wrong_with_a_written_file_is_said_of_the_name_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = read(nrrd(tmp_path / "a.nrrd", "spacings: 1 1 5"))
+    monkeypatch.setattr(writers, "_NRRD_GEOMETRY", ("dimension", "sizes"))
+    with pytest.raises(OutputError) as error:
+        write_mask(HU > 500, volume, tmp_path / "out" / "a.nrrd")
+    assert str(error.value).startswith(f"{tmp_path}/out/a.nrrd: the mask could not be written (read back, its header ")
+    assert ".hemseg-" not in str(error.value)
 
 
 def test_a_lesion_has_no_side_where_the_scan_has_none(tmp_path: Path, light: Path) -> None:
@@ -306,6 +347,7 @@ def test_units_that_are_not_mm(tmp_path: Path) -> None:
         metaimage(tmp_path / "a.mha", "DistanceUnits = cm"),
         nrrd(tmp_path / "b.nrrd", "spacings: 1 1 5", 'units: "cm" "cm" "cm"'),
         nrrd(tmp_path / "c.nrrd", *axes, 'space units: "m" "m" "m"'),
+        nrrd(tmp_path / "f.nrrd", *axes, 'SpaceUnits: "m" "m" "m"'),
     ):
         with pytest.raises(HemsegError, match="another unit than mm"):
             read(path)
