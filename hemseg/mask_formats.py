@@ -31,6 +31,7 @@ class MaskFormat:
         suffix: of the mask's file; '' for the scan's own.
         about: what the help says, where the name does not say it all.
         write: (result, path, companion) writes the mask, and its companion; None for an image with the scan's geometry.
+        of_slices: it refers to DICOM slices, so that only scans in DICOM have a mask of it.
         companion: what the name of a second file ends in, which is written with the mask; '' for none.
         write_kinds: (result, path) writes the mask of kinds; None for an image.
         write_probability: (result, path) writes the probability of each voxel; None for an image.
@@ -40,6 +41,7 @@ class MaskFormat:
     suffix: str
     about: str = ""
     write: Callable[[Segmentation, Path, Path | None], object] | None = None
+    of_slices: bool = False
     companion: str = ""
     write_kinds: Callable[[Segmentation, Path], Path] | None = None
     write_probability: Callable[[Segmentation, Path], Path] | None = None
@@ -73,6 +75,7 @@ _SEG = MaskFormat(
     "dicom-seg",
     ".dcm",
     write=_write_dicom_seg,
+    of_slices=True,
     write_kinds=_write_dicom_kinds,
     write_probability=_write_dicom_probability,
 )

@@ -158,18 +158,23 @@ def plan_jobs(source: Path | Sequence[Path], target: Path, options: OutputOption
 
 
 def known_refusal(job: Job, unread: Collection[Path]) -> str:
-    """Why a job cannot be done, as far as that is known before anything is read."""
+    """Why a job cannot be done, as far as that is known before anything is read, and pages and pictures are written."""
     if problem := name_problem(job.scan, *job.outputs):
         return f"{job.scan}: {problem}"
     beside = {path.parent for path in job.files}
     if missing := [path for path in unread if path.parent in beside and may_be_dicom(path)]:
         count = f"{len(missing)} of its files" if len(missing) > 1 else missing[0].name
         return f"{job.scan}: {count} may not be read; check the permissions, or slices would be missing."
-    if not job.given and suffix(job.mask) and suffix(job.scan):  # its pages and pictures would be written before it
-        try:
+    if job.given or job.files or not suffix(job.scan):
+        return ""
+    form = format_of(job.mask) if job.format == SAME else MASK_FORMATS[job.format]
+    if form and form.of_slices:
+        return f"{job.mask}: a mask of --format {form.name} refers to DICOM slices, but {job.scan} has none."
+    try:
+        if suffix(job.mask):
             require_exact_geometry(job.mask, job.scan)
-        except HemsegError as error:
-            return str(error)
+    except HemsegError as error:
+        return str(error)
     return ""
 
 

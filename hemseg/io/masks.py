@@ -77,7 +77,8 @@ def image_format(path: Path, volume: Volume) -> tuple[ImageFormat, Path | None]:
     writable = [s for s in SUFFIXES if s not in FORMATS[s].in_two_files]
     if suffix(path) not in writable:
         raise HemsegError(f"{path}: a mask's name must end in one of {', '.join(writable)}.")
-    scan = volume.path if volume.path is not None and suffix(volume.path) else None  # a file whose header counts
+    image = volume.path is not None and suffix(volume.path) and volume.stack is None  # a folder's name may end so, too
+    scan = volume.path if image else None  # a file whose header counts
     if scan:
         require_exact_geometry(path, scan)
     return FORMATS[suffix(path)], scan

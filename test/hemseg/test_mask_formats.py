@@ -105,6 +105,9 @@ def test_a_format_that_rounds_a_scans_geometry_is_refused_before_anything_is_wri
     ]
     assert [bool(job.refusal) for job in bids_jobs(jobs, [scan.parent], out)] == [True, True, False]
     assert not any(job.refusal for job in plan_jobs(scan.parent, out, OutputOptions(format="mha")))
+    for options, target in ((OutputOptions(format="dicom"), out), (OutputOptions(), out / "mask.dcm")):
+        source = scan if target.suffix else scan.parent
+        assert all("refers to DICOM slices" in job.refusal for job in plan_jobs(source, target, options))
     call = ("segment", scan.parent, out, "--format", "nii.gz", "--overlay", "--report", "--weights", light)
     assert hemseg_here(*call, check=1).stderr.count("would round its geometry") == 2
     cases = {path.name.split(".")[0] for path in out.rglob("*") if path.name not in ("thumbnails", "report.json")}
