@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +102,15 @@ def test_many_bad_rows_are_one_sentence(tmp_path: Path) -> None:
 def test_two_images_of_one_name(tmp_path: Path) -> None:
     with pytest.raises(HemsegError, match="cases with two images in images: a"):
         load_dataset(dataset(tmp_path / "set", table(), images=("a", "b", "c", "a.nii")))
+
+
+def test_two_masks_of_one_name(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "set", table())
+    shutil.copytree(folder / "images", folder / "masks")
+    load_dataset(folder)
+    shutil.copy(folder / "masks" / "a.mha", folder / "masks" / "a.mhd")
+    with pytest.raises(HemsegError, match="cases with two masks in masks: a"):
+        load_dataset(folder)
 
 
 def test_names_in_windows_encoding(tmp_path: Path) -> None:

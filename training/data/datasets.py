@@ -11,7 +11,6 @@ Cases that are named in ``left_out.txt``, one per line, are left out, which each
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,13 +22,13 @@ from rich.progress import track
 
 from hemseg.errors import HemsegError
 from hemseg.io.files import atomic_write
-from hemseg.io.formats import stem, suffix
 from hemseg.preprocessing import Settings, Strip, working_image
 from hemseg.resources import cores
 from hemseg.scan import read
 
 from ..console import console
-from .dataset_tables import DO_WITHOUT, SPLITS, left_out_cases, read_labels, read_split
+from .dataset_files import DO_WITHOUT, files_by_case
+from .dataset_tables import SPLITS, left_out_cases, read_labels, read_split
 from .references import labels_of_masks, references_of
 from .tables import listed
 
@@ -122,13 +121,10 @@ def load_dataset(folder: str | Path, seed: int = 0) -> DataSet:
     """
     folder = Path(folder)
     place = next((folder / name for name in IMAGES if (folder / name).is_dir()), folder / IMAGES[0])
-    files = [p for p in sorted(place.glob("*")) if suffix(p) and not p.name.startswith(".")]
-    images = {stem(p): p for p in files}
+    faults: list[str] = []
+    images = files_by_case(place, "images", faults)
     if not images:
         raise HemsegError(f"{folder}: is not a data set: it has no images in {place}.")
-    faults: list[str] = []
-    if twice := sorted(name for name, count in Counter(map(stem, files)).items() if count > 1):
-        faults.append(f"cases with two images in {place.name}: {listed(twice)}")
     left_out = left_out_cases(folder, images, faults)
     images = {name: path for name, path in images.items() if name not in left_out}
     references = references_of(folder, images, left_out, faults)

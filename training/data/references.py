@@ -7,41 +7,24 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from hemseg.errors import HemsegError
-from hemseg.io.formats import stem, suffix
-
+from .dataset_files import files_by_case, image_header
 from .tables import listed
 
 MASKS = ("masks", "reference", "label")
 
 
 def references_of(folder: Path, images: dict[str, Path], left_out: set[str], faults: list[str]) -> dict[str, Path]:
-    """Masks by case; a mask without image or of another geometry is a fault."""
+    """Masks by case; a mask without image or of another geometry is a fault, and so are two of one case."""
     place = next((folder / name for name in MASKS if (folder / name).is_dir()), None)
     if place is None:
         return {}
-    masks = {stem(p): p for p in sorted(place.glob("*")) if suffix(p) and not p.name.startswith(".")}
+    masks = files_by_case(place, "masks", faults)
     if alone := sorted(set(masks) - set(images) - left_out):
         faults.append(f"masks without an image: {listed(alone)}")
     both = {name: path for name, path in masks.items() if name in images}
     if other := [name for name, path in both.items() if not _same_grid(images[name], path)]:
         faults.append(f"masks whose size, spacing, origin or direction is not their image's: {listed(other)}")
     return both
-
-
-def image_header(path: Path) -> sitk.ImageFileReader:
-    """An image's size and geometry, without its voxels.
-
-    Raises:
-        HemsegError: it cannot be read.
-    """
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        raise HemsegError(f"{path}: cannot be read; it is damaged or not an image.") from None
-    return reader
 
 
 def _same_grid(a: Path, b: Path) -> bool:
