@@ -22,10 +22,13 @@ from hemseg.model import load as load_model
 from hemseg.preprocessing import Settings, working_image
 from hemseg.scan import read
 from hemseg.sliding_window import network_probability
+from hemseg.volume import Volume
 from training.config import CONFIGS, Cam, Config, Pseudolabels, Segmenter, Sequence, load_config
 from training.data.datasets import load_dataset, prepare, prepared
 from training.data.field_of_view import paste
 from training.data.phantom import write_dataset
+from training.data.references import read_reference
+from training.evaluation.evaluate import Prediction, evaluate
 from training.evaluation.metrics import lesion_counts, overlap, summary
 from training.fitting.classifier import Volumes, collate_volumes, refit_linear_layer
 from training.fitting.segmenter import Patches
@@ -230,6 +233,41 @@ def test_instance_layout_and_multi_label_masks(phantoms: Path, tmp_path: Path) -
     assert [c.labels for c in read_back.cases] == [c.labels for c in given.cases]
     assert all(c.reference for c in read_back.cases)
     assert {s for c in given.cases for s in c.subtypes}
+
+
+def test_a_mask_that_is_cut_short_is_no_half_empty_mask(phantoms: Path, tmp_path: Path) -> None:
+    for part in ("images", "masks"):
+        shutil.copytree(phantoms / part, tmp_path / part)
+    whole, cut, *_ = sorted((tmp_path / "masks").iterdir())
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    whole_image = sitk.ReadImage(str(whole))
+    assert np.array_equal(read_reference(whole), sitk.GetArrayFromImage(whole_image))
+    sitk.WriteImage(sitk.Cast(whole_image, sitk.sitkFloat32) * 0.5, str(whole))  # any value above 0 is hemorrhage
+    assert np.array_equal(read_reference(whole), sitk.GetArrayFromImage(whole_image))
+    assert read_reference(whole).dtype == np.uint8
+    with pytest.raises(HemsegError, match=cut.name):
+        read_reference(cut)
+    with pytest.raises(HemsegError) as error:  # the labels are made of the masks
+        load_dataset(tmp_path)
+    (fault,) = error.value.details
+    assert cut.name in fault
+    assert "left_out.txt" in fault
+    (tmp_path / "left_out.txt").write_text(cut.name.removesuffix(".nii.gz"))
+    assert len(load_dataset(tmp_path).cases) == 5
+
+
+def test_masks_that_cannot_be_read_are_named_before_anything_is_measured(phantoms: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantoms, tmp_path / "data")
+    for mask in sorted((tmp_path / "data" / "masks").iterdir())[:2]:
+        mask.write_bytes(mask.read_bytes()[: mask.stat().st_size // 2])
+    dataset = load_dataset(tmp_path / "data")  # its labels are in a table: no voxel of a mask is looked at
+
+    def predict(volume: Volume) -> Prediction:
+        raise AssertionError("a scan was segmented")
+
+    with pytest.raises(HemsegError, match="2 reference masks cannot be read") as error:
+        evaluate(dataset, predict, tmp_path / "out", ("train", "val", "test"))
+    assert len(error.value.details) == 2
 
 
 def test_masks_that_do_not_fit_are_told(phantoms: Path, tmp_path: Path) -> None:

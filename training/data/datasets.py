@@ -129,13 +129,15 @@ def load_dataset(folder: str | Path, seed: int = 0) -> DataSet:
     images = {name: path for name, path in images.items() if name not in left_out}
     references = references_of(folder, images, left_out, faults)
     subtypes: dict[str, set[str]] = {}
-    if (folder / "slice_labels.csv").exists():
-        labels = read_labels(folder / "slice_labels.csv", images, left_out, subtypes, faults)
+    table = folder / "slice_labels.csv"
+    if table.exists():
+        labels = read_labels(table, images, left_out, subtypes, faults)
     else:
-        labels = {} if faults else labels_of_masks(references)
+        labels = {} if faults else labels_of_masks(references, faults)
     patients: dict[str, str] = {}
     split = read_split(folder / "split.csv", list(labels), seed, patients, faults)
-    if labels and (missing := sorted(set(images) - set(labels))):
+    labelled = set(labels if table.exists() else references)  # a mask that cannot be read is a fault of its own
+    if labelled and (missing := sorted(set(images) - labelled)):
         faults.append(f"images without slice labels or masks: {listed(missing)}")
     if not labels and not faults:
         faults.append("has neither slice_labels.csv nor masks")

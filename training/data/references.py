@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
-from .dataset_files import files_by_case, image_header
+from hemseg.errors import HemsegError
+from hemseg.io.images import read_image
+
+from .dataset_files import DO_WITHOUT, files_by_case, image_header
 from .tables import listed
 
 MASKS = ("masks", "reference", "label")
@@ -34,11 +36,25 @@ def _same_grid(a: Path, b: Path) -> bool:
     return x.GetSize() == y.GetSize() and np.allclose(x.GetSpacing(), y.GetSpacing(), atol=1e-3) and all(close)
 
 
-def labels_of_masks(references: dict[str, Path]) -> dict[str, tuple[int, ...]]:
-    """Slice labels by case, 1 where a reference mask has a voxel; in the file's order of slices."""
-    return {name: tuple(read_reference(path).max(axis=(1, 2)).tolist()) for name, path in references.items()}
+def labels_of_masks(references: dict[str, Path], faults: list[str]) -> dict[str, tuple[int, ...]]:
+    """Slice labels by case, 1 where a reference mask has a voxel; in the file's order of slices.
+
+    Args:
+        faults: gets the masks that cannot be read, a sentence each; their cases get no labels.
+    """
+    labels = {}
+    for name, path in references.items():
+        try:
+            labels[name] = tuple(read_reference(path).max(axis=(1, 2)).tolist())
+        except HemsegError as error:
+            faults.append(f"{error} {DO_WITHOUT}")
+    return labels
 
 
 def read_reference(path: Path) -> np.ndarray:
-    """A reference mask, uint8 (z, y, x) in the file's own order; any class counts as hemorrhage."""
-    return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(path))) > 0, dtype=np.uint8)
+    """A reference mask, uint8 (z, y, x) in the file's own order; any class counts as hemorrhage.
+
+    Raises:
+        HemsegError: it is damaged, cut short (ITK alone would take what is missing for background), or not 3D.
+    """
+    return (read_image(path).hu > 0).astype(np.uint8)

@@ -24,7 +24,7 @@ from hemseg.volume import Volume
 
 from ..console import console
 from ..data.datasets import Case, DataSet
-from ..data.references import read_reference
+from ..data.references import labels_of_masks, read_reference
 from .metrics import lesion_counts, overlap, summary, surface, wilson
 from .tables import write_table
 
@@ -92,12 +92,16 @@ def evaluate(
         classify: the slice classifier's scores of a case, from inferior to superior, to stand beside the U-Net's.
 
     Raises:
-        HemsegError: the splits have no case.
+        HemsegError: the splits have no case, or reference masks that cannot be read.
     """
     if not dataset.part(*splits):
         raise HemsegError(
             f"{dataset.name}: no case is in the split {' or '.join(splits)}; there is nothing to measure."
         )
+    faults: list[str] = []
+    labels_of_masks({c.name: c.reference for c in dataset.part(*splits) if c.reference}, faults)
+    if faults:  # before the scans are segmented, which takes a hundred times as long as reading the masks
+        raise HemsegError(f"{dataset.name}: {len(faults)} reference masks cannot be read:", faults)
     sources = [source for source in dataset.sources() if source.part(*splits)]
     if len(sources) == 1 and sources[0].name == dataset.name:
         return _evaluate_one(dataset, predict, folder, splits, classify)
