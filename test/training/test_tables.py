@@ -113,6 +113,23 @@ def test_two_masks_of_one_name(tmp_path: Path) -> None:
         load_dataset(folder)
 
 
+@pytest.mark.parametrize(("shape", "said"), [((4, 5), "2D"), ((2, 3, 4, 5), "4D")])
+@pytest.mark.parametrize("labelled", [True, False], ids=["table", "masks"])
+def test_images_that_are_not_3d(tmp_path: Path, shape: tuple[int, ...], said: str, labelled: bool) -> None:
+    """They are a fault that is told once, among the others, wherever the labels come from."""
+    folder = dataset(tmp_path / "set", table())
+    image = sitk.GetImageFromArray(np.zeros(shape, np.int16), isVector=False)
+    sitk.WriteImage(image, str(folder / "images" / "b.mha"))
+    shutil.copytree(folder / "images", folder / "masks")
+    if not labelled:
+        (folder / "slice_labels.csv").unlink()
+    with pytest.raises(HemsegError) as error:
+        load_dataset(folder)
+    (fault,) = [detail for detail in error.value.details if "b.mha" in detail]
+    assert f"b.mha: is a {said} image" in fault
+    assert "left_out.txt" in fault
+
+
 def test_names_in_windows_encoding(tmp_path: Path) -> None:
     labels = "case,slice,hemorrhage\n" + "".join(f"é,{z},0\n" for z in range(3))
     (case,) = load_dataset(dataset(tmp_path / "set", labels, "case,split\né,train\n", "cp1252", ("é",))).cases

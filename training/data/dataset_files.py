@@ -33,7 +33,7 @@ def image_header(path: Path) -> sitk.ImageFileReader:
     """An image's size and geometry, without its voxels.
 
     Raises:
-        HemsegError: it cannot be read.
+        HemsegError: it cannot be read, or is not 3D.
     """
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -41,4 +41,6 @@ def image_header(path: Path) -> sitk.ImageFileReader:
         reader.ReadImageInformation()
     except RuntimeError:
         raise HemsegError(f"{path}: cannot be read; it is damaged or not an image.") from None
+    if reader.GetDimension() != 3:
+        raise HemsegError(f"{path}: is a {reader.GetDimension()}D image; give one 3D volume per file.")
     return reader

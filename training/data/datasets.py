@@ -142,7 +142,7 @@ def load_dataset(folder: str | Path, seed: int = 0) -> DataSet:
     if not labels and not faults:
         faults.append("has neither slice_labels.csv nor masks")
     if faults:
-        raise HemsegError(f"{folder}: the data set has faults:", faults)
+        raise HemsegError(f"{folder}: the data set has faults:", dict.fromkeys(faults))  # two may find the same
     return DataSet(
         folder.resolve().name,
         tuple(

@@ -24,7 +24,14 @@ def references_of(folder: Path, images: dict[str, Path], left_out: set[str], fau
     if alone := sorted(set(masks) - set(images) - left_out):
         faults.append(f"masks without an image: {listed(alone)}")
     both = {name: path for name, path in masks.items() if name in images}
-    if other := [name for name, path in both.items() if not _same_grid(images[name], path)]:
+    other = []
+    for name, path in both.items():
+        try:
+            if not _same_grid(images[name], path):
+                other.append(name)
+        except HemsegError as error:
+            faults.append(f"{error} {DO_WITHOUT}")
+    if other:
         faults.append(f"masks whose size, spacing, origin or direction is not their image's: {listed(other)}")
     return both
 
