@@ -223,6 +223,24 @@ def test_damaged_images_are_named_and_left_out_by_choice(
         load_dataset(tmp_path / "data")
 
 
+def test_scans_that_are_not_axial_are_neither_prepared_nor_measured(phantoms: Path, tmp_path: Path) -> None:
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+        for path in sorted((phantoms / part).iterdir())[:2]:
+            image = sitk.ReadImage(str(path))  # coronal slices, of which there are more than axial ones
+            sitk.WriteImage(sitk.PermuteAxes(image, [0, 2, 1]), str(tmp_path / part / path.name))
+    dataset = load_dataset(tmp_path)
+    with pytest.raises(HemsegError, match="2 of 2 images cannot be used") as error:
+        prepare(dataset, Settings(), tmp_path / "prepared")
+    assert all("slices are not axial" in fault and "left_out.txt" in fault for fault in error.value.details)
+
+    def predict(volume: Volume) -> Prediction:
+        return Prediction(np.zeros(volume.hu.shape, np.uint8), np.zeros(len(volume.in_lps()[0])))
+
+    with pytest.raises(HemsegError, match=r"\.nii\.gz: slices are not axial"):
+        evaluate(dataset, predict, tmp_path / "out", ("train", "val", "test"))
+
+
 def test_instance_layout_and_multi_label_masks(phantoms: Path, tmp_path: Path) -> None:
     shutil.copytree(phantoms / "images", tmp_path / "data")
     (tmp_path / "label").mkdir()

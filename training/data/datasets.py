@@ -25,6 +25,7 @@ from hemseg.io.files import atomic_write
 from hemseg.preprocessing import Settings, Strip, working_image
 from hemseg.resources import cores
 from hemseg.scan import read
+from hemseg.volume import Volume
 
 from ..console import console
 from .dataset_files import DO_WITHOUT, files_by_case
@@ -184,10 +185,12 @@ def prepare(dataset: DataSet, settings: Settings, folder: Path, strip: Strip | N
             return ""
         try:
             volume = read(case.image)
+            by_slice = labels_upwards(case, volume)
         except HemsegError as error:
             return f"{error} {DO_WITHOUT}"
         working = working_image(volume, settings, strip)
-        labels = _labels_on_working_grid(case, volume.direction, working.grid.slab)
+        # an averaged slab is positive if one of its slices is
+        labels = np.maximum.reduceat(by_slice, np.arange(0, len(by_slice), working.grid.slab))
         with atomic_write(target) as partial:
             np.savez_compressed(partial, hu=working.hu, intracranial=working.intracranial, labels=labels)
         return ""
@@ -205,13 +208,19 @@ def prepare(dataset: DataSet, settings: Settings, folder: Path, strip: Strip | N
     return {"cases": len(dataset.cases), **{part: len(dataset.part(part)) for part in SPLITS}}
 
 
-def _labels_on_working_grid(case: Case, direction: tuple[float, ...], slab: int) -> np.ndarray:
-    """Labels along the working grid's slices: in LPS order; an averaged slab is positive if one of its slices is."""
-    along_z = np.array(direction).reshape(3, 3)[:, 2]
+def labels_upwards(case: Case, volume: Volume) -> np.ndarray:
+    """Labels of a case's slices, int8 (slice,) of 1, 0 and -1 (leave out), from inferior to superior.
+
+    Args:
+        volume: the case's scan.
+
+    Raises:
+        HemsegError: the slices of its file are not axial, as those of the working grid are.
+    """
+    along_z = volume.cosines[:, 2]
     if np.argmax(np.abs(along_z)) != 2:
-        raise HemsegError(f"{case.image}: slices are not axial, so slice labels cannot be used.")
-    labels = np.array(case.labels, dtype=np.int8)[:: 1 if along_z[2] > 0 else -1]
-    return np.maximum.reduceat(labels, np.arange(0, len(labels), slab))
+        raise HemsegError(f"{case.image}: slices are not axial, so slice labels cannot be used; store axial ones.")
+    return np.array(case.labels, dtype=np.int8)[:: 1 if along_z[2] > 0 else -1]
 
 
 def prepared(folder: Path, dataset: DataSet, *splits: str) -> Iterator[Prepared]:

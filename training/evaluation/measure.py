@@ -19,7 +19,7 @@ from sklearn.metrics import roc_curve
 from hemseg.preprocessing import Settings, working_image
 from hemseg.scan import read
 
-from ..data.datasets import DataSet
+from ..data.datasets import DataSet, labels_upwards
 from .evaluate import Predictor, evaluate
 from .panels import Shown, write_panel
 from .quality import mask_on_grid, reference_on_grid
@@ -115,7 +115,6 @@ def write_pictures(dataset: DataSet, predict: Predictor, rows: list[dict[str, An
         reference = reference_on_grid(case, settings) if case.reference else np.zeros_like(found)
         hit = np.flatnonzero((found | reference).any(axis=(1, 2)))
         if not len(hit):
-            upwards = volume.cosines[2, 2] > 0
-            hit = np.flatnonzero(np.array(case.labels)[:: 1 if upwards else -1] == 1) // working.grid.slab
+            hit = np.flatnonzero(labels_upwards(case, volume) == 1) // working.grid.slab
         shown = [Shown(working.hu[z], prediction=found[z], reference=reference[z]) for z in hit]
         write_panel(shown, settings.hu_range, folder / f"{name}_{case.name}.png")
