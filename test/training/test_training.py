@@ -73,7 +73,11 @@ def test_every_configuration_builds(path: Path) -> None:
         ("classifier: resnet", "expects a mapping"),
         ("segmenter: {channels: 16}", "expects a list"),
         ("preprocessing: {bone_floor_hu: 500}", "hu_range"),
-        ("a: [", "cannot be read as YAML"),
+        ("preprocessing: {in_plane_mm: 0}", r"in_plane_mm is 0, and should be from 0\.2 to 10"),
+        ("preprocessing: {slice_mm: .nan}", r"slice_mm is nan, and should be"),
+        ("preprocessing: {channels: []}", "channels should be a list"),
+        ("a: [", "cannot be read as YAML.*line 1, column 5"),
+        ("name: caf\xe9", "cannot be read as YAML.*position 9"),
         ("[1]", "expects a mapping"),
         ("extends: mine.yaml", "extends itself"),
         ("extends: nothing", "no such configuration"),
@@ -81,9 +85,11 @@ def test_every_configuration_builds(path: Path) -> None:
     ],
 )
 def test_wrong_configurations_get_a_clear_sentence(tmp_path: Path, text: str, said: str) -> None:
-    (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(HemsegError, match=said):
+    (tmp_path / "mine.yaml").write_text(text, encoding="latin-1")
+    with pytest.raises(HemsegError, match=said) as error:
         load_config(tmp_path / "mine.yaml")
+    assert ".yaml: " in str(error.value)
+    assert "x0a" not in str(error.value)  # a line break
     with pytest.raises(HemsegError, match="no such configuration"):
         load_config("smokes")
 
