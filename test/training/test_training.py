@@ -631,10 +631,22 @@ def test_an_interrupted_stage_goes_on_with_what_it_has(tmp_path: Path) -> None:
     assert run_stage(table["a"], tmp_path, table) == {"n": 1}
 
 
-def test_mistakes_end_in_one_sentence(tmp_path: Path) -> None:
+def test_mistakes_end_in_one_sentence(phantoms: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    shutil.copytree(phantoms, tmp_path / "set")
+    (tmp_path / "set" / "slice_labels.csv").unlink()
+    (tmp_path / "set" / "slice_labels.csv").mkdir()
     for arguments, said in (
         (("all", "--config", "nothing", "--run", tmp_path), "no such configuration"),
         (("all", "--config", "phe_sich", "--run", tmp_path), "give --data"),
         (("all", "--config", "smoke", "--run", tmp_path, "--data", tmp_path), "is not a data set"),
+        (
+            ("prepare", "--config", "smoke", "--run", tmp_path / "file", "--data", phantoms),
+            f"error: {tmp_path / 'file' / 'prepare'}: Not a directory; check",
+        ),
+        (
+            ("prepare", "--config", "smoke", "--run", tmp_path, "--data", tmp_path / "set"),
+            f"error: {tmp_path / 'set' / 'slice_labels.csv'}: Is a directory; check",
+        ),
     ):
         assert said in training(*arguments, check=1).stderr
