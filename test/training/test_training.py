@@ -23,8 +23,8 @@ from hemseg.preprocessing import Settings, working_image
 from hemseg.scan import read
 from hemseg.sliding_window import network_probability
 from hemseg.volume import Volume
-from training.config import CONFIGS, Cam, Config, Pseudolabels, Segmenter, Sequence, load_config
-from training.data.datasets import load_dataset, prepare, prepared
+from training.config import CONFIGS, Cam, Config, Pseudolabels, Segmenter, Sequence, Without, load_config
+from training.data.datasets import load_dataset, prepare, prepared, together
 from training.data.field_of_view import paste
 from training.data.phantom import write_dataset
 from training.data.references import read_reference
@@ -38,6 +38,7 @@ from training.labels.clusters import choose_cluster, intensity_clusters, trial_i
 from training.labels.differential import Probe, SliceView
 from training.networks.slice_network import SequenceNetwork, SliceNetwork
 from training.networks.unet import build_unet, combined_loss
+from training.pipeline.recipe import build_stages
 from training.pipeline.runner import Stage, _follow, run_stage
 from training.rounds import round_config
 
@@ -629,6 +630,37 @@ def test_an_interrupted_stage_goes_on_with_what_it_has(tmp_path: Path) -> None:
         run_stage(table["a"], tmp_path, table)
     assert not (tmp_path / "a" / "done.json").exists()
     assert run_stage(table["a"], tmp_path, table) == {"n": 1}
+
+
+def test_splits_without_cases_are_told_before_any_work(phantoms: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantoms, data := tmp_path / "set")
+    names, run = [case.name for case in load_dataset(data).cases], tmp_path / "run"
+    for splits, stage, said in (
+        (("train", "test"), "all", "in the split val, which classify needs"),
+        (("val", "test"), "segment", "in the split train, which classify needs"),
+        (("test", "test"), "export", "in the split train or val, which classify needs"),
+        (("train", "val"), "evaluate", "in the split test, which evaluate needs"),
+    ):
+        rows = [f"{name},{splits[i % 2]}" for i, name in enumerate(names)]
+        (data / "split.csv").write_text("\n".join(["case,split", *rows]))
+        told = training(stage, "--config", "smoke", "--run", run, "--data", data, check=1).stderr
+        assert said in told.replace("\n", " ")
+        assert not run.exists()
+    without = replace(load_config("smoke"), without=Without(classify=("a", "b")))
+    a, b = (replace(load_dataset(data), name=name) for name in "ab")
+    stages = build_stages(without, together([a, b]), run)
+    with pytest.raises(HemsegError, match="no case but for those of a, b is in the split train or val"):
+        run_stage(stages["cam"], run, stages)
+    assert not run.exists()
+    (data / "split.csv").write_text("\n".join(["case,split", *(f"{name},test" for name in names)]))
+    training("prepare", "--config", "smoke", "--run", run, "--data", data)  # what needs no split
+    training("measure", "--threshold", "--data", data, "--out", tmp_path / "measured")
+    assert (tmp_path / "measured" / "per_case.csv").exists()
+
+
+def test_stages_that_a_configuration_does_not_have(phantoms: Path, tmp_path: Path) -> None:
+    told = training("relabel", "--config", "smoke", "--run", tmp_path, "--data", phantoms, check=1).stderr
+    assert "configuration smoke has no stage relabel" in told
 
 
 def test_mistakes_end_in_one_sentence(phantoms: Path, tmp_path: Path) -> None:
