@@ -87,7 +87,7 @@ def read_labels(
 
 
 def read_split(path: Path, names: list[str], seed: int, patients: dict[str, str], faults: list[str]) -> dict[str, str]:
-    """The split of each case, from ``split.csv``, or drawn: 70/10/20.
+    """The split of each case, from ``split.csv``, or drawn: 70/10/20 of the cases.
 
     Args:
         seed: of the draw where there is no table.

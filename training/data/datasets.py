@@ -115,7 +115,7 @@ def load_dataset(folder: str | Path, seed: int = 0) -> DataSet:
 
     Args:
         folder: see the module's docstring.
-        seed: of the split (70/10/20 by patient) where there is no ``split.csv``.
+        seed: of the split (70/10/20 of the cases) where there is no ``split.csv``, which would say whose they are.
 
     Raises:
         HemsegError: it lists all that is wrong with the data set at once.
