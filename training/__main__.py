@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from hemseg.errors import HemsegError
+from hemseg.names import printable
 
 from .commands.app import app
 
@@ -15,6 +16,12 @@ def main() -> None:
         app(standalone_mode=True)
     except HemsegError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        if not error.strerror:  # not the system's: a library's, or a worker's, whose text is a traceback
+            raise
+        file = f"{error.filename}: " if error.filename else ""
+        print(f"error: {printable(file + error.strerror)}; check path, permissions and disk.", file=sys.stderr)
         raise SystemExit(1) from None
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in ("hemseg", (__package__ or "").split(".")[0]):

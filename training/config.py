@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from hemseg.errors import HemsegError
+from hemseg.errors import HemsegError, one_line
+from hemseg.manifest_values import check_values
 from hemseg.preprocessing import Settings
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -256,7 +257,8 @@ def load_config(path: str | Path) -> Config:
     A file that ``extends`` another one says what differs from it.
 
     Raises:
-        HemsegError: no such file, not YAML, an unknown key, or a value of the wrong type.
+        HemsegError: no such file, not YAML, an unknown key, a value of the wrong type, or one of the preprocessing that
+            is out of its range.
     """
     path, values = _read_values(path)
     return _build(Config, {"name": path.stem} | values, str(path))
@@ -277,12 +279,14 @@ def _read_values(path: str | Path, above: tuple[Path, ...] = ()) -> tuple[Path, 
     if not path.suffix and not path.exists():
         path = CONFIGS / f"{path}.yaml"
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_bytes())  # it finds UTF-16, too, and has a sentence for what is no text
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
         raise HemsegError(f"{path}: there is no such configuration; there are {known}.") from None
-    except (OSError, yaml.YAMLError) as error:
-        raise HemsegError(f"{path}: cannot be read as YAML ({error}).") from None
+    except OSError as error:
+        raise HemsegError(f"{path}: cannot be read ({error.strerror}).") from None
+    except yaml.YAMLError as error:  # its place in the file stands in its last lines
+        raise HemsegError(f"{path}: cannot be read as YAML ({one_line(str(error))}).") from None
     values = values or {}
     if not isinstance(values, dict):
         raise HemsegError(f"{path}: expects a mapping, not {values!r}.")
@@ -323,7 +327,10 @@ def _build(kind: Any, values: Any, where: str) -> Any:
                 near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
                 raise HemsegError(f"{where}: unknown key {key!r}; did you mean {near[0]!r}?")
         try:
-            return kind(**{k: _build(hints[k], v, f"{where}: {k}") for k, v in values.items()})  # type: ignore[operator]
+            made = kind(**{k: _build(hints[k], v, f"{where}: {k}") for k, v in values.items()})  # type: ignore[operator]
+            if isinstance(made, Settings):
+                check_values(made)  # as in a manifest: pixels of 0 mm would end in a division by zero
+            return made
         except (TypeError, ValueError) as error:
             raise HemsegError(f"{where}: {error}.") from None
     if typing.get_origin(kind) is tuple:

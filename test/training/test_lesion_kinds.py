@@ -183,7 +183,9 @@ def test_figures_count_the_largest_lesion_of_one_kind_and_unsure_as_wrong() -> N
     assert table[SUBDURAL].tolist() == [0, 0, 0, 1, 0, 1]
 
 
-def test_samples_are_taken_up_only_where_they_were_made_of_the_same(tmp_path: Path) -> None:
+def test_samples_are_taken_up_only_where_they_were_made_of_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A case with one subdural lesion; nothing is painted, as no slice has an inside."""
     (tmp_path / "prepare").mkdir()
     hu, empty = np.full((2, 12, 12), 30, np.float32), np.zeros((2, 12, 12), bool)
@@ -218,6 +220,23 @@ def test_samples_are_taken_up_only_where_they_were_made_of_the_same(tmp_path: Pa
     lesions(data, config)
     lesions(replace(data, answers={"a": np.array([of("epidural"), of("epidural")], np.int8)}), config)
     assert made == [1] * 5
+    kept, whole = tmp_path / "lesions_train.npz", lesions(data, config)
+    for part in (kept.read_bytes()[:200], kept.read_bytes()[:200] + bytes(50) + kept.read_bytes()[250:], b"", b"PK"):
+        kept.write_bytes(part)  # by a process that was killed, or a disk that was full
+        made.clear()
+        (again,) = lesions(data, config)
+        assert again.case == whole[0].case
+        assert made == [1]
+
+    def stopped(path: Path, **arrays: np.ndarray) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    kept.unlink()
+    monkeypatch.setattr(np, "savez_compressed", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        lesions(data, config)
+    assert not kept.exists()
 
 
 def test_kinds_are_learned_from_slice_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from training.config import Cam, Export, Pseudolabels, load_config
 from training.data.augmentation import augmented_patches, augmented_slices, degraded
 from training.data.brain import brain_level
 from training.data.datasets import Case, DataSet, Prepared, load_dataset, together
-from training.data.phantom import make_phantom, write_dataset
+from training.data.phantom import make_phantom, write_dataset, write_image
 from training.evaluation.evaluate import (
     Prediction,
     evaluate,
@@ -30,7 +30,7 @@ from training.evaluation.evaluate import (
     share_with_interval,
     threshold_predictor,
 )
-from training.evaluation.measure import measure_all
+from training.evaluation.measure import measure_all, shown_slices, write_pictures
 from training.evaluation.panels import Shown, panel
 from training.experiments.records import gather, table, write_experiments
 from training.experiments.shortcuts import shortcuts
@@ -311,6 +311,32 @@ def test_panels_have_a_column_for_each_thing_there_is() -> None:
     assert panel([full] * 3, (-20, 100)).shape == (18 + 3 * 20, 6 * 30, 3)
     assert panel([Shown(hu, prediction=mask)], (-20, 100)).shape == (18 + 20, 2 * 30, 3)
     assert (panel([full], (-20, 100))[18:, 5 * 30 :] == (60, 200, 60)).all(axis=2).any()  # the reference, in green
+
+
+def test_pictures_of_masks_that_are_too_small_for_the_working_grid(tmp_path: Path) -> None:
+    """One voxel of false blood in a healthy head fades where voxels are averaged; so does a mask without any."""
+    hu = np.full((16, 48, 48), -1000, np.float32)
+    hu[:, 8:40, 8:40] = 30
+    mask = np.zeros(hu.shape, np.uint8)
+    mask[2, 20, 20] = 1
+    cases, rows = [], []
+    for name, upwards, dice_ in (("up", 1.0, 0.0), ("down", -1.0, 1.0)):
+        volume = Volume(hu, (0.5, 0.5, 1.25), direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, upwards))
+        write_image(hu, volume, tmp_path / f"{name}.nii.gz")
+        cases.append(Case(name, tmp_path / f"{name}.nii.gz", "test", (0,) * len(hu), None))
+        rows.append({"case": name, "positive_slices": 0, "predicted_ml": 0.05, "dice": dice_})
+    dataset = DataSet("a", tuple(cases))
+    for found in (mask, mask * 0):
+        prediction = Prediction(found, np.zeros(len(mask)))
+        write_pictures(dataset, lambda volume, given=prediction: given, rows, tmp_path / str(found.sum()))
+        assert len(list((tmp_path / str(found.sum())).glob("*.png"))) == 6
+    up, down = (read(case.image) for case in cases)
+    gone = np.zeros((4, 24, 24), bool)
+    assert shown_slices(cases[0], up, mask, gone, 4).tolist() == [0]
+    assert shown_slices(cases[1], down, mask, gone, 4).tolist() == [3]
+    assert shown_slices(cases[0], up, mask * 0, gone, 4).tolist() == [0, 1, 2, 3]
+    gone[1] = True
+    assert shown_slices(cases[0], up, mask, gone, 4).tolist() == [1]
 
 
 def test_measure_and_the_table_of_experiments(two_sets: tuple[Path, Path], tmp_path: Path) -> None:

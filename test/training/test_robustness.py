@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,6 +85,24 @@ def test_tables_of_changed_and_cut_scans(model: Model, tmp_path: Path) -> None:
     few = few_summary(few_slices(dataset, "test", model))
     assert [row["slices"] for row in few] == [1, 2, 3, 5, 8]
     assert all(0 <= row["dice_to_whole"] <= 1 for row in few)
+
+
+def test_no_more_slices_are_cut_than_a_scan_has(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dataset(tmp_path, 1, seed=3, grid=Grid((5, 32, 32), (7.2, 7.2, 28.0)), split=(0.0, 0.0))
+    seen: list[Volume] = []
+
+    def nothing(volume: Volume, model: Model) -> SimpleNamespace:
+        seen.append(volume)
+        return SimpleNamespace(mask=np.zeros(volume.hu.shape, np.uint8))
+
+    monkeypatch.setattr("training.evaluation.robustness.check_and_segment", nothing)
+    rows = few_slices(load_dataset(tmp_path), "test", model)
+    assert [row["slices"] for row in rows] == [1, 2, 3, 5]
+    assert [len(volume.hu) for volume in seen] == [5, 1, 2, 3, 5]
+    assert seen[-1].origin == seen[0].origin
+    last = few_summary(rows)[-1]
+    assert (last["slices"], last["scans"], last["found_of_large"]) == (8, 0, "0 of 0")
+    assert np.isnan(last["dice"])
 
 
 def test_operating_points_on_val(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +102,32 @@ def test_many_bad_rows_are_one_sentence(tmp_path: Path) -> None:
 def test_two_images_of_one_name(tmp_path: Path) -> None:
     with pytest.raises(HemsegError, match="cases with two images in images: a"):
         load_dataset(dataset(tmp_path / "set", table(), images=("a", "b", "c", "a.nii")))
+
+
+def test_two_masks_of_one_name(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "set", table())
+    shutil.copytree(folder / "images", folder / "masks")
+    load_dataset(folder)
+    shutil.copy(folder / "masks" / "a.mha", folder / "masks" / "a.mhd")
+    with pytest.raises(HemsegError, match="cases with two masks in masks: a"):
+        load_dataset(folder)
+
+
+@pytest.mark.parametrize(("shape", "said"), [((4, 5), "2D"), ((2, 3, 4, 5), "4D")])
+@pytest.mark.parametrize("labelled", [True, False], ids=["table", "masks"])
+def test_images_that_are_not_3d(tmp_path: Path, shape: tuple[int, ...], said: str, labelled: bool) -> None:
+    """They are a fault that is told once, among the others, wherever the labels come from."""
+    folder = dataset(tmp_path / "set", table())
+    image = sitk.GetImageFromArray(np.zeros(shape, np.int16), isVector=False)
+    sitk.WriteImage(image, str(folder / "images" / "b.mha"))
+    shutil.copytree(folder / "images", folder / "masks")
+    if not labelled:
+        (folder / "slice_labels.csv").unlink()
+    with pytest.raises(HemsegError) as error:
+        load_dataset(folder)
+    (fault,) = [detail for detail in error.value.details if "b.mha" in detail]
+    assert f"b.mha: is a {said} image" in fault
+    assert "left_out.txt" in fault
 
 
 def test_names_in_windows_encoding(tmp_path: Path) -> None:

@@ -22,10 +22,13 @@ from hemseg.model import load as load_model
 from hemseg.preprocessing import Settings, working_image
 from hemseg.scan import read
 from hemseg.sliding_window import network_probability
-from training.config import CONFIGS, Cam, Config, Pseudolabels, Segmenter, Sequence, load_config
-from training.data.datasets import load_dataset, prepare, prepared
+from hemseg.volume import Volume
+from training.config import CONFIGS, Cam, Config, Pseudolabels, Segmenter, Sequence, Without, load_config
+from training.data.datasets import load_dataset, prepare, prepared, together
 from training.data.field_of_view import paste
 from training.data.phantom import write_dataset
+from training.data.references import read_reference
+from training.evaluation.evaluate import Prediction, evaluate
 from training.evaluation.metrics import lesion_counts, overlap, summary
 from training.fitting.classifier import Volumes, collate_volumes, refit_linear_layer
 from training.fitting.segmenter import Patches
@@ -35,6 +38,7 @@ from training.labels.clusters import choose_cluster, intensity_clusters, trial_i
 from training.labels.differential import Probe, SliceView
 from training.networks.slice_network import SequenceNetwork, SliceNetwork
 from training.networks.unet import build_unet, combined_loss
+from training.pipeline.recipe import build_stages
 from training.pipeline.runner import Stage, _follow, run_stage
 from training.rounds import round_config
 
@@ -70,7 +74,11 @@ def test_every_configuration_builds(path: Path) -> None:
         ("classifier: resnet", "expects a mapping"),
         ("segmenter: {channels: 16}", "expects a list"),
         ("preprocessing: {bone_floor_hu: 500}", "hu_range"),
-        ("a: [", "cannot be read as YAML"),
+        ("preprocessing: {in_plane_mm: 0}", r"in_plane_mm is 0, and should be from 0\.2 to 10"),
+        ("preprocessing: {slice_mm: .nan}", r"slice_mm is nan, and should be"),
+        ("preprocessing: {channels: []}", "channels should be a list"),
+        ("a: [", "cannot be read as YAML.*line 1, column 5"),
+        ("name: caf\xe9", "cannot be read as YAML.*position 9"),
         ("[1]", "expects a mapping"),
         ("extends: mine.yaml", "extends itself"),
         ("extends: nothing", "no such configuration"),
@@ -78,9 +86,11 @@ def test_every_configuration_builds(path: Path) -> None:
     ],
 )
 def test_wrong_configurations_get_a_clear_sentence(tmp_path: Path, text: str, said: str) -> None:
-    (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(HemsegError, match=said):
+    (tmp_path / "mine.yaml").write_text(text, encoding="latin-1")
+    with pytest.raises(HemsegError, match=said) as error:
         load_config(tmp_path / "mine.yaml")
+    assert ".yaml: " in str(error.value)
+    assert "x0a" not in str(error.value)  # a line break
     with pytest.raises(HemsegError, match="no such configuration"):
         load_config("smokes")
 
@@ -220,6 +230,24 @@ def test_damaged_images_are_named_and_left_out_by_choice(
         load_dataset(tmp_path / "data")
 
 
+def test_scans_that_are_not_axial_are_neither_prepared_nor_measured(phantoms: Path, tmp_path: Path) -> None:
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+        for path in sorted((phantoms / part).iterdir())[:2]:
+            image = sitk.ReadImage(str(path))  # coronal slices, of which there are more than axial ones
+            sitk.WriteImage(sitk.PermuteAxes(image, [0, 2, 1]), str(tmp_path / part / path.name))
+    dataset = load_dataset(tmp_path)
+    with pytest.raises(HemsegError, match="2 of 2 images cannot be used") as error:
+        prepare(dataset, Settings(), tmp_path / "prepared")
+    assert all("slices are not axial" in fault and "left_out.txt" in fault for fault in error.value.details)
+
+    def predict(volume: Volume) -> Prediction:
+        return Prediction(np.zeros(volume.hu.shape, np.uint8), np.zeros(len(volume.in_lps()[0])))
+
+    with pytest.raises(HemsegError, match=r"\.nii\.gz: slices are not axial"):
+        evaluate(dataset, predict, tmp_path / "out", ("train", "val", "test"))
+
+
 def test_instance_layout_and_multi_label_masks(phantoms: Path, tmp_path: Path) -> None:
     shutil.copytree(phantoms / "images", tmp_path / "data")
     (tmp_path / "label").mkdir()
@@ -230,6 +258,41 @@ def test_instance_layout_and_multi_label_masks(phantoms: Path, tmp_path: Path) -
     assert [c.labels for c in read_back.cases] == [c.labels for c in given.cases]
     assert all(c.reference for c in read_back.cases)
     assert {s for c in given.cases for s in c.subtypes}
+
+
+def test_a_mask_that_is_cut_short_is_no_half_empty_mask(phantoms: Path, tmp_path: Path) -> None:
+    for part in ("images", "masks"):
+        shutil.copytree(phantoms / part, tmp_path / part)
+    whole, cut, *_ = sorted((tmp_path / "masks").iterdir())
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    whole_image = sitk.ReadImage(str(whole))
+    assert np.array_equal(read_reference(whole), sitk.GetArrayFromImage(whole_image))
+    sitk.WriteImage(sitk.Cast(whole_image, sitk.sitkFloat32) * 0.5, str(whole))  # any value above 0 is hemorrhage
+    assert np.array_equal(read_reference(whole), sitk.GetArrayFromImage(whole_image))
+    assert read_reference(whole).dtype == np.uint8
+    with pytest.raises(HemsegError, match=cut.name):
+        read_reference(cut)
+    with pytest.raises(HemsegError) as error:  # the labels are made of the masks
+        load_dataset(tmp_path)
+    (fault,) = error.value.details
+    assert cut.name in fault
+    assert "left_out.txt" in fault
+    (tmp_path / "left_out.txt").write_text(cut.name.removesuffix(".nii.gz"))
+    assert len(load_dataset(tmp_path).cases) == 5
+
+
+def test_masks_that_cannot_be_read_are_named_before_anything_is_measured(phantoms: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantoms, tmp_path / "data")
+    for mask in sorted((tmp_path / "data" / "masks").iterdir())[:2]:
+        mask.write_bytes(mask.read_bytes()[: mask.stat().st_size // 2])
+    dataset = load_dataset(tmp_path / "data")  # its labels are in a table: no voxel of a mask is looked at
+
+    def predict(volume: Volume) -> Prediction:
+        raise AssertionError("a scan was segmented")
+
+    with pytest.raises(HemsegError, match="2 reference masks cannot be read") as error:
+        evaluate(dataset, predict, tmp_path / "out", ("train", "val", "test"))
+    assert len(error.value.details) == 2
 
 
 def test_masks_that_do_not_fit_are_told(phantoms: Path, tmp_path: Path) -> None:
@@ -569,10 +632,53 @@ def test_an_interrupted_stage_goes_on_with_what_it_has(tmp_path: Path) -> None:
     assert run_stage(table["a"], tmp_path, table) == {"n": 1}
 
 
-def test_mistakes_end_in_one_sentence(tmp_path: Path) -> None:
+def test_splits_without_cases_are_told_before_any_work(phantoms: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantoms, data := tmp_path / "set")
+    names, run = [case.name for case in load_dataset(data).cases], tmp_path / "run"
+    for splits, stage, said in (
+        (("train", "test"), "all", "in the split val, which classify needs"),
+        (("val", "test"), "segment", "in the split train, which classify needs"),
+        (("test", "test"), "export", "in the split train or val, which classify needs"),
+        (("train", "val"), "evaluate", "in the split test, which evaluate needs"),
+    ):
+        rows = [f"{name},{splits[i % 2]}" for i, name in enumerate(names)]
+        (data / "split.csv").write_text("\n".join(["case,split", *rows]))
+        told = training(stage, "--config", "smoke", "--run", run, "--data", data, check=1).stderr
+        assert said in told.replace("\n", " ")
+        assert not run.exists()
+    without = replace(load_config("smoke"), without=Without(classify=("a", "b")))
+    a, b = (replace(load_dataset(data), name=name) for name in "ab")
+    stages = build_stages(without, together([a, b]), run)
+    with pytest.raises(HemsegError, match="no case but for those of a, b is in the split train or val"):
+        run_stage(stages["cam"], run, stages)
+    assert not run.exists()
+    (data / "split.csv").write_text("\n".join(["case,split", *(f"{name},test" for name in names)]))
+    training("prepare", "--config", "smoke", "--run", run, "--data", data)  # what needs no split
+    training("measure", "--threshold", "--data", data, "--out", tmp_path / "measured")
+    assert (tmp_path / "measured" / "per_case.csv").exists()
+
+
+def test_stages_that_a_configuration_does_not_have(phantoms: Path, tmp_path: Path) -> None:
+    told = training("relabel", "--config", "smoke", "--run", tmp_path, "--data", phantoms, check=1).stderr
+    assert "configuration smoke has no stage relabel" in told
+
+
+def test_mistakes_end_in_one_sentence(phantoms: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    shutil.copytree(phantoms, tmp_path / "set")
+    (tmp_path / "set" / "slice_labels.csv").unlink()
+    (tmp_path / "set" / "slice_labels.csv").mkdir()
     for arguments, said in (
         (("all", "--config", "nothing", "--run", tmp_path), "no such configuration"),
         (("all", "--config", "phe_sich", "--run", tmp_path), "give --data"),
         (("all", "--config", "smoke", "--run", tmp_path, "--data", tmp_path), "is not a data set"),
+        (
+            ("prepare", "--config", "smoke", "--run", tmp_path / "file", "--data", phantoms),
+            f"error: {tmp_path / 'file' / 'prepare'}: Not a directory; check",
+        ),
+        (
+            ("prepare", "--config", "smoke", "--run", tmp_path, "--data", tmp_path / "set"),
+            f"error: {tmp_path / 'set' / 'slice_labels.csv'}: Is a directory; check",
+        ),
     ):
         assert said in training(*arguments, check=1).stderr

@@ -103,9 +103,11 @@ def run_stages(last: str, config: Config, dataset: DataSet, run: Path, hardware:
         masks: train on the masks of train cases, where there are some.
 
     Raises:
-        HemsegError: a mistake in the data, or weights to start from that do not fit.
+        HemsegError: a mistake in the data, a stage that the configuration does not have, or weights to start from that
+            do not fit.
     """
     from ..console import console
+    from ..pipeline.estimate import needed
     from ..pipeline.recipe import build_stages  # torch takes seconds; mistakes are reported before
     from ..pipeline.runner import run_stage
     from ..stage_names import Variant, stage_names
@@ -116,6 +118,11 @@ def run_stages(last: str, config: Config, dataset: DataSet, run: Path, hardware:
         wanted = [names.panels, *([names.evaluate] if dataset.part("test") else [])]
     else:
         wanted = [next((name for name in (last + variant.labels, last) if name in stages), last)]
+    if any(name not in stages for name in wanted):
+        raise HemsegError(f"configuration {config.name} has no stage {last}: its self_training is not enabled.")
+    for name in needed(wanted, stages):
+        if check := stages[name].check:  # before the time of a run is measured, which takes a while
+            check()
     _announce(config, dataset, run, wanted, stages, hardware)
     for name in wanted:
         run_stage(stages[name], run, stages)
@@ -130,7 +137,7 @@ def _announce(
     from ..console import console
     from ..pipeline.estimate import estimate
 
-    if hardware.processes > 1 or any(name not in stages for name in wanted):
+    if hardware.processes > 1:
         return
     if expected := estimate(config, dataset, run, wanted, stages, hardware):
         console.print(expected.sentence(), markup=False, highlight=False)

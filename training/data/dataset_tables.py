@@ -11,12 +11,10 @@ from hemseg.errors import HemsegError
 from hemseg.io.formats import stem, suffix
 
 from ..console import console
-from .references import image_header
+from .dataset_files import DO_WITHOUT, LEFT_OUT, image_header
 from .tables import RowFaults, decoded, listed, read_table, whole_number, yes_or_no
 
 SPLITS = ("train", "val", "test")
-LEFT_OUT = "left_out.txt"
-DO_WITHOUT = f"Fix it, or name its case in {LEFT_OUT}, in the data set's folder, to do without."
 SPELLINGS = {"training": "train", "validation": "val", "valid": "val", "testing": "test"}  # of SPLITS, in tables
 SUBTYPES = ("intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural")
 
@@ -89,7 +87,7 @@ def read_labels(
 
 
 def read_split(path: Path, names: list[str], seed: int, patients: dict[str, str], faults: list[str]) -> dict[str, str]:
-    """The split of each case, from ``split.csv``, or drawn: 70/10/20.
+    """The split of each case, from ``split.csv``, or drawn: 70/10/20 of the cases.
 
     Args:
         seed: of the draw where there is no table.

@@ -11,7 +11,6 @@ Cases that are named in ``left_out.txt``, one per line, are left out, which each
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,13 +22,14 @@ from rich.progress import track
 
 from hemseg.errors import HemsegError
 from hemseg.io.files import atomic_write
-from hemseg.io.formats import stem, suffix
 from hemseg.preprocessing import Settings, Strip, working_image
 from hemseg.resources import cores
 from hemseg.scan import read
+from hemseg.volume import Volume
 
 from ..console import console
-from .dataset_tables import DO_WITHOUT, SPLITS, left_out_cases, read_labels, read_split
+from .dataset_files import DO_WITHOUT, files_by_case
+from .dataset_tables import SPLITS, left_out_cases, read_labels, read_split
 from .references import labels_of_masks, references_of
 from .tables import listed
 
@@ -115,36 +115,35 @@ def load_dataset(folder: str | Path, seed: int = 0) -> DataSet:
 
     Args:
         folder: see the module's docstring.
-        seed: of the split (70/10/20 by patient) where there is no ``split.csv``.
+        seed: of the split (70/10/20 of the cases) where there is no ``split.csv``, which would say whose they are.
 
     Raises:
         HemsegError: it lists all that is wrong with the data set at once.
     """
     folder = Path(folder)
     place = next((folder / name for name in IMAGES if (folder / name).is_dir()), folder / IMAGES[0])
-    files = [p for p in sorted(place.glob("*")) if suffix(p) and not p.name.startswith(".")]
-    images = {stem(p): p for p in files}
+    faults: list[str] = []
+    images = files_by_case(place, "images", faults)
     if not images:
         raise HemsegError(f"{folder}: is not a data set: it has no images in {place}.")
-    faults: list[str] = []
-    if twice := sorted(name for name, count in Counter(map(stem, files)).items() if count > 1):
-        faults.append(f"cases with two images in {place.name}: {listed(twice)}")
     left_out = left_out_cases(folder, images, faults)
     images = {name: path for name, path in images.items() if name not in left_out}
     references = references_of(folder, images, left_out, faults)
     subtypes: dict[str, set[str]] = {}
-    if (folder / "slice_labels.csv").exists():
-        labels = read_labels(folder / "slice_labels.csv", images, left_out, subtypes, faults)
+    table = folder / "slice_labels.csv"
+    if table.exists():
+        labels = read_labels(table, images, left_out, subtypes, faults)
     else:
-        labels = {} if faults else labels_of_masks(references)
+        labels = {} if faults else labels_of_masks(references, faults)
     patients: dict[str, str] = {}
     split = read_split(folder / "split.csv", list(labels), seed, patients, faults)
-    if labels and (missing := sorted(set(images) - set(labels))):
+    labelled = set(labels if table.exists() else references)  # a mask that cannot be read is a fault of its own
+    if labelled and (missing := sorted(set(images) - labelled)):
         faults.append(f"images without slice labels or masks: {listed(missing)}")
     if not labels and not faults:
         faults.append("has neither slice_labels.csv nor masks")
     if faults:
-        raise HemsegError(f"{folder}: the data set has faults:", faults)
+        raise HemsegError(f"{folder}: the data set has faults:", dict.fromkeys(faults))  # two may find the same
     return DataSet(
         folder.resolve().name,
         tuple(
@@ -186,10 +185,12 @@ def prepare(dataset: DataSet, settings: Settings, folder: Path, strip: Strip | N
             return ""
         try:
             volume = read(case.image)
+            by_slice = labels_upwards(case, volume)
         except HemsegError as error:
             return f"{error} {DO_WITHOUT}"
         working = working_image(volume, settings, strip)
-        labels = _labels_on_working_grid(case, volume.direction, working.grid.slab)
+        # an averaged slab is positive if one of its slices is
+        labels = np.maximum.reduceat(by_slice, np.arange(0, len(by_slice), working.grid.slab))
         with atomic_write(target) as partial:
             np.savez_compressed(partial, hu=working.hu, intracranial=working.intracranial, labels=labels)
         return ""
@@ -207,13 +208,19 @@ def prepare(dataset: DataSet, settings: Settings, folder: Path, strip: Strip | N
     return {"cases": len(dataset.cases), **{part: len(dataset.part(part)) for part in SPLITS}}
 
 
-def _labels_on_working_grid(case: Case, direction: tuple[float, ...], slab: int) -> np.ndarray:
-    """Labels along the working grid's slices: in LPS order; an averaged slab is positive if one of its slices is."""
-    along_z = np.array(direction).reshape(3, 3)[:, 2]
+def labels_upwards(case: Case, volume: Volume) -> np.ndarray:
+    """Labels of a case's slices, int8 (slice,) of 1, 0 and -1 (leave out), from inferior to superior.
+
+    Args:
+        volume: the case's scan.
+
+    Raises:
+        HemsegError: the slices of its file are not axial, as those of the working grid are.
+    """
+    along_z = volume.cosines[:, 2]
     if np.argmax(np.abs(along_z)) != 2:
-        raise HemsegError(f"{case.image}: slices are not axial, so slice labels cannot be used.")
-    labels = np.array(case.labels, dtype=np.int8)[:: 1 if along_z[2] > 0 else -1]
-    return np.maximum.reduceat(labels, np.arange(0, len(labels), slab))
+        raise HemsegError(f"{case.image}: slices are not axial, so slice labels cannot be used; store axial ones.")
+    return np.array(case.labels, dtype=np.int8)[:: 1 if along_z[2] > 0 else -1]
 
 
 def prepared(folder: Path, dataset: DataSet, *splits: str) -> Iterator[Prepared]:

@@ -30,6 +30,7 @@ import SimpleITK as sitk
 from rich.progress import track
 from scipy import ndimage
 
+from hemseg.io.writers import to_itk
 from hemseg.volume import Volume
 
 from ..console import console
@@ -142,11 +143,7 @@ def cases(n: int, seed: int, healthy: float = 0.2) -> Iterator[tuple[str, int, t
 def write_image(array: np.ndarray, volume: Volume, path: Path, dtype: type = np.int16) -> None:
     """Write an array (z, y, x) with the geometry of a phantom."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = sitk.GetImageFromArray(array.astype(dtype))
-    image.SetSpacing(volume.spacing)
-    image.SetOrigin(volume.origin)
-    image.SetDirection(volume.direction)
-    sitk.WriteImage(image, str(path), useCompression=True)
+    sitk.WriteImage(to_itk(array.astype(dtype), volume), str(path), useCompression=True)
 
 
 def protocol(seed: int, grid: Grid) -> tuple[Grid, float]:

@@ -5,43 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from hemseg.errors import HemsegError
-from hemseg.io.formats import stem, suffix
+from hemseg.io.images import read_image
 
+from .dataset_files import DO_WITHOUT, files_by_case, image_header
 from .tables import listed
 
 MASKS = ("masks", "reference", "label")
 
 
 def references_of(folder: Path, images: dict[str, Path], left_out: set[str], faults: list[str]) -> dict[str, Path]:
-    """Masks by case; a mask without image or of another geometry is a fault."""
+    """Masks by case; a mask without image or of another geometry is a fault, and so are two of one case."""
     place = next((folder / name for name in MASKS if (folder / name).is_dir()), None)
     if place is None:
         return {}
-    masks = {stem(p): p for p in sorted(place.glob("*")) if suffix(p) and not p.name.startswith(".")}
+    masks = files_by_case(place, "masks", faults)
     if alone := sorted(set(masks) - set(images) - left_out):
         faults.append(f"masks without an image: {listed(alone)}")
     both = {name: path for name, path in masks.items() if name in images}
-    if other := [name for name, path in both.items() if not _same_grid(images[name], path)]:
+    other = []
+    for name, path in both.items():
+        try:
+            if not _same_grid(images[name], path):
+                other.append(name)
+        except HemsegError as error:
+            faults.append(f"{error} {DO_WITHOUT}")
+    if other:
         faults.append(f"masks whose size, spacing, origin or direction is not their image's: {listed(other)}")
     return both
-
-
-def image_header(path: Path) -> sitk.ImageFileReader:
-    """An image's size and geometry, without its voxels.
-
-    Raises:
-        HemsegError: it cannot be read.
-    """
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        raise HemsegError(f"{path}: cannot be read; it is damaged or not an image.") from None
-    return reader
 
 
 def _same_grid(a: Path, b: Path) -> bool:
@@ -51,11 +43,25 @@ def _same_grid(a: Path, b: Path) -> bool:
     return x.GetSize() == y.GetSize() and np.allclose(x.GetSpacing(), y.GetSpacing(), atol=1e-3) and all(close)
 
 
-def labels_of_masks(references: dict[str, Path]) -> dict[str, tuple[int, ...]]:
-    """Slice labels by case, 1 where a reference mask has a voxel; in the file's order of slices."""
-    return {name: tuple(read_reference(path).max(axis=(1, 2)).tolist()) for name, path in references.items()}
+def labels_of_masks(references: dict[str, Path], faults: list[str]) -> dict[str, tuple[int, ...]]:
+    """Slice labels by case, 1 where a reference mask has a voxel; in the file's order of slices.
+
+    Args:
+        faults: gets the masks that cannot be read, a sentence each; their cases get no labels.
+    """
+    labels = {}
+    for name, path in references.items():
+        try:
+            labels[name] = tuple(read_reference(path).max(axis=(1, 2)).tolist())
+        except HemsegError as error:
+            faults.append(f"{error} {DO_WITHOUT}")
+    return labels
 
 
 def read_reference(path: Path) -> np.ndarray:
-    """A reference mask, uint8 (z, y, x) in the file's own order; any class counts as hemorrhage."""
-    return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(str(path))) > 0, dtype=np.uint8)
+    """A reference mask, uint8 (z, y, x) in the file's own order; any class counts as hemorrhage.
+
+    Raises:
+        HemsegError: it is damaged, cut short (ITK alone would take what is missing for background), or not 3D.
+    """
+    return (read_image(path).hu > 0).astype(np.uint8)

@@ -23,8 +23,8 @@ from hemseg.segmentation import segment
 from hemseg.volume import Volume
 
 from ..console import console
-from ..data.datasets import Case, DataSet
-from ..data.references import read_reference
+from ..data.datasets import Case, DataSet, labels_upwards
+from ..data.references import labels_of_masks, read_reference
 from .metrics import lesion_counts, overlap, summary, surface, wilson
 from .tables import write_table
 
@@ -92,12 +92,16 @@ def evaluate(
         classify: the slice classifier's scores of a case, from inferior to superior, to stand beside the U-Net's.
 
     Raises:
-        HemsegError: the splits have no case.
+        HemsegError: the splits have no case, masks that cannot be read, or scans that are not axial.
     """
     if not dataset.part(*splits):
         raise HemsegError(
             f"{dataset.name}: no case is in the split {' or '.join(splits)}; there is nothing to measure."
         )
+    faults: list[str] = []
+    labels_of_masks({c.name: c.reference for c in dataset.part(*splits) if c.reference}, faults)
+    if faults:  # before the scans are segmented, which takes a hundred times as long as reading the masks
+        raise HemsegError(f"{dataset.name}: {len(faults)} reference masks cannot be read:", faults)
     sources = [source for source in dataset.sources() if source.part(*splits)]
     if len(sources) == 1 and sources[0].name == dataset.name:
         return _evaluate_one(dataset, predict, folder, splits, classify)
@@ -119,9 +123,9 @@ def _evaluate_one(
     slices: list[dict[str, Any]] = []
     for case in track(dataset.part(*splits), f"evaluate {dataset.name} {'+'.join(splits)}", console=console):
         volume = read(case.image)
+        labels = labels_upwards(case, volume)
         prediction = predict(volume)
         row: dict[str, Any] = {"case": case.name, "split": case.split, "subtypes": " ".join(case.subtypes)}
-        labels = _inferior_to_superior(case, volume)
         doubtful = labels[list(prediction.doubtful)]
         row |= slice_metrics(prediction.mask, case, volume)
         row |= {"slices_doubtful": int((doubtful == 1).sum()), "doubtful_false": int((doubtful == 0).sum())}
@@ -202,8 +206,3 @@ def share_with_interval(name: str, values: list[bool]) -> dict[str, Any]:
     n, k = len(values), sum(values)
     low, high = wilson(values)
     return {name: k / n, f"{name}_count": f"{k} of {n}", f"{name}_95": f"{low:.2f}..{high:.2f}"}
-
-
-def _inferior_to_superior(case: Case, volume: Volume) -> np.ndarray:
-    upwards = volume.cosines[2, 2] > 0
-    return np.array(case.labels)[:: 1 if upwards else -1]

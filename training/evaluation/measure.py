@@ -18,8 +18,10 @@ from sklearn.metrics import roc_curve
 
 from hemseg.preprocessing import Settings, working_image
 from hemseg.scan import read
+from hemseg.volume import Volume
 
-from ..data.datasets import DataSet
+from ..data.datasets import Case, DataSet, labels_upwards
+from ..data.references import read_reference
 from .evaluate import Predictor, evaluate
 from .panels import Shown, write_panel
 from .quality import mask_on_grid, reference_on_grid
@@ -111,11 +113,31 @@ def write_pictures(dataset: DataSet, predict: Predictor, rows: list[dict[str, An
         case = by_name[row["case"]]
         volume = read(case.image)
         working = working_image(volume, settings)
-        found = mask_on_grid(volume, predict(volume).mask, settings)
+        mask = predict(volume).mask
+        found = mask_on_grid(volume, mask, settings)
         reference = reference_on_grid(case, settings) if case.reference else np.zeros_like(found)
-        hit = np.flatnonzero((found | reference).any(axis=(1, 2)))
-        if not len(hit):
-            upwards = volume.cosines[2, 2] > 0
-            hit = np.flatnonzero(np.array(case.labels)[:: 1 if upwards else -1] == 1) // working.grid.slab
-        shown = [Shown(working.hu[z], prediction=found[z], reference=reference[z]) for z in hit]
+        slices = shown_slices(case, volume, mask, found | reference, working.grid.slab)
+        shown = [Shown(working.hu[z], prediction=found[z], reference=reference[z]) for z in slices]
         write_panel(shown, settings.hu_range, folder / f"{name}_{case.name}.png")
+
+
+def shown_slices(case: Case, volume: Volume, mask: np.ndarray, marked: np.ndarray, slab: int) -> np.ndarray:
+    """Which slices of the working grid a picture shows, of a case that evaluation took: those with a marked voxel.
+
+    Masks of a few voxels are gone on that grid: then those slices in which the scan itself has a voxel of the mask or
+    of the reference, or a positive label; and all where it has none of them either.
+
+    Args:
+        volume: the case's scan.
+        mask: (z, y, x), what was found in it.
+        marked: bool (z, y, x), what was found and the reference, on the working grid.
+        slab: slices of the scan in one of the working grid.
+    """
+    if marked.any():
+        return np.flatnonzero(marked.any(axis=(1, 2)))
+    own = mask > 0
+    if case.reference:
+        own |= read_reference(case.reference) > 0
+    in_slices = volume.with_voxels(own).in_lps()[0].any(axis=(1, 2))
+    on_scan = np.flatnonzero(in_slices | (labels_upwards(case, volume) == 1))
+    return np.unique(on_scan // slab) if len(on_scan) else np.arange(len(marked))

@@ -237,7 +237,10 @@ def phantom_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def few_slices(dataset: DataSet, split: str, model: Model) -> list[dict[str, Any]]:
-    """Slices cut from the middle of the bleed: Dice against the whole scan's result on the same slices."""
+    """Slices cut from the middle of the bleed: Dice against the whole scan's result on the same slices.
+
+    No row for more slices than a scan has.
+    """
     rows = []
     for case in track(dataset.part(split), f"few slices, {dataset.name} {split}", console=console):
         if not case.reference:
@@ -249,7 +252,7 @@ def few_slices(dataset: DataSet, split: str, model: Model) -> list[dict[str, Any
             continue
         whole = check_and_segment(volume, model)
         middle = int(areas.argmax())
-        for count in COUNTS:
+        for count in (count for count in COUNTS if count <= len(areas)):
             first = int(np.clip(middle - count // 2, 0, len(areas) - count))
             part = slice(first, first + count)
             result = check_and_segment(cut_slices(volume, part), model)
@@ -267,7 +270,10 @@ def few_slices(dataset: DataSet, split: str, model: Model) -> list[dict[str, Any
 
 
 def few_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per number of slices; found counts patients whose slice holds 1 mL or more."""
+    """One row per number of slices; found counts patients whose slice holds 1 mL or more.
+
+    Dice is NaN where no scan has so many slices.
+    """
     result = []
     for count in COUNTS:
         own = [row for row in rows if row["slices"] == count]
@@ -276,8 +282,8 @@ def few_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             {
                 "slices": count,
                 "scans": len(own),
-                "dice_to_whole": float(np.mean([row["dice_to_whole"] for row in own])),
-                "dice": float(np.mean([row["dice"] for row in own])),
+                "dice_to_whole": float(np.mean([row["dice_to_whole"] for row in own] or [np.nan])),
+                "dice": float(np.mean([row["dice"] for row in own] or [np.nan])),
                 "found_of_large": f"{sum(row['found'] for row in large)} of {len(large)}",
             }
         )

@@ -127,6 +127,16 @@ class Context:
         found = list(prepared(self.run / self.names.prepare, self.dataset.without(without), *splits))
         return [permuted(case, self.config.seed) for case in found] if self.variant.permuted else found
 
+    def require(self, stage: str, splits: tuple[str, ...], without: tuple[str, ...] = ()) -> None:
+        """Raises HemsegError where a split that a stage needs has no case; data sets ``without`` do not count."""
+        present = self.dataset.without(without)
+        if lacking := [split for split in splits if not present.part(split)]:
+            others = f" but for those of {', '.join(without)}" if without else ""
+            raise HemsegError(
+                f"{self.dataset.name}: no case{others} is in the split {' or '.join(lacking)}, which {stage} needs; "
+                "add cases, or put some there in split.csv."
+            )
+
     def train_and_val(self, without: tuple[str, ...]) -> tuple[list[Prepared], list[Prepared]]:
         """What a network learns from and is validated on."""
         return self.cases("train", without=without), self.cases("val", without=without)

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from hemseg.errors import HemsegError
+from hemseg.errors import HemsegError, first_line
+from hemseg.io.files import atomic_write
 from hemseg.kinds import KINDS, UNSURE, Head, lesion_inputs
 from hemseg.lesion_features import FEATURES
 from hemseg.manifest import Manifest, default_weights
@@ -146,15 +147,25 @@ def samples_key(data: KindData, classifier: str, config: Config) -> str:
 
 
 def _kept(path: Path, key: str) -> dict[str, np.ndarray] | None:
-    """The samples of a file, if they are there and were made of the same (`samples_key`)."""
+    """The samples of a file, if they are there, whole, and were made of the same (`samples_key`)."""
     if not path.exists():
         return None
-    with np.load(path) as file:
-        columns = dict(file)
+    try:
+        with np.load(path) as file:
+            columns = dict(file)
+        reason = "made of other data, or with another seed"
+    except Exception as error:  # zipfile, zlib and numpy raise many types
+        columns, reason = {}, f"cannot be read ({first_line(error)})"
     if str(columns.pop("key", "")) == key:
         return columns
-    console.print(f"{path}: made of other data, or with another seed; made anew", markup=False, highlight=False)
+    console.print(f"{path}: {reason}; made anew", markup=False, highlight=False)
     return None
+
+
+def _keep(columns: dict[str, np.ndarray], path: Path, key: str) -> None:
+    """Write samples whole or not at all, for `_kept` to find."""
+    with atomic_write(path) as partial:
+        np.savez_compressed(partial, key=np.array(key), **columns)  # type: ignore[arg-type]
 
 
 def slice_samples(data: KindData, weights: Path, config: Config, path: Path, key: str) -> PooledSlices:
@@ -170,7 +181,7 @@ def slice_samples(data: KindData, weights: Path, config: Config, path: Path, key
         scans = track(real.scans("train"), "kinds of slices", len(real.dataset.part("train")), console=console)
         field, background = Manifest.read(weights).classifier_field, config.preprocessing.hu_range[0]
         columns = vars(pooled_slices(scans, data.answers, classifier_features(weights), field, background))
-        np.savez_compressed(path, key=np.array(key), **columns)  # type: ignore[arg-type]
+        _keep(columns, path, key)
     return PooledSlices(**columns)
 
 
@@ -233,7 +244,7 @@ def lesion_samples(
         scans = (case for case in data.scans(split) if case.name in chosen)
         made += painted_lesions(scans, KIND_OF, COPIES, mm, inputs, config.seed)
         columns = {name: np.array([getattr(s, name) for s in made]) for name in LesionSample.__dataclass_fields__}
-        np.savez_compressed(path, key=np.array(key), **columns)  # type: ignore[arg-type]
+        _keep(columns, path, key)
     rows = zip(*columns.values(), strict=True)
     return [LesionSample(**dict(zip(columns, row, strict=True))) for row in rows]
 

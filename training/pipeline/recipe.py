@@ -38,7 +38,7 @@ from ..networks.unet import multiples
 from ..rounds import begins_anew, later_rounds, round_config
 from ..stage_names import Variant
 from . import steps
-from .context import Context, vary
+from .context import WEAK, Context, vary
 from .initial_weights import find_initial_weights, started
 from .runner import Stage, fingerprint
 from .train_masks import mask_fingerprints
@@ -181,6 +181,7 @@ def classifier(context: Context) -> list[Stage]:
             ),
             partial(steps.train_on_slices, context),
             distributed=True,
+            check=partial(context.require, names.classify, WEAK, config.without.classify),
         ),
         Stage(
             names.sequence,
@@ -188,6 +189,7 @@ def classifier(context: Context) -> list[Stage]:
             (config.sequence, *_unless_empty(config.without.sequence)),
             partial(steps.train_through_lstm, context),
             distributed=True,
+            check=partial(context.require, names.sequence, WEAK, config.without.sequence),
         ),
     ]
 
@@ -226,6 +228,7 @@ def segment(context: Context) -> Stage:
         ),
         partial(steps.train_unet, context),
         distributed=True,
+        check=partial(context.require, names.segment, WEAK, config.without.segment),
     )
 
 
@@ -270,7 +273,13 @@ def results(context: Context) -> list[Stage]:
     return [
         Stage(names.export, (names.unets[-1],), shipped, partial(steps.export, context)),
         Stage(names.panels, (names.export,), (), partial(steps.draw_panels, context)),
-        Stage(names.evaluate, (names.export,), (METRICS_VERSION,), partial(steps.measure, context)),
+        Stage(
+            names.evaluate,
+            (names.export,),
+            (METRICS_VERSION,),
+            partial(steps.measure, context),
+            check=partial(context.require, names.evaluate, ("test",)),
+        ),
     ]
 
 

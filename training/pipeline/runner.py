@@ -67,6 +67,7 @@ class Stage:
         settings: the part of the configuration (and other plain values) that its result depends on.
         run: does the work in the given folder and returns figures for ``done.json``.
         distributed: all processes of a run work on it together; other stages are the first process's alone.
+        check: raises HemsegError where it could not run, before the stages that it needs do.
     """
 
     name: str
@@ -74,10 +75,13 @@ class Stage:
     settings: tuple[Any, ...]
     run: Callable[[Path], dict[str, Any]]
     distributed: bool = False
+    check: Callable[[], None] | None = None
 
 
 def run_stage(stage: Stage, run: Path, stages: dict[str, Stage]) -> dict[str, Any]:
     """Run a stage unless its result stands; the stages that it needs first. Returns its figures."""
+    if stage.check:  # on the way down, so those of all stages come before any work
+        stage.check()
     for needed in stage.needs:
         run_stage(stages[needed], run, stages)
     folder = run / stage.name
