@@ -268,6 +268,50 @@ def painted(results: Path) -> str:
     return _table(("painted bleeds", "number", "found", "found, or in a doubtful slice", "Dice"), rows)
 
 
+def other_weights(results: Path) -> str:
+    """What ships beside the same from another seed, and beside weights without the RSNA slices."""
+    places = {
+        "**what ships**": (results / "best", results / "slices"),
+        "the same, seed 1": (results / "others" / "seed1", results / "others" / "seed1" / "slices"),
+        "`best_open`, seed 0": (results / "others" / "best_open", results / "others" / "best_open" / "slices"),
+    }
+    return _table(
+        (
+            "weights",
+            "Dice, 20 whole heads",
+            "false lesions per scan",
+            "CT-ICH: patients found, of these in test",
+            "slices found",
+            "healthy with 0.5 mL or more",
+            "RSNA: found",
+            "marked",
+            "AUC",
+        ),
+        ([title, *_main_figures(*folders)] for title, folders in places.items()),
+    )
+
+
+def _main_figures(measured: Path, slices: Path) -> list[str]:
+    heads = _summary(measured / "phe-sich-heads" / "summary.json")
+    rows = _rows(measured / "ct-ich" / "per_case.csv")
+    ill = [row for row in rows if int(row["positive_slices"])]
+    found = [row["split"] for row in ill if int(row["slices_found"])]
+    called = [float(row["predicted_ml"]) >= 0.5 for row in rows if not int(row["positive_slices"])]
+    brain = next(
+        row for row in _rows(slices / "summary.csv") if (row["split"], row["slices"]) == ("val + test", "brain level")
+    )
+    return [
+        f"{heads['dice_mean']:.3f} ± {heads['dice_sd']:.2f}",
+        f"{heads['false_lesions_per_scan']:.2f}",
+        f"{len(found)} of {len(ill)}, {found.count('test')} of {sum(row['split'] == 'test' for row in ill)}",
+        f"{sum(int(r['slices_found']) for r in ill)} of {sum(int(r['positive_slices']) for r in ill)}",
+        f"{sum(called)} of {len(called)}",
+        _share(brain["found"]),
+        _share(brain["marked"]),
+        f"{float(brain['auc_score']):.2f}",
+    ]
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "heads": heads,
     "patients": patients,
@@ -279,4 +323,5 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "slices-by-kind": slices_by_kind,
     "phantoms": phantoms,
     "painted": painted,
+    "other-weights": other_weights,
 }
