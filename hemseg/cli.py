@@ -11,9 +11,8 @@ import typer
 
 from hemseg import __version__
 from hemseg.compare.command import compare
-from hemseg.errors import HemsegError
+from hemseg.errors import HemsegError, system_error
 from hemseg.mask_formats import MASK_FORMATS, SAME, help_text
-from hemseg.names import printable
 from hemseg.node.command import node
 from hemseg.options import Device, Overlay, Overwrite, Redo, Report, Series, Weights, path
 
@@ -262,8 +261,7 @@ def main() -> None:
         code = 0
     except OSError as error:
         advice = "; check its permissions" if isinstance(error, PermissionError) else ""
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {printable(f'{where}{error.strerror or error}{advice}')}.", file=sys.stderr)
+        print(f"error: {system_error(error)}{advice}.", file=sys.stderr)
         code = 1
     printed = flush_standard_output()
     sys.exit(code or (0 if printed else 1))

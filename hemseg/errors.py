@@ -31,6 +31,12 @@ class OutputError(HemsegError):
     """An output could not be written: the disk or the permissions are at fault, not the scan."""
 
 
+def system_error(error: OSError) -> str:
+    """What the system refuses, for a sentence: the file, if it names one, and why, without the error's number."""
+    file = f"{error.filename}: " if error.filename else ""
+    return printable(f"{file}{error.strerror or error}")
+
+
 def first_line(error: BaseException, most: int = 120) -> str:
     """What a library's error says, cut to one line for a sentence; its type when it says nothing."""
     return str(error).splitlines()[0][:most] if str(error) else type(error).__name__

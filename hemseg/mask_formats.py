@@ -113,14 +113,15 @@ def write_result(result: Segmentation, path: Path, name: str = SAME, companion: 
         companion: where the format's second file goes.
 
     Raises:
-        HemsegError: this format does not fit the scan, or the file cannot be written.
+        HemsegError: this format does not fit the scan, the path is the scan itself, or the file cannot be written.
     """
+    from hemseg.io.masks import refuse_own_scan, write_mask
+
     form = format_of(path) if name == SAME else MASK_FORMATS[name]
     if form and form.write:
+        refuse_own_scan(path, result.volume)
         form.write(result, path, companion)
         return
-    from hemseg.io.masks import write_mask
-
     write_mask(result.mask, result.volume, path)
 
 

@@ -70,6 +70,6 @@ def given_path(text: str) -> Path:
     Raises:
         ValueError: it is empty, which would be the current folder: most often a variable that was not set.
     """
-    if not str(text):
+    if not text:
         raise ValueError("it is empty: is a variable not set? The current folder is .")
     return Path(text)

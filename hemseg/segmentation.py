@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hemseg.errors import HemsegError
-from hemseg.io.masks import refuse_own_scan, write_mask
+from hemseg.io.masks import write_mask
 from hemseg.io.result_writers import RESULT_WRITERS
 from hemseg.kinds import CODES, UNSURE_CODE, Kind, kinds_of
 from hemseg.lesions import Lesion, MeasuredLesion, components, lesions_of, measured_lesions, sides_are_known
@@ -115,7 +115,6 @@ class Segmentation:
             HemsegError: it cannot be written, not in this format, or is the scan itself.
         """
         path = Path(path)
-        refuse_own_scan(path, self.volume)
         for suffix, write in RESULT_WRITERS.items():
             if path.name.lower().endswith(suffix):
                 write(self, path)

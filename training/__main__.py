@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from hemseg.errors import HemsegError
-from hemseg.names import printable
+from hemseg.errors import HemsegError, system_error
 
 from .commands.app import app
 
@@ -20,8 +19,7 @@ def main() -> None:
     except OSError as error:
         if not error.strerror:  # not the system's: a library's, or a worker's, whose text is a traceback
             raise
-        file = f"{error.filename}: " if error.filename else ""
-        print(f"error: {printable(file + error.strerror)}; check path, permissions and disk.", file=sys.stderr)
+        print(f"error: {system_error(error)}; check path, permissions and disk.", file=sys.stderr)
         raise SystemExit(1) from None
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in ("hemseg", (__package__ or "").split(".")[0]):

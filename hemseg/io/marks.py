@@ -87,10 +87,10 @@ def _holds(path: Path, voxels: str) -> bool:
         stored = read_image(path).hu if suffix(path) else sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     except (HemsegError, RuntimeError, ValueError, TypeError):
         return False
-    if voxel_hash(np.asarray(stored, np.float32)) == voxels:  # a probability image; it may be 0 everywhere
-        return True
     whole = stored.min() >= 0 and stored.max() <= 255 and np.array_equal(codes := stored.astype(np.uint8), stored)
-    return bool(whole) and voxel_hash(codes) == voxels
+    if whole and voxel_hash(codes) == voxels:
+        return True
+    return voxel_hash(np.asarray(stored, np.float32)) == voxels  # a probability image; it may be 0 everywhere
 
 
 def marked_png(png: bytes, text: str) -> bytes:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 WINDOW = (0.0, 80.0)  # HU, the brain window
 COLUMNS, ROWS, TILE = 4, 3, 300  # px
 MOST_DOUBTFUL = 6
-UNKNOWN_SIDES = "sides unknown"
 RED, WHITE, GRAY, YELLOW = (60, 60, 255), (255, 255, 255), (170, 170, 170), (60, 220, 255)
 
 
@@ -39,8 +38,7 @@ def overlay(result: Segmentation, title: str = "") -> np.ndarray:
     hu, (_, mm_y, mm_x) = volume.in_lps()
     mask, _ = volume.with_voxels(result.mask).in_lps()
     doubtful = result.doubtful_slices
-    corner = "R" if result.sides_are_known else UNKNOWN_SIDES
-    tiles = [_tile(hu[z], mask[z], mm_y, mm_x, z, z in doubtful, corner) for z in _shown(mask, doubtful)]
+    tiles = [_tile(hu[z], mask[z], mm_y, mm_x, z, result) for z in _shown(mask, doubtful)]
     tiles += [np.zeros((TILE, TILE, 3), np.uint8)] * (-len(tiles) % COLUMNS)
     rows = [np.hstack(tiles[i : i + COLUMNS]) for i in range(0, len(tiles), COLUMNS)]
     header = np.zeros((64 + 26 * len(result.implausible), COLUMNS * TILE, 3), np.uint8)
@@ -73,9 +71,9 @@ def _shown(mask: np.ndarray, doubtful: tuple[int, ...]) -> list[int]:
     return sorted(shown)
 
 
-def _tile(
-    hu: np.ndarray, mask: np.ndarray, mm_y: float, mm_x: float, z: int, doubtful: bool = False, corner: str = ""
-) -> np.ndarray:
+def _tile(hu: np.ndarray, mask: np.ndarray, mm_y: float, mm_x: float, z: int, result: Segmentation) -> np.ndarray:
+    """A slice (y, x) of a result and its mask, in LPS; ``z`` is its number."""
+    doubtful = z in result.doubtful_slices
     low, high = WINDOW
     gray = (np.clip((hu - low) / (high - low), 0, 1) * 255).astype(np.uint8)
     scale = TILE / max(hu.shape[0] * mm_y, hu.shape[1] * mm_x)
@@ -90,7 +88,7 @@ def _tile(
     if doubtful:
         cv2.rectangle(tile, (1, 1), (TILE - 2, TILE - 2), YELLOW, 2)
     _write(tile, f"{z + 1}{' doubtful' * doubtful}", (6, 18), YELLOW if doubtful else WHITE, 0.5)
-    _write(tile, corner, (6, TILE - 8), GRAY, 0.45)
+    _write(tile, "R" if result.sides_are_known else "sides unknown", (6, TILE - 8), GRAY, 0.45)
     return tile
 
 
@@ -181,7 +179,6 @@ def write_thumbnail(result: Segmentation, path: Path) -> None:
     areas = mask.sum(axis=(1, 2), dtype=np.int64)
     doubtful = result.doubtful_slices
     z = int(areas.argmax()) if areas.any() else (*doubtful, len(mask) // 2)[len(doubtful) // 2]
-    tile = _tile(hu[z], mask[z], mm_y, mm_x, z, z in doubtful, "R" if result.sides_are_known else UNKNOWN_SIDES)
-    small = cv2.resize(tile, (150, 150), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(_tile(hu[z], mask[z], mm_y, mm_x, z, result), (150, 150), interpolation=cv2.INTER_AREA)
     jpeg = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
     write_bytes(marked_jpeg(jpeg, mark(result.volume.content)), path, "the thumbnail")

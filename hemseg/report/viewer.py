@@ -33,6 +33,7 @@ HU_OF_LEVEL = np.concatenate(
         np.linspace(300, 2000, 256 - 8 - 18 - 120 - 40),
     ]
 ).astype(np.float32)
+_BETWEEN_LEVELS = (HU_OF_LEVEL[1:] + HU_OF_LEVEL[:-1]) / 2
 WINDOWS = {"brain": (0, 80), "subdural": (-50, 150), "bone": (-500, 1500)}
 HEAT_LEAST, HEAT_STEP = 0.02, 4  # least probability shown; step of the 8 bits, so that PNG has less to store
 KIND_STEP = 40  # of the 8 bits of a mask, from one kind's code to the next
@@ -182,9 +183,8 @@ def picture_size(hu: np.ndarray) -> tuple[int, int]:
 
 def picture(plane: np.ndarray, size: tuple[int, int]) -> str:
     """A slice (y, x) in HU as a PNG of `HU_OF_LEVEL`'s levels, in base64."""
-    middles = (HU_OF_LEVEL[1:] + HU_OF_LEVEL[:-1]) / 2
     small = cv2.resize(np.ascontiguousarray(plane, np.float32), size, interpolation=cv2.INTER_AREA)
-    return _png(np.searchsorted(middles, small).astype(np.uint8))
+    return _png(np.searchsorted(_BETWEEN_LEVELS, small).astype(np.uint8))
 
 
 def mask_picture(plane: np.ndarray, size: tuple[int, int], step: int) -> str:

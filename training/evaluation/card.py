@@ -105,27 +105,39 @@ def heads(results: Path) -> str:
     )
 
 
+def _ill_and_healthy(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """Patients by whether one of their slices is labelled with hemorrhage."""
+    return [r for r in rows if int(r["positive_slices"])], [r for r in rows if not int(r["positive_slices"])]
+
+
+def _patients_found(ill: list[Row]) -> str:
+    return f"{sum(int(row['slices_found']) > 0 for row in ill)} of {len(ill)}"
+
+
+def _slices_found(ill: list[Row]) -> str:
+    return f"{sum(int(row['slices_found']) for row in ill)} of {sum(int(row['positive_slices']) for row in ill)}"
+
+
+def _called_ill(healthy: list[Row]) -> str:
+    return f"{sum(float(row['predicted_ml']) >= 0.5 for row in healthy)} of {len(healthy)}"
+
+
 def patients(results: Path) -> str:
     """CT-ICH, val and test: patients found, and blood called in those without."""
     rows = _rows(results / "best" / "ct-ich" / "per_case.csv")
     lines = []
     for title, splits in (("val", ("val",)), ("test", ("test",)), ("**val + test**", ("val", "test"))):
-        own = [row for row in rows if row["split"] in splits]
-        ill = [row for row in own if int(row["positive_slices"])]
-        healthy = [float(row["predicted_ml"]) for row in own if not int(row["positive_slices"])]
-        found = sum(int(row["slices_found"]) > 0 for row in ill)
-        slices = sum(int(row["slices_found"]) for row in ill), sum(int(row["positive_slices"]) for row in ill)
-        middle = median(healthy) if healthy else 0.0
+        ill, healthy = _ill_and_healthy([row for row in rows if row["split"] in splits])
+        middle = median(float(row["predicted_ml"]) for row in healthy) if healthy else 0.0
         said = sum(int(row["slices_found"]) + int(row["slices_doubtful"]) > 0 for row in ill)
-        called = sum(ml >= 0.5 for ml in healthy)
-        doubted = sum(int(row["doubtful_false"]) > 0 for row in own if not int(row["positive_slices"]))
+        doubted = sum(int(row["doubtful_false"]) > 0 for row in healthy)
         lines.append(
             [
                 title,
-                f"{found} of {len(ill)}",
+                _patients_found(ill),
                 f"{said} of {len(ill)}",
-                f"{slices[0]} of {slices[1]}",
-                f"{called} of {len(healthy)}",
+                _slices_found(ill),
+                _called_ill(healthy),
                 f"{middle:.1f}",
                 f"{doubted} of {len(healthy)}",
             ]
@@ -293,19 +305,16 @@ def other_weights(results: Path) -> str:
 
 def _main_figures(measured: Path, slices: Path) -> list[str]:
     heads = _summary(measured / "phe-sich-heads" / "summary.json")
-    rows = _rows(measured / "ct-ich" / "per_case.csv")
-    ill = [row for row in rows if int(row["positive_slices"])]
-    found = [row["split"] for row in ill if int(row["slices_found"])]
-    called = [float(row["predicted_ml"]) >= 0.5 for row in rows if not int(row["positive_slices"])]
+    ill, healthy = _ill_and_healthy(_rows(measured / "ct-ich" / "per_case.csv"))
     brain = next(
         row for row in _rows(slices / "summary.csv") if (row["split"], row["slices"]) == ("val + test", "brain level")
     )
     return [
         f"{heads['dice_mean']:.3f} ± {heads['dice_sd']:.2f}",
         f"{heads['false_lesions_per_scan']:.2f}",
-        f"{len(found)} of {len(ill)}, {found.count('test')} of {sum(row['split'] == 'test' for row in ill)}",
-        f"{sum(int(r['slices_found']) for r in ill)} of {sum(int(r['positive_slices']) for r in ill)}",
-        f"{sum(called)} of {len(called)}",
+        f"{_patients_found(ill)}, {_patients_found([row for row in ill if row['split'] == 'test'])}",
+        _slices_found(ill),
+        _called_ill(healthy),
         _share(brain["found"]),
         _share(brain["marked"]),
         f"{float(brain['auc_score']):.2f}",
