@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hemseg.errors import HemsegError
 
 from ..fitting.hardware import Hardware, choose_hardware, rank
+from ..stage_names import Variant, stage_names
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -93,14 +94,16 @@ def phantoms_of(config: Config, run: Path) -> DataSet:
     return replace(load_dataset(folder), name="phantoms")
 
 
-def run_stages(last: str, config: Config, dataset: DataSet, run: Path, hardware: Hardware, masks: bool = False) -> None:
+def run_stages(
+    last: str, config: Config, dataset: DataSet, run: Path, hardware: Hardware, variant: Variant | None = None
+) -> None:
     """Run a stage and what it needs, or ``all``; says about how long it will take.
 
     Args:
         last: the stage's name.
         run: the run's folder.
         hardware: what to train on.
-        masks: train on the masks of train cases, where there are some.
+        variant: of the recipe; None: the recipe itself.
 
     Raises:
         HemsegError: a mistake in the data, a stage that the configuration does not have, or weights to start from that
@@ -110,9 +113,8 @@ def run_stages(last: str, config: Config, dataset: DataSet, run: Path, hardware:
     from ..pipeline.estimate import needed
     from ..pipeline.recipe import build_stages  # torch takes seconds; mistakes are reported before
     from ..pipeline.runner import run_stage
-    from ..stage_names import Variant, stage_names
 
-    variant = Variant(masks=masks)
+    variant = variant or Variant()
     stages, names = build_stages(config, dataset, run, variant, hardware), stage_names(variant)
     if last == "all":
         wanted = [names.panels, *([names.evaluate] if dataset.part("test") else [])]

@@ -56,3 +56,6 @@ InitOption = Annotated[
 MasksOption = Annotated[
     bool, typer.Option("--masks-train", help="Train on the masks of train cases, too, where there are some.")
 ]
+PermutedOption = Annotated[
+    bool, typer.Option("--permuted", help="Permute slice labels: stages of the run that `control` has to fail with.")
+]

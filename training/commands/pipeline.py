@@ -6,7 +6,9 @@ import sys
 
 import typer
 
-from ..stage_names import STAGES
+from hemseg.errors import HemsegError
+
+from ..stage_names import STAGES, Variant
 from .inputs import config_and_data, hardware_of, require_training, run_stages
 from .options import (
     CompileOption,
@@ -16,6 +18,7 @@ from .options import (
     InitOption,
     MasksOption,
     NodesOption,
+    PermutedOption,
     PrecisionOption,
     RunOption,
     SeedOption,
@@ -32,6 +35,7 @@ def _stage_command(name: str, text: str) -> None:
         data: DataOption = None,
         init: InitOption = "",
         masks: MasksOption = False,
+        permuted: PermutedOption = False,
         seed: SeedOption = None,
         devices: DevicesOption = "auto",
         nodes: NodesOption = 1,
@@ -41,7 +45,10 @@ def _stage_command(name: str, text: str) -> None:
     ) -> None:
         require_training()
         settings, dataset = config_and_data(config, data, run, seed, init)
-        run_stages(name, settings, dataset, run, hardware_of(devices, nodes, precision, workers, compile), masks)
+        if masks and permuted:
+            raise HemsegError("--masks-train and --permuted are two different trainings; leave one of them out.")
+        hardware = hardware_of(devices, nodes, precision, workers, compile)
+        run_stages(name, settings, dataset, run, hardware, Variant(masks=masks, permuted=permuted))
 
     app.command(name, help=text)(command)
 

@@ -81,7 +81,7 @@ class Context:
         """What labels the U-Net learns from, for the manifest."""
         if self.variant.reference:
             return "reference masks"
-        return "slice labels" + (f"; {described(self.masked, self.dataset)}" if self.masked else "")
+        return ("permuted " if self.variant.permuted else "") + "slice labels" + (f"; {described(self.masked, self.dataset)}" if self.masked else "")
 
     @cached_property
     def classifier(self) -> SliceNetwork:
