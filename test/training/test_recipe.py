@@ -22,6 +22,7 @@ from training.config import Cam, Export, Pseudolabels, load_config
 from training.data.augmentation import augmented_patches, augmented_slices, degraded
 from training.data.brain import brain_level
 from training.data.datasets import Case, DataSet, Prepared, load_dataset, together
+from training.data.permuted import permuted, permuted_singles
 from training.data.phantom import make_phantom, write_dataset, write_image
 from training.evaluation.evaluate import (
     Prediction,
@@ -41,7 +42,7 @@ from training.labels.differential import Probe, SliceView
 from training.labels.outline import half_maximum
 from training.networks.slice_network import SliceNetwork
 from training.networks.unet import LEFT_OUT, UNLOCATED, build_unet, combined_loss
-from training.pipeline.context import label_of, permuted
+from training.pipeline.context import label_of
 from training.pipeline.recipe import build_stages
 from training.pipeline.runner import fingerprint
 
@@ -274,11 +275,27 @@ def test_slices_that_are_left_out_do_not_count_in_the_loss() -> None:
 def test_labels_are_permuted_within_the_volume() -> None:
     labels = np.array([-1, 0, 0, 1, 1, 1, 0, 0, 0, -1], np.int8)
     case = Prepared("x", "train", np.zeros((10, 1, 1)), np.ones((10, 1, 1), bool), labels)
-    other = permuted(case, 0)
+    other = permuted(case, 0, {})
     assert other.labels.sum() == labels.sum()
     assert other.labels[[0, -1]].tolist() == [-1, -1]
     assert not np.array_equal(other.labels, labels)
-    assert np.array_equal(other.labels, permuted(case, 0).labels)
+    assert np.array_equal(other.labels, permuted(case, 0, {}).labels)
+
+
+def test_labels_of_single_slices_are_permuted_among_them() -> None:
+    split = ["train"] * 8 + ["val"] * 4
+    cases = [Case(f"s{i}", Path(f"s{i}"), part, (i % 2,), None) for i, part in enumerate(split)]
+    volume = Case("volume", Path("volume"), "train", (0, 1), None)
+    unknown = Case("unknown", Path("unknown"), "train", (-1,), None)
+    singles = permuted_singles(DataSet("singles", (*cases, volume, unknown)), 0)
+    assert set(singles) == {case.name for case in cases}
+    for part in ("train", "val"):
+        before = [case.labels[0] for case in cases if case.split == part]
+        after = [singles[case.name] for case in cases if case.split == part]
+        assert sorted(after) == sorted(before)
+        assert after != before
+    slice_of = Prepared("s1", "train", np.zeros((1, 1, 1)), np.ones((1, 1, 1), bool), np.array([1], np.int8))
+    assert permuted(slice_of, 0, {"s1": 0}).labels.tolist() == [0]
 
 
 def test_degradation_is_a_function_of_its_generator_and_stays_small() -> None:

@@ -65,6 +65,14 @@ def test_smoke_fails_with_permuted_labels(smoke: Path, control: dict[str, float]
     assert control["permuted slice labels"] < 0.5 * control["slice labels"]
 
 
+def test_stages_with_permuted_labels_are_those_of_control_and_say_so(smoke: Path, control: dict[str, float]) -> None:
+    done = training("export", "--config", "smoke", "--permuted", "--run", smoke, *SAME_EVERYWHERE)
+    assert "segment@permuted: done before, skipped" in done.stderr
+    assert load(smoke / "export@permuted", "cpu").manifest.provenance["supervision"] == "permuted slice labels"
+    both = training("export", "--config", "smoke", "--permuted", "--masks-train", "--run", smoke, check=1)
+    assert "--masks-train and --permuted are two different trainings" in both.stderr
+
+
 def test_learning_beats_a_threshold(smoke: Path, control: dict[str, float]) -> None:
     """Without learning, calcifications and sinuses are called blood, so half of these unseen heads have none of it.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from hemseg.manifest import Manifest, default_weights
 
 from ..config import Config
 from ..data.datasets import Case, DataSet, Prepared, prepared
+from ..data.permuted import permuted, permuted_singles
 from ..data.slice_kinds import kinds_of_data_sets
 from ..fitting.classifier import Volumes
 from ..fitting.hardware import Hardware
@@ -81,7 +81,8 @@ class Context:
         """What labels the U-Net learns from, for the manifest."""
         if self.variant.reference:
             return "reference masks"
-        return ("permuted " if self.variant.permuted else "") + "slice labels" + (f"; {described(self.masked, self.dataset)}" if self.masked else "")
+        labels = "permuted slice labels" if self.variant.permuted else "slice labels"
+        return labels + (f"; {described(self.masked, self.dataset)}" if self.masked else "")
 
     @cached_property
     def classifier(self) -> SliceNetwork:
@@ -125,7 +126,9 @@ class Context:
     def cases(self, *splits: str, without: tuple[str, ...] = ()) -> list[Prepared]:
         """Prepared scans of some splits, but for those of the data sets ``without``."""
         found = list(prepared(self.run / self.names.prepare, self.dataset.without(without), *splits))
-        return [permuted(case, self.config.seed) for case in found] if self.variant.permuted else found
+        if not self.variant.permuted:
+            return found
+        return [permuted(case, self.config.seed, self.single_labels) for case in found]
 
     def require(self, stage: str, splits: tuple[str, ...], without: tuple[str, ...] = ()) -> None:
         """Raises HemsegError where a split that a stage needs has no case; data sets ``without`` do not count."""
@@ -145,6 +148,12 @@ class Context:
         """The same as the classifier sees them."""
         train, val = self.train_and_val(without)
         return Volumes(train, self.config, self.slice_kinds), Volumes(val, self.config)
+
+    @cached_property
+    def single_labels(self) -> dict[str, int]:
+        """Labels of scans of one slice, shuffled among them, where labels are permuted; of all data sets and splits, so
+        that each stage sees the same ones."""
+        return permuted_singles(self.dataset, self.config.seed)
 
     @cached_property
     def slice_kinds(self) -> dict[str, np.ndarray]:
@@ -172,14 +181,6 @@ def vary(config: Config, variant: Variant) -> Config:
     if not variant.kmeans:
         config = replace(config, pseudolabels=replace(config.pseudolabels, clusters=0))
     return config
-
-
-def permuted(case: Prepared, seed: int) -> Prepared:
-    """The case with the labels of its slices shuffled among them; slices that carry none keep their place."""
-    labels, known = case.labels.copy(), case.labels >= 0
-    rng = np.random.default_rng([seed, zlib.crc32(case.name.encode())])
-    labels[known] = rng.permutation(labels[known])
-    return replace(case, labels=labels)
 
 
 def strip_path(config: Config) -> Path | None:
