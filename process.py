@@ -90,6 +90,8 @@ def main() -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     """Open the port, then load the model: who asks in the meantime waits, and is not refused."""
+    if arguments.overwrite:
+        raise HemsegError("--overwrite: mode serve never replaces files that hemseg did not write; leave it out.")
     listener = _listen(arguments.port)
     try:
         check_start()

@@ -204,6 +204,7 @@ def test_deep_json_and_yaml(light: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("port", [-1, 65536, 99999])
 def test_ports_that_do_not_exist(port: int, tmp_path: Path) -> None:
     assert "give another one with --port" in process("--mode", "serve", "--port", port, check=1).stderr
+    assert "mode serve never replaces" in process("--mode", "serve", "--port", port, "--overwrite", check=1).stderr
 
 
 def shell(command: str, light: Path, scan: Path, out: Path) -> subprocess.CompletedProcess[str]:
