@@ -13,7 +13,7 @@ from hemseg.io.files import write_text
 from hemseg.manifest_values import check_values
 from hemseg.preprocessing import Settings
 
-FORMAT = 10  # of the manifest; raised when an older hemseg could misread a newer one
+FORMAT = 11  # of the manifest; raised when an older hemseg could misread a newer one
 MANIFEST = "manifest.json"
 PLATFORM_MODEL = Path("/opt/ml/model")  # where Grand Challenge unpacks a model tarball
 DEFAULT_POINT = "balanced"
@@ -67,6 +67,8 @@ class Manifest:
             main slices; 0: nobody asks (format 8).
         doubt_slice_probability: a slice in which the U-Net reaches ``threshold`` but nothing is left standing is named
             as doubtful where that probability reaches this; 0: none is (format 10).
+        flips: each patch is also shown mirrored left to right, and the probability is the mean of both answers
+            (format 11).
         provenance: how the weights came about (data, recipe, seed, commit, metrics); not read by inference.
     """
 
@@ -96,6 +98,7 @@ class Manifest:
     classifier_field: tuple[int, int] = (0, 0)
     min_slice_probability: float = 0.0
     doubt_slice_probability: float = 0.0
+    flips: bool = False
     provenance: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 

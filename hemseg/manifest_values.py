@@ -32,6 +32,7 @@ RANGES = {  # of numbers; lowest and highest
     "format": (1, 1000),
 }
 MOST_PATCH_VOXELS = 1 << 27
+IN_WORDS = {float: "a number", int: "a whole number", str: "text", bool: "true or false", dict: "a set of values"}
 
 
 def check_values(values: Any, at: str = "") -> None:
@@ -79,7 +80,6 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
         for one, type_ in zip(value, expected, strict=True):
             _check_type(name, one, type_)
         return
-    accepted = {float: (int, float), int: (int,), str: (str,), dict: (dict, Mapping)}.get(origin or kind)
-    if accepted and (not isinstance(value, accepted) or isinstance(value, bool)):
-        word = {float: "a number", int: "a whole number", str: "text", dict: "a set of values"}[origin or kind]
-        raise ValueError(f"{name} should be {word}")
+    accepted = {float: (int, float), int: (int,), str: (str,), bool: (bool,), dict: (dict, Mapping)}.get(origin or kind)
+    if accepted and (not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool)):
+        raise ValueError(f"{name} should be {IN_WORDS[origin or kind]}")

@@ -71,9 +71,18 @@ class Model:
     def __call__(self, patches: np.ndarray) -> np.ndarray:
         """Probabilities (n, 1, z, y, x) of patches (n, channel, z, y, x), both float32.
 
+        With `Manifest.flips`, the mean of the answers to the patches and to their mirror images.
+
         Raises:
             HemsegError: the network answers with something else.
         """
+        answer = self._answer(patches)
+        if self.manifest.flips:
+            answer += self._answer(patches[..., ::-1])[..., ::-1]
+            answer /= 2
+        return answer
+
+    def _answer(self, patches: np.ndarray) -> np.ndarray:
         options = (shrinking_arena(),) if self.provider == "CPUExecutionProvider" else ()  # a GPU has no such arena
         with self._turn:
             answer = self._session.run(None, {"image": np.ascontiguousarray(patches, dtype=np.float32)}, *options)[0]

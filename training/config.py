@@ -173,6 +173,7 @@ class Segmenter:
     min_slice_probability: float = 0.0
     doubt_slice_probability: float = 0.0  # a slice of which it is as sure, and in which nothing is marked, is named
     operating_points: dict[str, dict[str, float]] = field(default_factory=dict)  # others, by name
+    flips: bool = False  # at inference, the mean of the answers to a patch and to its mirror image
     max_median_hu: float = 0.0  # and those with a higher median: calcifications; 0: no limit
 
 

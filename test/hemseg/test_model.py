@@ -38,6 +38,16 @@ def test_the_shipped_weights_load_and_give_probabilities(model: Model) -> None:
     assert model.provider == "CPUExecutionProvider"
 
 
+def test_flips_average_the_answers_to_a_patch_and_to_its_mirror_image(weights: Path) -> None:
+    once, twice = [load(changed(weights, flips=flips), "cpu") for flips in (False, True)]
+    shape = (1, len(once.manifest.preprocessing.channels), *once.manifest.patch)
+    patch = np.random.default_rng(0).random(shape, np.float32)
+    mirrored = once(patch[..., ::-1])[..., ::-1]
+    assert np.abs(once(patch) - mirrored).max() > 1e-3
+    assert np.allclose(twice(patch), (once(patch) + mirrored) / 2, atol=1e-6)
+    assert np.allclose(twice(patch[..., ::-1]), twice(patch)[..., ::-1], atol=1e-6)
+
+
 def test_manifest_survives_writing(tmp_path: Path, model: Model) -> None:
     model.manifest.write(tmp_path)
     assert Manifest.read(tmp_path) == model.manifest
@@ -84,6 +94,8 @@ def test_damaged_weights_get_a_clear_sentence(weights: Path) -> None:
         ({"patch": None, "surprise": 1}, "surprise"),
         ({"preprocessing": {"hu_range": [100, -20]}}, "hu_range"),
         ({"preprocessing": 3}, "not a valid manifest"),
+        ({"flips": 1}, "flips should be true or false"),
+        ({"threshold": True}, "threshold should be a number"),
     ],
 )
 def test_wrong_manifests_get_a_clear_sentence(weights: Path, values: dict, said: str) -> None:

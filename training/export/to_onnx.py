@@ -108,6 +108,7 @@ def export_model(
         strip_sha256=hashlib.sha256(strip.read_bytes()).hexdigest() if strip else "",
         license=config.weights_license,
         operating_points=settings.operating_points,
+        flips=settings.flips,
         **(beside or {}),
         provenance=provenance | {"seed": config.seed, "commit": _commit()},
     ).write(folder)

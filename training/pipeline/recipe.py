@@ -267,6 +267,7 @@ def results(context: Context) -> list[Stage]:
         *([network.min_slice_probability] if network.min_slice_probability else []),
         *([{"doubt": network.doubt_slice_probability}] if network.doubt_slice_probability else []),
         *([{"outline": network.outline_threshold}] if network.outline_threshold else []),
+        *([{"flips": True}] if network.flips else []),
         *_unless_empty((own_license,) if own_license else ()),
         *([context.initial.provenance] if context.initial else []),
     )
@@ -295,6 +296,7 @@ def trained_part(settings: Segmenter) -> Segmenter:
         min_slice_probability=0.0,
         doubt_slice_probability=0.0,
         operating_points={},
+        flips=False,
     )
 
 
