@@ -25,7 +25,7 @@ else:
     FormatName = Literal[tuple(MASK_FORMATS)]
 
 app = typer.Typer(
-    help="Find intracranial hemorrhage on non-contrast head CT, outline it in 3D. Research only, not a medical device.",
+    help="Segment intracranial hemorrhage in 3D on non-contrast head CT. For research only; not a medical device.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -38,11 +38,14 @@ def segment(
         typer.Argument(
             parser=path,
             metavar="INPUT...",
-            help="Scans, zip archives of DICOM, or folders (searched with their subfolders).",
+            help="Scans, zip archives of DICOM files, or folders (searched recursively).",
         ),
     ],
     target: Annotated[
-        Path, typer.Argument(parser=path, metavar="OUTPUT", help="A folder; for one scan also the mask's file name.")
+        Path,
+        typer.Argument(
+            parser=path, metavar="OUTPUT", help="Output folder or, for a single scan, the file name of the mask."
+        ),
     ],
     form: Annotated[
         FormatName,
@@ -52,53 +55,73 @@ def segment(
     report: Report = False,
     probability: Annotated[
         bool,
-        typer.Option("--probability", help="Also write the probability of each voxel, <case>_probability.*."),
+        typer.Option("--probability", help="Also write the probability of hemorrhage per voxel, <case>_probability.*."),
     ] = False,
     kinds: Annotated[
         bool,
-        typer.Option("--kinds", help="Also write <case>_kinds.*: each lesion labelled with its kind, 1-5; 6: unsure."),
+        typer.Option(
+            "--kinds", help="Also write <case>_kinds.*, with each lesion labeled by its kind (1-5; 6: unsure)."
+        ),
     ] = False,
     bids: Annotated[
         bool,
-        typer.Option("--bids", help="Write a BIDS derivative data set, in NIfTI; of a BIDS tree, do the CT scans."),
+        typer.Option(
+            "--bids", help="Write a BIDS derivative data set (NIfTI). If INPUT is a BIDS tree, segment its CT scans."
+        ),
     ] = False,
     series: Series = "",
     jobs: Annotated[
-        int, typer.Option("--jobs", "-j", min=1, help="Processes for a folder; each takes about 0.7 GB.")
+        int,
+        typer.Option(
+            "--jobs", "-j", min=1, help="Number of processes for a folder; each needs about 0.7 GB of memory."
+        ),
     ] = 1,
     ray: Annotated[
-        str, typer.Option(help="Do a folder on a Ray cluster: its address, auto, or local. --jobs: its workers.")
+        str,
+        typer.Option(
+            help="Process a folder on a Ray cluster: its address, auto, or local. --jobs sets the number of workers."
+        ),
     ] = "",
     strict: Annotated[
         bool,
         typer.Option(
-            "--strict", help="Refuse what looks odd (a window, part of a head...) or implausible; else a warning."
+            "--strict",
+            help="Reject odd-looking scans (a window, part of a head, ...) and implausible results instead of only "
+            "warning.",
         ),
     ] = False,
     operating_point: Annotated[
-        str, typer.Option(help="Of the weights: balanced, or sensitive, which finds more, and more that is none.")
+        str,
+        typer.Option(
+            help="Operating point of the weights: balanced, or sensitive (finds more hemorrhage, but also more false "
+            "positives)."
+        ),
     ] = "",
     with_range: Annotated[
         bool,
-        typer.Option("--range", help="Also give the volume a range; the network runs three times, so it takes longer."),
+        typer.Option(
+            "--range", help="Also report a range for the volume. Takes longer, because the network runs three times."
+        ),
     ] = False,
     redo: Redo = False,
     overwrite: Overwrite = False,
     weights: Weights = None,
     device: Device = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table, but errors.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show no progress and no table; errors are still printed.")
+    ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Also print weights, device, the chosen series and every warning.")
+        bool, typer.Option("--verbose", "-v", help="Also print the weights, the device and the selected DICOM series.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")] = False,
 ) -> None:
-    """Segment a scan, several, or every scan of a folder.
+    """Segment one scan, several scans, or every scan in a folder.
 
-    Reads NIfTI, MetaImage, NRRD, and DICOM series. The mask has the scan's name, format and geometry; 1 is hemorrhage.
-    A folder also gets summary.csv and summary.html; the same command again goes on where it was stopped. Files that
-    hemseg did not write are not replaced.
+    Reads NIfTI, MetaImage, NRRD and DICOM series. The mask has the name, format and geometry of the scan; its value 1
+    marks hemorrhage. For a folder, summary.csv and summary.html are written as well, and running the same command again
+    resumes an interrupted run. Files that hemseg did not write are not replaced.
 
-    Exit code 0: every case done; 1: at least one was not (each is named on stderr); 2: wrong usage; 130, 143: stopped.
+    Exit codes: 0, all cases succeeded; 1, some failed (each is named on stderr); 2, wrong usage; 130 or 143, stopped.
     """
     from functools import partial
 
@@ -125,38 +148,41 @@ def segment(
 @app.command()
 def measure(
     scan: Annotated[
-        Path, typer.Argument(parser=path, metavar="SCAN", help="A scan, or a folder (searched with its subfolders).")
+        Path, typer.Argument(parser=path, metavar="SCAN", help="A scan, or a folder of scans (searched recursively).")
     ],
     mask: Annotated[
         Path,
         typer.Argument(
-            parser=path, metavar="MASK", help="Its mask, or a folder of masks with the paths that the scans have."
+            parser=path,
+            metavar="MASK",
+            help="Its mask, or a folder of masks with the same relative paths as the scans.",
         ),
     ],
     target: Annotated[
-        Path, typer.Argument(parser=path, metavar="OUTPUT", help="A folder for tables, pictures and reports.")
+        Path, typer.Argument(parser=path, metavar="OUTPUT", help="Folder for the tables, pictures and reports.")
     ],
-    label: Annotated[
-        int, typer.Option(min=0, help="The value in the mask that counts; 0 for every value above 0.")
-    ] = 0,
+    label: Annotated[int, typer.Option(min=0, help="Mask value to measure; 0: all values above 0.")] = 0,
     overlay: Overlay = False,
     report: Report = False,
     series: Series = "",
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse what looks odd or implausible; else a warning.")
+        bool,
+        typer.Option("--strict", help="Reject odd-looking scans and implausible results instead of only warning."),
     ] = False,
     redo: Redo = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that hemseg did not write.")] = False,
     weights: Weights = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show no progress and no table; errors are still printed.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")] = False,
 ) -> None:
-    """Measure masks that are given: corrected ones, or drawn by hand.
+    """Measure existing masks, such as corrected or manually drawn ones.
 
-    Writes the tables, pictures and reports that `hemseg segment` writes, with the same figures for the same mask.
-    Masks are NIfTI, MetaImage or NRRD on the grid of their scan, and are never changed.
+    Writes the same tables, pictures and reports as `hemseg segment`, with the same figures for the same mask. Masks are
+    NIfTI, MetaImage or NRRD files on the grid of their scan and are never modified.
 
-    Exit code 0: every case done; 1: at least one was not (each is named on stderr); 2: wrong usage; 130, 143: stopped.
+    Exit codes: 0, all cases succeeded; 1, some failed (each is named on stderr); 2, wrong usage; 130 or 143, stopped.
     """
     from hemseg.folder.console import PrintOptions
     from hemseg.folder.given_masks import plan_measure
@@ -180,7 +206,7 @@ app.command()(compare)
 
 @app.command()
 def info(weights: Weights = None, device: Device = "auto") -> None:
-    """Print versions, weights and the device that inference would run on."""
+    """Print versions, information on the weights, and the device used for inference."""
     import platform
 
     import cv2

@@ -25,15 +25,22 @@ def path(text: str) -> Path:
 
 Weights = Annotated[
     Path | None,
-    typer.Option(parser=path, help="Folder with manifest.json; by default the weights that came with hemseg."),
+    typer.Option(parser=path, help="Folder with manifest.json; by default, the weights shipped with hemseg."),
 ]
-Device = Annotated[choices.Device, typer.Option(help="auto: CUDA where it works, else CPU; cuda: CUDA, or an error.")]
-Series = Annotated[str, typer.Option(help="Of a DICOM study: number or SeriesInstanceUID, in place of the rule.")]
-Overlay = Annotated[bool, typer.Option("--overlay", help="Also write a picture of each case, <case>.png.")]
+Device = Annotated[
+    choices.Device,
+    typer.Option(help="auto: CUDA if it works, otherwise CPU; cuda: CUDA, or an error if it does not work."),
+]
+Series = Annotated[
+    str, typer.Option(help="DICOM series to use (number or SeriesInstanceUID) instead of the automatic choice.")
+]
+Overlay = Annotated[
+    bool, typer.Option("--overlay", help="Also write <case>.png, a picture of each case with the outlined hemorrhage.")
+]
 Report = Annotated[
-    bool, typer.Option("--report", help="Also write <case>/report.html, a viewer to open, and report.json.")
+    bool, typer.Option("--report", help="Also write <case>/report.html (a viewer for the browser) and report.json.")
 ]
-Redo = Annotated[bool, typer.Option("--redo", help="Do cases again that are done already.")]
+Redo = Annotated[bool, typer.Option("--redo", help="Repeat cases that are already done.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace files that hemseg did not write; scans are never replaced.")
 ]

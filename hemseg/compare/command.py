@@ -20,29 +20,39 @@ def compare(
         typer.Argument(
             parser=path,
             metavar="BASELINE FOLLOWUP [OUTPUT]",
-            help="Two scans of one patient (files, or folders or zip archives of DICOM), and a folder for results.",
+            help="Two scans of one patient (files, or folders or zip archives of DICOM files), and an output folder.",
         ),
     ] = None,
     pairs: Annotated[
         Path | None,
         typer.Option(
             parser=path,
-            help="A CSV of many pairs (columns baseline, followup; see the manual); give OUTPUT alone then.",
+            help="CSV table of many pairs (columns baseline, followup; see the manual); give only OUTPUT with it.",
         ),
     ] = None,
     baseline_mask: Annotated[
-        Path | None, typer.Option(parser=path, help="A mask of the baseline, on its grid; without it hemseg segments.")
+        Path | None,
+        typer.Option(parser=path, help="Mask of the baseline scan, on its grid; without it, hemseg segments the scan."),
     ] = None,
     followup_mask: Annotated[
-        Path | None, typer.Option(parser=path, help="A mask of the follow-up, on its grid.")
+        Path | None,
+        typer.Option(
+            parser=path, help="Mask of the follow-up scan, on its grid; without it, hemseg segments the scan."
+        ),
     ] = None,
-    baseline_series: Annotated[str, typer.Option(help="Of a DICOM study, as --series of segment.")] = "",
-    followup_series: Annotated[str, typer.Option(help="Of a DICOM study, as --series of segment.")] = "",
-    least_ml: Annotated[float, typer.Option(min=0.0, help="Expansion: growth by at least so many mL ...")] = 6.0,
-    least_percent: Annotated[float, typer.Option(min=0.0, help="... or by more than so many percent.")] = 33.0,
-    hours: Annotated[float | None, typer.Option(help="Between the scans, where no DICOM header says it.")] = None,
+    baseline_series: Annotated[
+        str, typer.Option(help="DICOM series of the baseline, as --series of `hemseg segment`.")
+    ] = "",
+    followup_series: Annotated[
+        str, typer.Option(help="DICOM series of the follow-up, as --series of `hemseg segment`.")
+    ] = "",
+    least_ml: Annotated[float, typer.Option(min=0.0, help="Expansion is growth by at least this many mL ...")] = 6.0,
+    least_percent: Annotated[float, typer.Option(min=0.0, help="... or by more than this many percent.")] = 33.0,
+    hours: Annotated[
+        float | None, typer.Option(help="Hours between the scans, instead of the time from the DICOM headers.")
+    ] = None,
     any_patient: Annotated[
-        bool, typer.Option("--any-patient", help="Compare although the DICOM headers name two patients.")
+        bool, typer.Option("--any-patient", help="Compare even if the DICOM headers name two different patients.")
     ] = False,
     overwrite: Overwrite = False,
     weights: Weights = None,
@@ -50,12 +60,12 @@ def compare(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Measure growth between two scans of one patient.
+    """Measure the growth of hemorrhage between two scans of one patient.
 
-    Aligns the scans, measures both in the same orientations, and compares the change with what two scans of a
-    hemorrhage that did not change differ by. OUTPUT gets compare.html, compare.json, compare.csv and the masks.
+    Aligns the scans, measures both in the same orientations, and compares the change with the difference between two
+    scans of an unchanged hemorrhage. Writes compare.html, compare.json, compare.csv and the masks to OUTPUT, if given.
 
-    Exit code 0: every pair compared; 1: at least one was not (each is named on stderr); 2: wrong usage.
+    Exit codes: 0, all pairs were compared; 1, some failed (each is named on stderr); 2, wrong usage.
     """
     from contextlib import nullcontext
 

@@ -42,78 +42,91 @@ class Column:
 
 _ABC2 = "ABC/2 (Kothari 1996)"
 SUMMARY = (
-    Column("case", "text", "The scan's path below the input folder"),
-    Column("status", "done|failed", "Whether there is a result"),
-    Column("volume_ml", "number", "Volume of all hemorrhage, from the voxels of the mask", "mL"),
-    Column("lesions", "integer", "Lesions: connected components of the mask"),
+    Column("case", "text", "Path of the scan relative to the input folder"),
+    Column("status", "done|failed", "Whether the case has a result"),
+    Column("volume_ml", "number", "Total volume of hemorrhage, from the voxels of the mask", "mL"),
+    Column("lesions", "integer", "Number of lesions (connected components of the mask)"),
     Column("largest_ml", "number", "Volume of the largest lesion", "mL"),
-    Column("seconds", "number", "Time that it took", "s"),
-    Column("warnings", "text", "What looks odd about the scan"),
-    Column("error", "text", "Why there is no result"),
-    Column("series", "text", "Which series of a DICOM study was taken, and why"),
-    Column("mask", "text", "The mask's path, as seen from the table"),
-    Column("scan", "text", "Content hash, size and times of the scan's files", internal=True),
-    Column("made_by", "text", "Version, weights and options that made the result"),
-    Column("implausible", "text", "What cannot be about the result; look at it before you use the figures"),
-    Column("source", "text", "The scan's path, as seen from the table", internal=True),
-    Column("mask_sha256", "text", "Content hash of the mask as it was written", internal=True),
-    Column("checksum", "text", "Whether the line is as hemseg wrote it", internal=True),
+    Column("seconds", "number", "Processing time", "s"),
+    Column("warnings", "text", "Warnings: what looks unusual about the scan"),
+    Column("error", "text", "Reason why there is no result"),
+    Column("series", "text", "Series of the DICOM study that was used, and why"),
+    Column("mask", "text", "Path of the mask relative to the folder of this table"),
+    Column("scan", "text", "Content hash, size and times of the files of the scan", internal=True),
+    Column("made_by", "text", "Version, weights and options that produced the result"),
+    Column("implausible", "text", "What is implausible about the result; inspect it before using the figures"),
+    Column("source", "text", "Path of the scan relative to the folder of this table", internal=True),
+    Column("mask_sha256", "text", "Content hash of the mask as written", internal=True),
+    Column("checksum", "text", "Shows whether the row is as hemseg wrote it", internal=True),
     Column("largest_abc2_ml", "number", f"{_ABC2} of the largest lesion", "mL"),
     Column("largest_a_cm", "number", "A of the largest lesion", "cm"),
     Column("largest_b_cm", "number", "B of the largest lesion", "cm"),
     Column("largest_c_cm", "number", "C of the largest lesion", "cm"),
-    Column("volume_ml_low", "number", "Lower end of the volume's range (--range; empty without)", "mL"),
-    Column("volume_ml_high", "number", "Upper end of the volume's range (--range; empty without)", "mL"),
-    Column("lesions_checksum", "text", "Whether the case's lines of lesions.csv are there as written", internal=True),
+    Column("volume_ml_low", "number", "Lower end of the volume range (empty without --range)", "mL"),
+    Column("volume_ml_high", "number", "Upper end of the volume range (empty without --range)", "mL"),
+    Column(
+        "lesions_checksum", "text", "Shows whether the rows of the case in lesions.csv are as written", internal=True
+    ),
     Column(
         "doubtful_slices",
         "text",
-        "Slices in which U-Net and slice classifier see hemorrhage and nothing is outlined, "
-        "counted from 1, from inferior",
+        "Slices in which both the U-Net and the slice classifier see hemorrhage but nothing is outlined; "
+        "counted from 1, starting inferiorly",
     ),
 )
 LESIONS = (
-    Column("case", "text", "The scan's path below the input folder, as in summary.csv"),
+    Column("case", "text", "Path of the scan relative to the input folder, as in summary.csv"),
     Column("lesion", "integer", "Number of the lesion within the case; 1 is the largest"),
-    Column("volume_ml", "number", "Volume, from the voxels of the mask", "mL"),
-    Column("abc2_ml", "number", f"{_ABC2}: A times B times C, halved", "mL"),
-    Column("a_cm", "number", "A: largest diameter on the axial slice where the lesion's area is largest", "cm"),
-    Column("b_cm", "number", "B: longest line at right angles to A within the outline, on the same slice", "cm"),
+    Column("volume_ml", "number", "Volume of the lesion, from the voxels of the mask", "mL"),
+    Column("abc2_ml", "number", f"{_ABC2}: A times B times C, divided by 2", "mL"),
+    Column("a_cm", "number", "A: largest diameter on the axial slice with the largest area of the lesion", "cm"),
+    Column("b_cm", "number", "B: longest line perpendicular to A within the outline, on the same slice", "cm"),
     Column(
         "c_cm",
         "number",
-        "C: thickness of its slices, weighted 1 above 75 % of the largest area, 0.5 from 25 to 75 %, 0 below",
+        "C: total thickness of the slices, weighted 1 above 75 % of the largest area, 0.5 from 25 to 75 %, 0 below",
         "cm",
     ),
-    Column("x_mm", "number", "Centroid, towards the patient's left (DICOM coordinates, LPS)", "mm"),
-    Column("y_mm", "number", "Centroid, towards posterior", "mm"),
-    Column("z_mm", "number", "Centroid, towards superior", "mm"),
+    Column("x_mm", "number", "x of the centroid, increasing towards the patient's left (DICOM coordinates, LPS)", "mm"),
+    Column("y_mm", "number", "y of the centroid, increasing towards posterior", "mm"),
+    Column("z_mm", "number", "z of the centroid, increasing towards superior", "mm"),
     Column(
         "side",
         "left|right|midline|unknown",
-        "The patient's side on which the centroid lies; midline within 5 mm of the middle of the skull's inside; "
-        "unknown where the file does not say how the patient lies, or the head lies across",
+        "Side of the patient on which the centroid lies; midline: within 5 mm of the middle of the intracranial space; "
+        "unknown: the file does not state the orientation of the patient, or the head lies sideways",
     ),
     Column(
         "first_slice",
         "integer",
         "First slice, counted from 1 in the order of the file (pictures and pages count from inferior)",
     ),
-    Column("last_slice", "integer", "Last slice"),
-    Column("mean_hu", "number", "Mean of its voxels, as stored", "HU"),
-    Column("median_hu", "number", "Median of its voxels", "HU"),
-    Column("skull_mm", "number", "In-plane distance of its outermost voxel to the inside of the skull", "mm"),
-    Column("touches_skull", "yesno", "It comes within 2 mm of the inside of the skull"),
+    Column("last_slice", "integer", "Last slice, counted in the same way"),
+    Column("mean_hu", "number", "Mean HU of the voxels of the lesion, as stored", "HU"),
+    Column("median_hu", "number", "Median HU of the voxels of the lesion, as stored", "HU"),
+    Column(
+        "skull_mm",
+        "number",
+        "In-plane distance from the outermost voxel of the lesion to the inner surface of the skull",
+        "mm",
+    ),
+    Column("touches_skull", "yesno", "Whether the lesion comes within 2 mm of the inner surface of the skull"),
     Column(
         "touches_ventricle",
         "yesno",
-        "By a rule of thumb, it comes within 3 mm of CSF deep in the brain, in plane: ventricles, and deep cisterns; a "
-        "ventricle full of blood does not count",
+        "Whether the lesion comes within 3 mm, in plane, of CSF deep in the brain (ventricles and deep cisterns); a "
+        "rule of thumb: a ventricle full of blood does not count",
     ),
-    Column("probability_mean", "number", "Mean of the network's probability over its voxels; empty for given masks"),
-    Column("probability_max", "number", "Largest of the network's probabilities; empty for given masks"),
-    Column("kind", "|".join((*KINDS, UNSURE)), "Kind of hemorrhage (docs/usage.md); empty where the weights name none"),
-    Column("kind_probability", "number", "Probability of the most probable kind, if the lesion is hemorrhage"),
+    Column(
+        "probability_mean",
+        "number",
+        "Mean probability of the network over the voxels of the lesion; empty for given masks",
+    ),
+    Column("probability_max", "number", "Maximum probability of the network in the lesion; empty for given masks"),
+    Column(
+        "kind", "|".join((*KINDS, UNSURE)), "Kind of hemorrhage (docs/usage.md); empty if the weights name no kinds"
+    ),
+    Column("kind_probability", "number", "Probability of the most probable kind, given that the lesion is hemorrhage"),
 )
 
 

@@ -7,9 +7,9 @@ python -m training all --config best --data ../data/phe-sich --data ../data/ct-i
 python -m training measure --data ../data/ct-ich --out OUT
 python -m training phantoms FOLDER --cases 20
 
-A stage that is done is skipped; one that was interrupted goes on where it was; one whose configuration or inputs
-changed starts over, and a network that was trained to its end goes to RUN/former. Naming a stage runs what it needs
-first.
+A finished stage is skipped, and an interrupted one resumes. A stage whose configuration or inputs changed starts over;
+if it had finished training a network, that network is moved to RUN/former. Naming a stage also runs the stages that it
+needs before it.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def _ablate(
     seed: SeedOption = None,
     masks: MasksOption = False,
 ) -> None:
-    """Run the paper's ablation (Table 2), the supervised upper bound and the threshold; write the tables to OUT."""
+    """Run the ablation of the paper (Table 2), the supervised upper bound and the threshold baseline; writes tables."""
     from ..experiments.ablation import ablate
 
     ablate(
@@ -62,14 +62,16 @@ def _crossval(
     run: RunOption,
     out: TablesOption,
     data: DataOption = None,
-    folds: Annotated[int, typer.Option(help="Disjoint test sets of a fifth of the patients each.")] = 3,
+    folds: Annotated[
+        int, typer.Option(help="Number of folds, with disjoint test sets of a fifth of the patients each.")
+    ] = 3,
     devices: DevicesOption = "auto",
     nodes: NodesOption = 1,
     precision: PrecisionOption = "auto",
     workers: WorkersOption = "auto",
     compile: CompileOption = False,
 ) -> None:
-    """Cross-validate the whole recipe by patient; write the tables to OUT."""
+    """Cross-validate the whole recipe by patient; writes tables."""
     from ..experiments.crossval import crossvalidate
 
     crossvalidate(
@@ -89,7 +91,11 @@ def _control(
     compile: CompileOption = False,
     seed: SeedOption = None,
 ) -> None:
-    """Train once more with slice labels permuted within each volume: it must fail. Dice beside the threshold's."""
+    """Train again with slice labels permuted within each volume, a control that must fail.
+
+    Labels of single slices are permuted among each other. Prints the Dice of the recipe, of the control and of a
+    threshold without learning.
+    """
     from ..experiments.ablation import control
 
     hardware = hardware_of(devices, nodes, precision, workers, compile)
@@ -103,12 +109,14 @@ def _finetuning(
     config: ConfigOption,
     run: RunOption,
     out: TablesOption,
-    data: Annotated[Path, typer.Option(help="The new scans, which the initial weights have not seen.")],
+    data: Annotated[Path, typer.Option(help="Data set of new scans, which the initial weights have not seen.")],
     old: Annotated[
-        list[Path] | None, typer.Option(help="A data set that they learned from; may be given several times.")
+        list[Path] | None,
+        typer.Option(help="Data set that the initial weights learned from; may be given several times."),
     ] = None,
     patients: Annotated[
-        list[int] | None, typer.Option(help="Train on so many; may be given several times. All come last anyway.")
+        list[int] | None,
+        typer.Option(help="Number of patients to train on; may be given several times. The last run always uses all."),
     ] = None,
     init: InitOption = "",
     devices: DevicesOption = "auto",
@@ -118,7 +126,7 @@ def _finetuning(
     compile: CompileOption = False,
     seed: SeedOption = None,
 ) -> None:
-    """Measure what fine-tuning gains on new scans and forgets of old ones, by the number of patients."""
+    """Measure what fine-tuning gains on new scans and forgets on old ones, by number of training patients."""
     require_training()
     from ..config import load_config
     from ..console import in_words
@@ -140,10 +148,10 @@ def _tradeoff(
     run: RunOption,
     out: TablesOption,
     data: DataOption = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Of each U-Net.")] = 20,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each U-Net.")] = 20,
     seed: SeedOption = None,
 ) -> None:
-    """Train U-Nets of other grids and widths on what the weights outline; Dice on val against time, as a table."""
+    """Train U-Nets with other grids and widths on the outlines of hemseg's weights; writes Dice on val against time."""
     from ..console import in_words
     from ..experiments.tradeoff import tradeoff
 
@@ -155,9 +163,9 @@ def _tradeoff(
 def _shortcuts(
     config: ConfigOption, run: RunOption, data: DataOption = None, init: InitOption = "", seed: SeedOption = None
 ) -> None:
-    """Measure whether the classifier's answer depends on the data set a slice is from (its negative val slices).
+    """Measure whether the classifier's answer depends on the data set a slice is from (on negative val slices).
 
-    With --init, of the classifiers of those weights; RUN then holds the prepared scans alone.
+    With --init, the classifiers of those weights are measured; RUN then holds only the prepared scans.
     """
     from ..console import in_words
     from ..experiments.shortcuts import shortcuts
@@ -183,16 +191,18 @@ def _shortcuts(
 def _record(
     identity: Annotated[str, typer.Argument(metavar="ID", help="Name of the experiment.")],
     recipe: Annotated[str, typer.Option(help="What was done, in a few words.")],
-    order: Annotated[int, typer.Option(help="Its place in the table.")],
-    evaluation: Annotated[Path | None, typer.Option(help="Folder of tables; by default that of the run.")] = None,
-    run: Annotated[Path | None, typer.Option(help="Folder of the run that made it, if one did.")] = None,
+    order: Annotated[int, typer.Option(help="Position in the table.")],
+    evaluation: Annotated[
+        Path | None, typer.Option(help="Folder of the evaluation; by default, that of the run.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of the run that produced it, if any.")] = None,
     variant: Annotated[str, typer.Option(help="Suffix of the run's stages, such as @supervised.")] = "",
     config: RunConfigOption = "",
     data: DataOption = None,
-    selection: Annotated[str, typer.Option(help="What val masks were used for.")] = "",
+    selection: Annotated[str, typer.Option(help="What the val masks were used for.")] = "",
     seed: SeedOption = None,
 ) -> None:
-    """Write an experiment to docs/results/runs, for the table that `experiments` makes."""
+    """Record an experiment in docs/results/runs, for the table made by `experiments`."""
     import json
 
     from hemseg.manifest import Manifest
@@ -220,7 +230,7 @@ def _record(
 
 @app.command("experiments")
 def _experiments() -> None:
-    """Make docs/results/experiments.md from what was recorded."""
+    """Generate docs/results/experiments.md from the recorded experiments."""
     from ..experiments.records import TABLE, write_experiments
 
     write_experiments()

@@ -32,16 +32,16 @@ app = typer.Typer()
 def _train(
     run: RunOption,
     data: DataSetsOption,
-    out: Annotated[Path, typer.Option(help="Folder for what was learned and the tables of val.")],
+    out: Annotated[Path, typer.Option(help="Folder for kinds.npz and the tables of val.")],
     config: ConfigOption = "best",
     weights: Annotated[
         Path | None,
-        typer.Option(help="Weights whose slice classifier says what it sees; by default, it is not asked."),
+        typer.Option(help="Weights whose slice classifier is used as well; by default, none is used."),
     ] = None,
-    labels: Annotated[str, typer.Option(help="The run's stage whose masks are the lesions.")] = "relabel",
+    labels: Annotated[str, typer.Option(help="Stage of the run whose masks define the lesions.")] = "relabel",
     seed: SeedOption = None,
 ) -> None:
-    """Learn kinds of lesions; writes kinds.npz and, of the lesions of val, tables and a plot."""
+    """Learn to name the kinds of lesions; writes kinds.npz and, for the lesions of val, tables and a plot."""
     from ..console import in_words
     from ..pipeline.kinds import train_kinds
 
@@ -77,14 +77,14 @@ def _data(config: str, folders: list[Path], run: Path, labels: str, seed: int | 
 
 @app.command("kinds-attach")
 def _attach(
-    source: Annotated[Path, typer.Argument(help="Folder that `kinds-train` wrote.")],
-    weights: Annotated[Path, typer.Argument(help="Folder with a manifest.")],
+    source: Annotated[Path, typer.Argument(help="Folder written by `kinds-train`.")],
+    weights: Annotated[Path, typer.Argument(help="Folder with manifest.json.")],
     measured: Annotated[
         Path | None,
-        typer.Option(help="summary.csv of kinds-measure: reports say how often they were right on test."),
+        typer.Option(help="summary.csv of `kinds-measure`; reports then state how often kinds were right on test."),
     ] = None,
 ) -> None:
-    """Put what was learned beside weights, and name it in their manifest."""
+    """Copy the output of `kinds-train` to a folder of weights and enter it in their manifest."""
     from ..export.kinds import attach_kinds
 
     attach_kinds(source, weights, measured)
@@ -95,12 +95,12 @@ def _attach(
 def _slices(
     run: RunOption,
     data: DataSetsOption,
-    out: Annotated[Path, typer.Option(help="The table.")],
+    out: Annotated[Path, typer.Option(help="CSV file for the table.")],
     split: SplitOption = None,
     weights: WeightsOption = None,
     config: ConfigOption = "best",
 ) -> None:
-    """Measure how well the slice classifier of weights tells kinds of hemorrhage in a run's prepared slices."""
+    """Measure how well the slice classifier tells kinds of hemorrhage apart in the prepared slices of a run."""
     from ..console import in_words
     from ..evaluation.tables import write_table
     from ..pipeline.kinds import measured_slices
@@ -117,11 +117,13 @@ def _measure(
     out: TablesOption,
     split: SplitOption = None,
     weights: WeightsOption = None,
-    phantoms: Annotated[int, typer.Option(help="Phantoms of each kind.")] = 4,
-    painted: Annotated[Path | None, typer.Option(help="Data set whose test heads get the bleeds of the plan.")] = None,
-    painted_heads: Annotated[int, typer.Option(help="Of these heads, so many.")] = 20,
+    phantoms: Annotated[int, typer.Option(help="Number of phantoms of each kind.")] = 4,
+    painted: Annotated[
+        Path | None, typer.Option(help="Data set whose test heads get the planned painted bleeds.")
+    ] = None,
+    painted_heads: Annotated[int, typer.Option(help="Number of these heads to use.")] = 20,
 ) -> None:
-    """Measure the kinds that weights give to lesions: tables by data set, split and kind, and a confusion matrix."""
+    """Measure the kinds assigned to lesions; writes tables by data set, split and kind, and a confusion matrix."""
     from hemseg.model import load
 
     from ..console import in_words

@@ -32,10 +32,12 @@ def _measure(
     out: TablesOption,
     split: SplitOption = None,
     weights: WeightsOption = None,
-    threshold: Annotated[bool, typer.Option("--threshold", help="A threshold without learning instead.")] = False,
-    pictures: Annotated[Path | None, typer.Option(help="Folder for panels of real scans: keep them private.")] = None,
+    threshold: Annotated[
+        bool, typer.Option("--threshold", help="Measure a threshold without learning instead.")
+    ] = False,
+    pictures: Annotated[Path | None, typer.Option(help="Folder for panels of real scans; keep them private.")] = None,
 ) -> None:
-    """Measure weights on data sets: tables and plots (Bland-Altman, Dice by volume, ROC of slices)."""
+    """Measure weights on data sets; writes tables and plots (Bland-Altman, Dice by volume, slice ROC)."""
     from hemseg.manifest import default_weights
     from hemseg.preprocessing import Settings
 
@@ -56,9 +58,11 @@ def _quality(
     run: RunOption,
     data: DataOption = None,
     seed: SeedOption = None,
-    permuted: Annotated[bool, typer.Option("--permuted", help="Those of `control`, of permuted slice labels.")] = False,
+    permuted: Annotated[
+        bool, typer.Option("--permuted", help="Measure those of `control` (permuted slice labels).")
+    ] = False,
 ) -> None:
-    """Measure the pseudo-labels of a run against the reference masks of val (Dice, by data set)."""
+    """Measure the pseudo-labels of a run against the reference masks of val (Dice by data set)."""
     import numpy as np
 
     from ..evaluation.quality import label_quality
@@ -81,16 +85,17 @@ def _quality(
 
 @app.command("slices")
 def _slices(
-    data: Annotated[Path, typer.Option(help="A data set of single slices, such as rsna-slices.")],
+    data: Annotated[Path, typer.Option(help="Data set of single slices, such as rsna-slices.")],
     out: TablesOption,
     split: SplitOption = None,
     weights: WeightsOption = None,
     run: Annotated[
-        Path | None, typer.Option(help="Folder of a run whose slice classifier is asked in place of the weights'.")
+        Path | None,
+        typer.Option(help="Folder of a run whose slice classifier is used instead of the one in the weights."),
     ] = None,
     config: RunConfigOption = "best",
 ) -> None:
-    """Measure weights on single slices with labels: AUC, found and marked, by kind of hemorrhage."""
+    """Measure weights on labeled single slices: AUC, slices found and slices marked, by kind of hemorrhage."""
     from hemseg.model import load
 
     from ..console import in_words
@@ -116,9 +121,9 @@ def _slices(
 @app.command()
 def kinds(
     weights: WeightsOption = None,
-    out: Annotated[Path, typer.Option(help="The table.")] = Path("docs/results/phantom_kinds.csv"),
+    out: Annotated[Path, typer.Option(help="CSV file for the table.")] = Path("docs/results/phantom_kinds.csv"),
 ) -> None:
-    """Measure weights on phantoms of each kind of hemorrhage, and on healthy ones."""
+    """Measure weights on phantoms of each kind of hemorrhage and on healthy ones."""
     from ..console import in_words
     from ..evaluation.samples import measure_kinds
 
@@ -128,18 +133,18 @@ def kinds(
 
 @app.command("painted")
 def _painted(
-    data: Annotated[Path | None, typer.Option(help="A data set, to measure on.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Data set to measure on.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the tables.")] = None,
     split: SplitOption = None,
     weights: WeightsOption = None,
     run: Annotated[
-        Path | None, typer.Option(help="Folder of a run, to paint into its prepared training scans.")
+        Path | None, typer.Option(help="Folder of a run; bleeds are painted into its prepared training scans.")
     ] = None,
-    sheet: Annotated[Path | None, typer.Option(help="The picture of these to write: keep it private.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="File for a picture of these; keep it private.")] = None,
     config: RunConfigOption = "best",
-    seed: Annotated[int, typer.Option(help="Of the picture.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the picture.")] = 0,
 ) -> None:
-    """Measure weights on bleeds painted into held-out heads; or show what training paints."""
+    """Measure weights on bleeds painted into held-out heads, or show what training paints."""
     from ..console import in_words
     from ..evaluation.painted_heads import painted_heads, painted_summary, read_plan
 
@@ -181,7 +186,7 @@ def _operating_point(
     out: TablesOption,
     weights: WeightsOption = None,
 ) -> None:
-    """Cut the answers on val at several thresholds: what is found against what is false, as a table."""
+    """Apply several thresholds to the network output on val; tabulates and plots detections against false positives."""
     from hemseg.model import load
 
     from ..console import in_words
@@ -201,10 +206,12 @@ def _operating_point(
 def _range(
     data: DataSetsOption,
     out: TablesOption,
-    weights: Annotated[Path, typer.Option(help="Folder with a manifest; thresholds and margin are written to it.")],
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the manifest as it is.")] = False,
+    weights: Annotated[
+        Path, typer.Option(help="Folder with manifest.json, to which thresholds and margin are written.")
+    ],
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the manifest unchanged.")] = False,
 ) -> None:
-    """Calibrate the range of a volume on val: thresholds and margin into the manifest, a table to --out."""
+    """Calibrate the range of volumes on val; writes thresholds and margin to the manifest and a table to --out."""
     from dataclasses import replace
 
     from hemseg.model import load
@@ -233,9 +240,11 @@ def _stripping(
     heads: Annotated[str, typer.Option(help="Name of the data set of whole heads that --stripped belongs to.")] = "",
     stripped: StrippedOption = None,
     weights: WeightsOption = None,
-    strip: Annotated[str, typer.Option(help="An ONNX file in place of the weights' strip, or `paper`.")] = "",
+    strip: Annotated[
+        str, typer.Option(help="ONNX file to use instead of the skull strip of the weights, or `paper`.")
+    ] = "",
 ) -> None:
-    """Measure the skull strip: brain that is lost, muscle that is kept; tables per data set and split."""
+    """Measure the skull strip: brain lost and muscle kept; writes tables by data set and split."""
     from ..console import in_words
     from ..data.datasets import load_dataset
     from ..evaluation.stripping import strip_predictor, stripping
@@ -250,13 +259,13 @@ def _stripping(
 
 @app.command("robustness")
 def _robustness(
-    data: Annotated[Path, typer.Option(help="A data set with reference masks.")],
+    data: Annotated[Path, typer.Option(help="Data set with reference masks.")],
     out: TablesOption,
     split: SplitOption = None,
     stripped: StrippedOption = None,
     weights: WeightsOption = None,
 ) -> None:
-    """Measure weights on scans in other windows, with shifted HU, and cut down to few slices."""
+    """Measure weights on scans in other windows, with shifted HU, and reduced to few slices."""
     from hemseg.model import load
 
     from ..console import in_words
@@ -292,12 +301,12 @@ def _robustness(
 @app.command("retest")
 def _retest(
     out: TablesOption,
-    data: Annotated[Path | None, typer.Option(help="A data set of whole heads, of which val is measured.")] = None,
-    phantoms: Annotated[int, typer.Option(min=0, help="So many phantoms.")] = 12,
+    data: Annotated[Path | None, typer.Option(help="Data set of whole heads; its val split is measured.")] = None,
+    phantoms: Annotated[int, typer.Option(min=0, help="Number of phantoms.")] = 12,
     weights: WeightsOption = None,
-    seed: Annotated[int, typer.Option(help="Of turns, shifts and noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of rotations, shifts and noise.")] = 0,
 ) -> None:
-    """Measure what differs between two scans of a head in which nothing changed; `hemseg compare` reads the limits."""
+    """Measure the difference between two scans of an unchanged head; `hemseg compare` reads the resulting limits."""
     from functools import partial
 
     from hemseg.model import load
@@ -318,15 +327,20 @@ def _retest(
 
 @app.command("uncertain")
 def _uncertain(
-    scans: Annotated[Path, typer.Option(help="A folder of scans; labels are not needed.")],
+    scans: Annotated[Path, typer.Option(help="Folder of scans; labels are not needed.")],
     run: RunOption,
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="Folder with manifest.json; by default the run's, else hemseg's.")
+        Path | None,
+        typer.Option(
+            "--weights", help="Folder with manifest.json; by default, that of the run, otherwise hemseg's own."
+        ),
     ] = None,
-    second: Annotated[Path | None, typer.Option(help="Other weights to ask, too: of another seed, or older.")] = None,
-    panels: Annotated[int, typer.Option(min=0, help="So many scans get a picture.")] = 12,
+    second: Annotated[
+        Path | None, typer.Option(help="Other weights to consult as well, of another seed or older.")
+    ] = None,
+    panels: Annotated[int, typer.Option(min=0, help="Number of scans that get a picture.")] = 12,
 ) -> None:
-    """Rank scans by disagreement (mirrored head, slice classifier, other weights): label the first ones first."""
+    """Rank scans by disagreement (mirrored head, slice classifier, other weights): label the top ones first."""
     require_training()
     from hemseg.manifest import MANIFEST
     from hemseg.model import load

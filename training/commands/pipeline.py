@@ -55,12 +55,12 @@ def _stage_command(name: str, text: str) -> None:
 
 _stage_command("all", "Run all stages.")
 for _name, _what in STAGES.items():
-    _stage_command(_name, f"{_what} Runs the stages that it needs first.")
+    _stage_command(_name, f"{_what} First runs the stages it needs.")
 
 
 @app.command()
 def status(run: RunOption) -> None:
-    """Show the stages of a run: done, under way or interrupted, minutes and figures."""
+    """Show the stages of a run: their state (done, in progress or interrupted), minutes and figures."""
     from rich.console import Console
     from rich.table import Table
 

@@ -27,11 +27,11 @@ app = typer.Typer()
 @app.command("strip")
 def _strip(
     run: RunOption,
-    stripped: Annotated[list[Path], typer.Option(help="Data set of scans without what lies outside the skull.")],
-    heads: Annotated[Path | None, typer.Option(help="The same scans (of the first --stripped) as whole heads.")] = None,
-    phantoms: Annotated[int, typer.Option(help="Phantoms beside them.")] = 96,
-    epochs: Annotated[int, typer.Option(min=1, help="Times through all scans.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of weights, order and phantoms.")] = 0,
+    stripped: Annotated[list[Path], typer.Option(help="Data set of scans with everything outside the skull removed.")],
+    heads: Annotated[Path | None, typer.Option(help="The scans of the first --stripped as whole heads.")] = None,
+    phantoms: Annotated[int, typer.Option(help="Number of additional phantoms.")] = 96,
+    epochs: Annotated[int, typer.Option(min=1, help="Number of epochs.")] = 8,
+    seed: Annotated[int, typer.Option(help="Random seed of weights, order and phantoms.")] = 0,
     precision: PrecisionOption = "auto",
 ) -> None:
     """Train the learned skull strip; writes RUN/strip.onnx."""
@@ -49,14 +49,14 @@ def _strip(
 
 @app.command()
 def phantoms(
-    folder: Annotated[Path, typer.Argument(help="Where to.")],
-    cases: Annotated[int, typer.Option(help="How many; one in five is healthy.")] = 20,
-    seed: Annotated[int, typer.Option(help="Of heads, hemorrhages and noise.")] = 0,
-    size: Annotated[int, typer.Option(help="Pixels of a slice, along each side of 230 mm.")] = 256,
-    slices: Annotated[int, typer.Option(help="Of 140 mm.")] = 28,
-    varied: Annotated[bool, typer.Option("--varied", help="Pixels and noise of its own for each.")] = False,
+    folder: Annotated[Path, typer.Argument(help="Output folder.")],
+    cases: Annotated[int, typer.Option(help="Number of phantoms; one in five is healthy.")] = 20,
+    seed: Annotated[int, typer.Option(help="Random seed of heads, hemorrhages and noise.")] = 0,
+    size: Annotated[int, typer.Option(help="Pixels along each side of a slice (230 mm).")] = 256,
+    slices: Annotated[int, typer.Option(help="Number of slices (140 mm in all).")] = 28,
+    varied: Annotated[bool, typer.Option("--varied", help="Vary pixel size and noise between phantoms.")] = False,
 ) -> None:
-    """Make a data set of phantoms: scans, masks, slice labels with subtypes, and a split."""
+    """Generate a data set of phantoms: scans, masks, slice labels with subtypes, and a split."""
     from ..data.phantom import Grid, write_dataset
 
     grid = Grid((slices, size, size), (230 / size, 230 / size, 140 / slices))
@@ -64,8 +64,8 @@ def phantoms(
 
 
 @app.command()
-def samples(root: Annotated[Path, typer.Option(help="The folder that has these.")] = Path("test")) -> None:
-    """Make the sample scans of test/cases, their truth, and the masks that the present weights give."""
+def samples(root: Annotated[Path, typer.Option(help="Folder that contains them.")] = Path("test")) -> None:
+    """Generate the sample scans of test/cases, their ground truth, and the masks of the current weights."""
     from ..evaluation.samples import write_samples
 
     write_samples(root)
@@ -73,10 +73,10 @@ def samples(root: Annotated[Path, typer.Option(help="The folder that has these."
 
 @app.command()
 def pictures(
-    out: Annotated[Path, typer.Option(help="Where to.")] = Path("docs"),
-    scans: Annotated[Path, typer.Option(help="The sample scans.")] = Path("test/cases"),
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("docs"),
+    scans: Annotated[Path, typer.Option(help="Folder of the sample scans.")] = Path("test/cases"),
 ) -> None:
-    """Make the pictures of README.md and docs/usage.md anew: phantoms, by the present weights. It needs Chromium."""
+    """Regenerate the pictures of README.md and docs/usage.md: phantoms and the current weights. Requires Chromium."""
     from ..evaluation.pictures import write_pictures
 
     write_pictures(out, scans)
@@ -93,7 +93,7 @@ def _bundle(
     precision: PrecisionOption = "auto",
     seed: SeedOption = None,
 ) -> None:
-    """Write the U-Net of a run as a MONAI bundle; runs what is not done yet."""
+    """Export the U-Net of a run as a MONAI bundle; first runs the stages that are not done yet."""
     from ..export.bundle import write_bundle
 
     require_training()
@@ -104,7 +104,7 @@ def _bundle(
 
 @app.command()
 def optimize(folder: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Folder with manifest.json.")]) -> None:
-    """Rewrite the graph of weights that an older export made, so that it runs faster; it computes the same."""
+    """Rewrite the graph of weights from an older export so that it runs faster; it computes the same."""
     from ..export.graph import optimize_weights
 
     print(f"{folder}: rewritten; probabilities differ by {optimize_weights(folder):.1g} at most")
@@ -114,7 +114,7 @@ def optimize(folder: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Fol
 def _bench(
     config: ConfigOption, run: RunOption, data: DataOption = None, precision: PrecisionOption = "32-true"
 ) -> None:
-    """Time the loader, the network alone and real training, in slices a second and as ratios."""
+    """Time the data loader, the network alone and real training, in slices per second and as ratios."""
     try:
         from benchmarks.loader import bench
     except ModuleNotFoundError as error:
