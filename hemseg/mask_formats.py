@@ -82,7 +82,7 @@ _SEG = MaskFormat(
 MASK_FORMATS = {
     form.name: form
     for form in (
-        MaskFormat(SAME, "", "as the scan, mha for DICOM"),
+        MaskFormat(SAME, "", "that of the scan, mha for DICOM"),
         MaskFormat("mha", ".mha"),
         MaskFormat("nii.gz", ".nii.gz"),
         _SEG,
@@ -94,7 +94,7 @@ MASK_FORMATS = {
 def help_text() -> str:
     """What ``--help`` says about ``--format``."""
     about = (f"{form.name}: {form.about}" for form in MASK_FORMATS.values() if form.about)
-    return "; ".join(["Of the masks", *about]) + "."
+    return f"Format of the masks. {'; '.join(about)}."
 
 
 def format_of(path: Path) -> MaskFormat | None:

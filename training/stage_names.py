@@ -10,17 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 STAGES = {  # of the recipe itself, in order: what each makes
-    "prepare": "Scans on the working grid, stripped of skull and scalp.",
-    "classify": "The slice classifier, from slice labels.",
-    "sequence": "The classifier trained on through an LSTM along the slices.",
-    "cam": "Activation maps of the positive slices.",
-    "pseudolabel": "Masks from the maps, by differential prediction.",
-    "segment": "The first U-Net, from the pseudo-labels.",
-    "relabel": "The U-Net's own labels of its positive slices, where self-training is on.",
-    "resegment": "The U-Net trained on with them, or another one.",
-    "export": "ONNX weights and their manifest.",
-    "panels": "Pictures like the paper's Fig. 3, of val.",
-    "evaluate": "Figures on the test split.",
+    "prepare": "Resample the scans to the working grid and remove skull and scalp.",
+    "classify": "Train the slice classifier on the slice labels.",
+    "sequence": "Train the classifier further through an LSTM along the slices.",
+    "cam": "Compute the activation maps of the positive slices.",
+    "pseudolabel": "Derive pseudo-label masks from the maps by differential prediction.",
+    "segment": "Train the first U-Net on the pseudo-labels.",
+    "relabel": "Relabel the positive slices with the U-Net, if self-training is enabled.",
+    "resegment": "Train the U-Net further on these labels, or train another one.",
+    "export": "Export ONNX weights and their manifest.",
+    "panels": "Draw panels of val like Fig. 3 of the paper.",
+    "evaluate": "Compute the metrics on the test split.",
 }
 NETWORK = "network.pt"  # in the folder of a stage that trains one
 WITHOUT_LEARNING = "evaluate@baseline"  # the threshold of the tables' row 0

@@ -246,15 +246,15 @@ PAGE = """# Tables
 
 <!-- made by `python -m hemseg.report.columns docs`; change hemseg/report/columns.py -->
 
-A folder of scans gets `summary.csv`, a line for each case, and `lesions.csv`, a line for each lesion (`hemseg segment`,
-`hemseg measure`). Both are UTF-8 with commas and points. A text that a spreadsheet would run as a formula begins with
-an apostrophe.
+For a folder of scans, `hemseg segment` and `hemseg measure` write `summary.csv`, with one row per case, and
+`lesions.csv`, with one row per lesion. Both are UTF-8 with commas as separators and decimal points. Text that a
+spreadsheet would run as a formula starts with an apostrophe.
 
 ## summary.csv
 
 {summary}
 
-These serve to go on with a run that was stopped:
+These columns are used to resume an interrupted run:
 
 {internal}
 
@@ -264,22 +264,22 @@ These serve to go on with a run that was stopped:
 
 ## ABC/2
 
-The bedside estimate after Kothari et al. (Stroke 1996;27:1304-1305), of each lesion alone. *A* is the largest diameter
-on the axial slice where the lesion's area is largest; *B* the longest line at right angles to A that runs within the
-outline on that slice, which of a crescent is its thickness; *C* the thickness of the slices that show it, each weighted
-by its area: whole above 75 % of the largest area, half from 25 to 75 %, not at all below. Diameters run between the
-outer edges of pixels.
+The bedside estimate of Kothari et al. (Stroke 1996;27:1304-1305), for each lesion separately. *A* is the largest
+diameter on the axial slice with the largest area of the lesion; *B* is the longest line perpendicular to A within the
+outline on that slice (for a crescent, its thickness); *C* is the total thickness of the slices that show the lesion,
+each weighted by its area: fully above 75 % of the largest area, half from 25 to 75 %, and not at all below. Diameters
+are measured between the outer edges of pixels.
 
-By this rule, C of an ellipsoid in thin slices is 0.68 times its height, and ABC/2 is 0.65 times its volume; C of few
-thick slices depends on where they lie. `volume_ml` counts voxels and does not have this fault.
+By this rule, C of an ellipsoid in thin slices is 0.68 times its height, and ABC/2 is 0.65 times its volume; with few
+thick slices, C depends on where they lie. `volume_ml` counts voxels and does not have this bias.
 
 ## REDCap
 
-[redcap_data_dictionary.csv](redcap_data_dictionary.csv) is the data dictionary of both tables: an instrument for the
-scan, `hemseg_scan`, and one for its lesions, `hemseg_lesion`, to be made a repeating one in the project's setup. The
-record is the `case`. In `lesions.csv`, rename `volume_ml` to `lesion_volume_ml`, and add the columns
-`redcap_repeat_instrument` (`hemseg_lesion`) and `redcap_repeat_instance` (the number in `lesion`). Leave out the
-columns of `summary.csv` that the dictionary does not have.
+[redcap_data_dictionary.csv](redcap_data_dictionary.csv) is the data dictionary for both tables. It has one instrument
+for the scan, `hemseg_scan`, and one for its lesions, `hemseg_lesion`, which has to be set to repeating in the project
+setup. The record is the `case`. In `lesions.csv`, rename `volume_ml` to `lesion_volume_ml`, and add the columns
+`redcap_repeat_instrument` (`hemseg_lesion`) and `redcap_repeat_instance` (the number in `lesion`). Omit the columns of
+`summary.csv` that are not in the dictionary.
 """
 
 

@@ -35,7 +35,7 @@ def pages(training: Any) -> dict[str, str]:
     return {
         "cli.md": page(hemseg, "hemseg", {}),
         "training-cli.md": page(training, "python -m training", groups)
-        + "\nWhere hemseg is installed from a wheel, the same is called `hemseg-train`.\n",
+        + "\nIf hemseg is installed from a wheel, use `hemseg-train` instead.\n",
     }
 
 
@@ -49,7 +49,7 @@ def page(command: Any, program: str, groups: dict[str, list[str]]) -> str:
     head = [
         f"# `{program}`",
         "",
-        "Made by `python -m training cli-pages` from the commands themselves; a test compares.",
+        "Generated from the commands by `python -m training cli-pages`; a test checks that it is current.",
         "",
         *paragraphs(command.help),
     ]
