@@ -33,7 +33,7 @@ class Variant:
     lstm: bool = True
     kmeans: bool = True
     reference: bool = False  # train the U-Net on reference masks: the fully supervised upper bound
-    permuted: bool = False  # shuffle the slice labels within each volume: a control that has to fail
+    permuted: bool = False  # shuffle the slice labels (`data.permuted`): a control that has to fail
     masks: bool = False  # reference masks of train cases in place of their pseudo-labels, where there are some
 
     @property

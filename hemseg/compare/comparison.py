@@ -56,7 +56,7 @@ class Options:
 
     Attributes:
         least_ml, least_percent: of expansion, see `hemseg.compare.change.Change`.
-        hours: between the scans, where their headers do not say it.
+        hours: between the scans; None: what their headers say.
         any_patient: also where the headers name two patients.
         poses: in which both are segmented.
     """

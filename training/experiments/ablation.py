@@ -87,7 +87,7 @@ def ablate(
 def control(
     config: Config, dataset: DataSet, run: Path, hardware: Hardware | None = None
 ) -> dict[str, dict[str, float]]:
-    """Mean Dice of the recipe, of the same with slice labels permuted within each volume, and of the threshold.
+    """Mean Dice of the recipe, of the same with permuted slice labels (`data.permuted`), and of the threshold.
 
     Returns:
         By row and data set.
