@@ -26,7 +26,7 @@ UNSURE = "unsure"
 CODES = {kind: code for code, kind in enumerate(KINDS, start=1)}  # in a mask of kinds
 UNSURE_CODE = len(KINDS) + 1
 FORMAT = 2  # of a head's file; raised when an older hemseg could misread a newer one
-MOST_SCALES = 4.0  # figures farther from their mean tell no more
+MAX_DEVIATIONS = 4.0  # figures farther from their mean tell no more
 FROM_MAPS = (*(f"map_{name}" for name in KINDS), *(f"slice_{name}" for name in KINDS))
 INPUTS = (*FROM_MAPS, *FEATURES)  # of the regression; without a classifier, `FEATURES` alone
 
@@ -113,7 +113,7 @@ class Head:
 
     def probabilities(self, inputs: np.ndarray) -> np.ndarray:
         """Probability of each of `KINDS`, (n, kind), of lesions' inputs, (n, input)."""
-        scaled = ((inputs - self.mean) / self.scale).clip(-MOST_SCALES, MOST_SCALES)
+        scaled = ((inputs - self.mean) / self.scale).clip(-MAX_DEVIATIONS, MAX_DEVIATIONS)
         logits = scaled @ self.weight.T + self.offset
         each = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(each / each.sum(axis=1, keepdims=True))

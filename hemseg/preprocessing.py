@@ -29,7 +29,7 @@ AIR_HU = 1e-3  # so far above the lowest value averages of air can come out: 32-
 BELOW_SHARE, OPEN_SHARE = 0.5, 0.3  # see `_enclosed`
 TISSUE_HU, TISSUE_SPREAD_HU = (0.0, 65.0), 15.0  # of brain, wherever the scale is off by ten HU; see `brain_level`
 CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))  # a pixel and its neighbours
-MOST_SHIFT_HU = 15.0  # a brain that is farther off is not corrected: `hemseg.checks` warns
+MAX_SHIFT_HU = 15.0  # a brain that is farther off is not corrected: `hemseg.checks` warns
 
 Strip = Callable[[np.ndarray, tuple[float, float, float]], np.ndarray]
 """(z, y, x) HU on the working grid, its spacing (z, y, x) in mm -> bool (z, y, x): the intracranial mask."""
@@ -275,7 +275,7 @@ def shifted_to_level(hu: np.ndarray, brain_hu: float, settings: Settings) -> np.
     shift = settings.level_hu - brain_hu
     if not settings.level_hu or not np.isfinite(shift):
         return hu
-    return (hu + np.clip(shift, -MOST_SHIFT_HU, MOST_SHIFT_HU)).clip(*settings.hu_range).astype(np.float32)
+    return (hu + np.clip(shift, -MAX_SHIFT_HU, MAX_SHIFT_HU)).clip(*settings.hu_range).astype(np.float32)
 
 
 def network_input(hu: np.ndarray, intracranial: np.ndarray, settings: Settings) -> np.ndarray:

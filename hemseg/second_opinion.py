@@ -31,7 +31,7 @@ LARGEST_SLICES = 2  # of a lesion beside a larger one, in which it is judged
 MAIN_SLICES = 0.75  # of its largest area: a rim that reaches into one more slice does not speak for all of a lesion
 PAINTED_MM = 2.0  # around what is painted over: its blurred edge
 SURE = 0.9  # of hemorrhage with the other lesions painted over: the lesion stands
-LEAST_FALL = 0.5  # of the logit as the lesion, too, is painted over; less: it is not what the classifier sees
+MIN_LOGIT_DROP = 0.5  # of the logit as the lesion, too, is painted over; less: it is not what the classifier sees
 
 Network = Callable[[np.ndarray], np.ndarray]  # HU of fields of view (n, y, x) -> probability (n,), float32
 KindNetwork = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -155,7 +155,7 @@ class SliceClassifier:
         doubtful = [(i, z) for (i, z), found in alone.items() if found >= least and i not in seen]
         bare = {z: without(z, number[z] > 0, np.zeros(inside[z].shape, bool)) for _, z in doubtful}
         nothing = dict(zip(bare, self._asked(np.stack(list(bare.values()))), strict=True)) if bare else {}
-        seen |= {i for i, z in doubtful if _logit(alone[i, z]) - _logit(nothing[z]) >= LEAST_FALL}
+        seen |= {i for i, z in doubtful if _logit(alone[i, z]) - _logit(nothing[z]) >= MIN_LOGIT_DROP}
         unseen = np.isin(number, sorted({i for i, _ in beside} - seen))
         return turned(unseen, -working.quarters)
 

@@ -26,7 +26,7 @@ AIR_HU = -15.0  # tissue is brighter
 CLOSING_MM, OPENING_MM = 3.0, 3.0
 BRAIN_CM2 = 20.0  # enclosed regions of this area are brain: orbits, sinuses, diploe and the vertebral canal are smaller
 LOST = 0.05  # share of a slice's brain
-LEAST_ML, LEAST_OVERLAP = 1.0, 0.5  # of a component beside the largest one: it lies above or below it
+MIN_ML, MIN_OVERLAP = 1.0, 0.5  # of a component beside the largest one: it lies above or below it
 
 Network = Callable[[np.ndarray], np.ndarray]  # (n, 3, y, x) in 0..1 -> probability (n, 1, y, x); both float32
 
@@ -105,12 +105,12 @@ def _joined(inside: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarr
         return inside
     main = labels == sizes.argmax()
     shadow = main.any(axis=0)
-    least = LEAST_ML * 1000 / float(np.prod(spacing))
+    least = MIN_ML * 1000 / float(np.prod(spacing))
     keep = np.zeros(len(sizes), bool)
     keep[sizes.argmax()] = True
     for i in np.flatnonzero(sizes >= least):
         own = (labels == i).any(axis=0)
-        keep[i] |= (own & shadow).sum() >= LEAST_OVERLAP * own.sum()
+        keep[i] |= (own & shadow).sum() >= MIN_OVERLAP * own.sum()
     return keep[labels]
 
 

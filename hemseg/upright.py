@@ -10,7 +10,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-LEAST_SLICES = 12  # of the working grid; a few slices of an upright head are as symmetrical across now and then
+MIN_SLICES = 12  # of the working grid; a few slices of an upright head are as symmetrical across now and then
 CLEARLY = 1.2  # so many times better the halves of a head that lies across match from top to bottom than side by side
 TOWARDS = 30.0  # degrees to either side of upright, or of across, in which the axis of symmetry is looked for
 RADIUS_MM, STEP_MM = 96.0, 4.0
@@ -30,13 +30,13 @@ def quarters_to_upright(hu: np.ndarray, intracranial: np.ndarray, mm: float) -> 
         1, 3, or 0: upright, upside down, oblique, or not clear.
     """
     slices = np.flatnonzero(intracranial.any(axis=(1, 2)))
-    if len(slices) < LEAST_SLICES:
+    if len(slices) < MIN_SLICES:
         return 0
     area = intracranial.sum(axis=0)
     total = float(area.sum())
     columns, rows = np.arange(area.shape[1]), np.arange(area.shape[0])
     middle = float((area.sum(axis=1) * rows).sum() / total), float((area.sum(axis=0) * columns).sum() / total)
-    some = slices[:: len(slices) // LEAST_SLICES]  # enough of them
+    some = slices[:: len(slices) // MIN_SLICES]  # enough of them
     polar = [_around(planes[some], middle, mm) for planes in (hu, intracranial)]
     across, upright = (_least_asymmetry(polar, quarter) for quarter in (0, ANGLES // 2))
     if across * CLEARLY >= upright:

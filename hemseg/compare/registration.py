@@ -39,7 +39,7 @@ FAILED_OVERLAP, FAILED_LIKENESS = (
     0.35,
 )  # other patients: 0.90 to 0.97, 0.25 to 0.65; the same: from 0.95, from 0.85
 DOUBTFUL_OVERLAP, DOUBTFUL_LIKENESS = 0.92, 0.65
-LEAST_COMMON = 0.35  # of the smaller of the two cranial cavities
+MIN_COMMON = 0.35  # of the smaller of the two cranial cavities
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class Registration:
     @property
     def problem(self) -> str:
         """Why it did not succeed, as the end of a sentence; empty if it did."""
-        if self.common < LEAST_COMMON:
+        if self.common < MIN_COMMON:
             return f"they show only {100 * self.common:.0f} % of a brain in common"
         if self.overlap < FAILED_OVERLAP:
             return f"after alignment the heads overlap by {self.overlap:.2f} (Dice) only"

@@ -14,7 +14,7 @@ from hemseg.dicom.stacks import Instance, Series, slices
 from hemseg.errors import HemsegError
 
 MIN_SLICES = 5  # fewer are taken only where no series has as many
-MOST_NAMED = 5  # series in a sentence
+MAX_NAMED = 5  # series in a sentence
 AXIAL_DEGREES = 45.0  # gantries tilt by up to 30 degrees, heads by more
 _WITHOUT = re.compile(
     r"\b(non?|w/?o|without|sans|ohne|sin|senza)\b[\s_-]*(iv\b|i\.v\.)?[\s_-]*(con|contrast|contraste|kontrast\w*|km|kst|cm|c\+?)?\b"
@@ -81,8 +81,8 @@ def require_one_patient(series: Sequence[Series], path: Path) -> None:
     if len(patients) <= 1:
         return
     places = [f"{_place(of, path)} ({slices(sum(len(s.instances) for s in of))})" for of in patients.values()]
-    more = f" and {len(places) - MOST_NAMED} more" if len(places) > MOST_NAMED else ""
-    named = ", ".join(sorted(places)[:MOST_NAMED]) + more
+    more = f" and {len(places) - MAX_NAMED} more" if len(places) > MAX_NAMED else ""
+    named = ", ".join(sorted(places)[:MAX_NAMED]) + more
     raise HemsegError(f"{path}: holds CT of {len(patients)} patients: {named}; give one of them.")
 
 
@@ -129,8 +129,8 @@ def _key(series: Series, others: Sequence[Series]) -> str:
 def _named(series: Sequence[Series]) -> str:
     """Some series in words, the largest first."""
     ordered = sorted(series, key=lambda s: -len(s.instances))
-    more = f"; and {len(series) - MOST_NAMED} more" if len(series) > MOST_NAMED else ""
-    return "; ".join(s.describe() for s in ordered[:MOST_NAMED]) + more if series else "none"
+    more = f"; and {len(series) - MAX_NAMED} more" if len(series) > MAX_NAMED else ""
+    return "; ".join(s.describe() for s in ordered[:MAX_NAMED]) + more if series else "none"
 
 
 def _place(series: Sequence[Series], path: Path) -> str:

@@ -23,7 +23,7 @@ _SEGMENTS = {0xC4, 0xCC, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xF8, 0xFE}
 _LOSSY, _LOSSY_BITS = {*range(0xC0, 0xD0)} - {0xC3, 0xC7, 0xCB, 0xCF}, (8, 12)
 _JFIF, _JFIF_VERSION = b"JFIF\0", 1
 _SIZE_2000 = b"\xff\x4f\xff\x51"
-LEAST_BITS, MOST_BITS, MOST_TILES = 8, 16, 4096  # GDCM ends the process over fewer bits in a byte
+MIN_BITS, MAX_BITS, MAX_TILES = 8, 16, 4096  # GDCM ends the process over fewer bits in a byte
 ALLOCATED_BITS = (8, 16, 32)
 GRAY = ("MONOCHROME1", "MONOCHROME2")
 # how libjpeg (in GDCM) and OpenJPEG begin what they print on standard error; of the second kind, they give pixels all
@@ -86,11 +86,9 @@ def check_codestreams(dataset: Dataset) -> None:
     if not (syntax in JPEG_2000 or syntax.startswith(JPEG)) or "PixelData" not in dataset:
         return
     gray = int(dataset.SamplesPerPixel) == 1 and dataset.PhotometricInterpretation in GRAY
-    bits = int(dataset.BitsAllocated) <= MOST_BITS and int(dataset.BitsStored) >= LEAST_BITS
+    bits = int(dataset.BitsAllocated) <= MAX_BITS and int(dataset.BitsStored) >= MIN_BITS
     if not gray or not bits or int(dataset.PixelRepresentation) not in (0, 1):
-        raise ValueError(
-            f"the header says that its compressed pixels are not gray, of {LEAST_BITS} to {MOST_BITS} bits"
-        )
+        raise ValueError(f"the header says that its compressed pixels are not gray, of {MIN_BITS} to {MAX_BITS} bits")
     number = int(dataset.get("NumberOfFrames") or 1)
     shape = (int(dataset.Rows), int(dataset.Columns))
     for frame in generate_frames(dataset.PixelData, number_of_frames=number):
@@ -101,7 +99,7 @@ def check_codestreams(dataset: Dataset) -> None:
             raise ValueError(
                 f"the compressed pixels are {found[0]} x {found[1]}, the header says {shape[0]} x {shape[1]}"
             )
-        if found[2] != 1 or not LEAST_BITS <= found[3] <= int(dataset.BitsAllocated):
+        if found[2] != 1 or not MIN_BITS <= found[3] <= int(dataset.BitsAllocated):
             raise ValueError(f"the compressed pixels have {found[2]} values of {found[3]} bits each")
 
 
@@ -147,6 +145,6 @@ def _of_jpeg_2000(stream: bytes) -> tuple[int, int, int, int] | None:
     if at < 0 or len(stream) < at + 45:
         return None
     x, y, x0, y0, tile_x, tile_y, tile_x0, tile_y0, values, bits = struct.unpack_from(">8IHB", stream, at + 8)
-    if min(tile_x, tile_y) == 0 or -(-(x - tile_x0) // tile_x) * -(-(y - tile_y0) // tile_y) > MOST_TILES:
+    if min(tile_x, tile_y) == 0 or -(-(x - tile_x0) // tile_x) * -(-(y - tile_y0) // tile_y) > MAX_TILES:
         return None
     return y - y0, x - x0, values, (bits & 0x7F) + 1

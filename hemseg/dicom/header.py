@@ -98,7 +98,7 @@ REQUIRED = (
     "RescaleSlope", "RescaleIntercept", "PixelRepresentation",
 )  # fmt: skip
 _QUOTED = re.compile(r"(?<!\w)'[^']*'?|\"[^\"]*\"?")  # to the end where a message was cut
-LONGEST_TEXT = 1 << 16  # bytes; pixels are no text
+MAX_TEXT_BYTES = 1 << 16  # bytes; pixels are no text
 ILL_FORMED = "ill-formed"  # key of a header for the names of the attributes that count as absent
 GROUPS = {
     "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
@@ -160,7 +160,7 @@ def _texts(dataset: Dataset) -> Iterator[str]:
     """The values with letters in them, as they are stored."""
     for tag in dataset.keys():  # noqa: SIM118  its items would be parsed, and may not be what they claim
         value = dataset.get_item(tag).value
-        text = value.decode("latin-1") if isinstance(value, bytes) and len(value) < LONGEST_TEXT else value
+        text = value.decode("latin-1") if isinstance(value, bytes) and len(value) < MAX_TEXT_BYTES else value
         if isinstance(text, str) and re.search("[^\\W\\d_]{2}", text):
             yield text.strip(" \0")
 

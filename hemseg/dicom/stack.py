@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 EVEN = 0.05  # gaps that differ by less than this share of the median count as even
 COINCIDENT, MISSING = 0.3, 1.7  # gaps, as shares of the median, that are worth a warning
 SPARSE = 1.9  # thicknesses between slices that are worth a warning
-LONGEST_MM = 3000.0  # of what is scanned at once
+MAX_STACK_MM = 3000.0  # of what is scanned at once
 PADDING_HU = -1024.0
 _ALL_FAILED = "exceptions were raised by all available plugins"  # pydicom, of decoders that are there
 
@@ -79,8 +79,8 @@ def build_volume(series: Series, path: Path) -> Volume:
     step = _step(gaps) if len(gaps) else alone if alone > 0 else thickness
     if not len(gaps) and step <= 0:
         raise HemsegError(f"{path}: holds one slice, and its header does not say how thick it is (SliceThickness).")
-    if np.ptp(depth) > LONGEST_MM:
-        raise HemsegError(f"{path}: its slices lie over more than {LONGEST_MM / 1000:g} m; fix ImagePositionPatient.")
+    if np.ptp(depth) > MAX_STACK_MM:
+        raise HemsegError(f"{path}: its slices lie over more than {MAX_STACK_MM / 1000:g} m; fix ImagePositionPatient.")
     if not np.isfinite(positions).all() or min(step, mm_x, mm_y) <= 0:
         raise HemsegError(f"{path}: the positions or the pixel size of its slices make no sense; fix the headers.")
     warnings = list(series.warnings) + _gap_warnings(gaps, step, depth)

@@ -22,7 +22,7 @@ from hemseg.dicom.source import Source
 NEEDED = ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient")
 COSINES, SPACING = 1e-2, 1e-3  # direction cosines, and pixel spacing relative, that differ by less are the same
 COINCIDENT_MM = 0.05  # slices nearer than this lie at one place
-MOST_PARTS = 64  # of one SeriesInstanceUID: perfusion has some 30 phases
+MAX_STACKS = 64  # of one SeriesInstanceUID: perfusion has some 30 phases
 COMPLETE = 1.5  # gaps of at most so many thicknesses: no slice is missing between
 OVERLAPPING = 0.75  # steps of less than so many thicknesses
 NO_AGENT = ("", "no", "none", "n", "na", "n/a", "0", "nein", "without")  # as ContrastBolusAgent
@@ -215,7 +215,7 @@ def _parts(instances: list[Instance]) -> list[tuple[list[Instance], tuple[str, .
         for instance in instances:
             groups[key(instance)].append(instance)
         parts = list(groups.values())
-        if not 1 < len(parts) <= max(2, min(MOST_PARTS, len(instances) // 3)):
+        if not 1 < len(parts) <= max(2, min(MAX_STACKS, len(instances) // 3)):
             continue  # a value of its own for each slice separates nothing
         if any(_apart(a, b, name) for a, b in combinations(parts, 2)):
             return [(inner, (name, *also)) for part in parts for inner, also in _parts(part)]

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("hemseg")
 WAITING = 16  # requests that may wait for their turn; the platform sends one at a time
 FINISH_SECONDS = 3  # that a running case has after SIGTERM; the platform kills after 5
-LONGEST_SECONDS = 1800  # from a request to its answer
+MAX_ANSWER_SECONDS = 1800  # from a request to its answer
 SILENT_SECONDS = 20  # until a connection without a whole request is closed, at least; twice as long at most
 CONNECTIONS = 512  # at once; the rest get 503
 BODY_BYTES = 1 << 20
@@ -199,10 +199,10 @@ def application(cases: Cases) -> Starlette:
             return _answer(503, "too many requests are waiting; one case is segmented at a time.")
         case = cases.submit()
         try:
-            message = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(case)), LONGEST_SECONDS)
+            message = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(case)), MAX_ANSWER_SECONDS)
         except TimeoutError:
             case.cancel()  # unless it has begun: then it goes on, and has its place in the queue
-            return _failed(503, f"there is no answer after {LONGEST_SECONDS} seconds; ask again later.")
+            return _failed(503, f"there is no answer after {MAX_ANSWER_SECONDS} seconds; ask again later.")
         except asyncio.CancelledError:  # the server stops; what became of the case is logged at its end
             return _answer(503, "the server stops.", close=True)
         except (OutputError, UnexpectedError) as error:

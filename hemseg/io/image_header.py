@@ -23,7 +23,7 @@ ALONG = 0.05  # least cosine between an axis and the direction that a letter giv
 SCALED = 0.01  # relative difference of two spacings
 SHIFTED_MM, TURNED = 1.0, 0.01  # of two positions, and of two directions, that agree but for rounding
 NIFTI_VOXELS = 352  # where they begin, at the earliest
-MOST_OFFSET = 1 << 31  # beyond it ITK's number is another one
+MAX_OFFSET = 1 << 31  # beyond it ITK's number is another one
 HEADER_BYTES = 1 << 20  # of text, at most
 CHUNK = 1 << 22
 TILTED = "are not at right angles: probably a tilted gantry; give the DICOM series, whose slices can be shifted back"
@@ -79,7 +79,7 @@ def nifti_orientation(path: Path) -> Orientation:
         raise HeaderError("has a slope of 0 and an intercept (scl_slope, scl_inter): are voxels scaled or not? Fix it")
     if np.isfinite(slope) and slope != 0 and not np.isfinite(intercept):
         raise HeaderError("has a slope and an intercept that are not numbers (scl_slope, scl_inter); fix it")
-    if not NIFTI_VOXELS <= float(header["vox_offset"]) < MOST_OFFSET:  # not for NaN either
+    if not NIFTI_VOXELS <= float(header["vox_offset"]) < MAX_OFFSET:  # not for NaN either
         raise HeaderError(
             f"does not say where its voxels begin (vox_offset is below {NIFTI_VOXELS} or no number); fix it"
         )

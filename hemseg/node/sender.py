@@ -13,7 +13,7 @@ from hemseg.node.peers import Peer
 from hemseg.node.study_queue import SENDING, StudyQueue
 
 logger = logging.getLogger("hemseg")
-FIRST_PAUSE, LONGEST_PAUSE = 10.0, 3600.0  # seconds; each failure doubles the pause
+FIRST_PAUSE, MAX_PAUSE = 10.0, 3600.0  # seconds; each failure doubles the pause
 SILENT_SECONDS = 60
 CONNECT_SECONDS = 30
 _WARNINGS = range(0xB000, 0xC000)  # statuses of objects that were stored all the same
@@ -122,6 +122,6 @@ class Sender(threading.Thread):
 
     def _pause(self, number: int, reason: str) -> None:
         failures = self._failures[number] = self._failures.get(number, 0) + 1
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(failures - 1, 30))
+        pause = min(MAX_PAUSE, FIRST_PAUSE * 2 ** min(failures - 1, 30))
         self._not_before[number] = self._clock() + pause
         logger.warning("%s", one_line(f"{reason}; again in {pause:.0f} seconds"))

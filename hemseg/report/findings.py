@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 WINDOW = (0.0, 80.0)  # HU, the brain window
 COLUMNS, ROWS, TILE = 4, 3, 300  # px
-MOST_DOUBTFUL = 6
+MAX_DOUBTFUL = 6
 RED, WHITE, GRAY, YELLOW = (60, 60, 255), (255, 255, 255), (170, 170, 170), (60, 220, 255)
 
 
@@ -62,7 +62,7 @@ def _shown(mask: np.ndarray, doubtful: tuple[int, ...]) -> list[int]:
         last = min(len(mask) - 1, first + COLUMNS * ROWS - 1)
     shown = [int(z) for z in np.unique(np.linspace(first, last, COLUMNS * ROWS).round())]
     largest = (int(areas.argmax()),) if len(hit) else ()
-    wanted = (*largest, *doubtful[:: -(-len(doubtful) // MOST_DOUBTFUL) or 1])
+    wanted = (*largest, *doubtful[:: -(-len(doubtful) // MAX_DOUBTFUL) or 1])
     for z in wanted:
         others = [other for other in shown if other not in wanted]
         free = [other for other in others if not areas[other]] or others

@@ -24,7 +24,7 @@ from hemseg.manifest import Manifest
 from hemseg.model import Model
 from hemseg.postprocessing import doubtful_slices, postprocessed_mask
 from hemseg.preprocessing import Settings, WorkingImage
-from hemseg.report.findings import COLUMNS, MOST_DOUBTFUL, ROWS, YELLOW, _shown, findings, overlay
+from hemseg.report.findings import COLUMNS, MAX_DOUBTFUL, ROWS, YELLOW, _shown, findings, overlay
 from hemseg.report.viewer import page
 from hemseg.second_opinion import Opinion
 from hemseg.segmentation import Segmentation, numbered, postprocess
@@ -116,7 +116,7 @@ def test_pictures_show_doubtful_slices_and_the_hemorrhage() -> None:
     assert len(set(shown)) == COLUMNS * ROWS
     many = _shown(mask, tuple(z for z in range(60) if not 10 <= z < 50))
     assert len(set(many)) == COLUMNS * ROWS
-    assert 4 <= sum(not mask[z].any() for z in many) <= MOST_DOUBTFUL
+    assert 4 <= sum(not mask[z].any() for z in many) <= MAX_DOUBTFUL
     single = np.zeros((24, 4, 4), np.uint8)
     single[2] = 1
     assert {2, 17} <= set(_shown(single, (17,)))

@@ -26,7 +26,7 @@ def test_a_phantom_twice_is_the_same_head_turned(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(retest, "AFTER", replace(COARSE, spacing=(2.2, 2.2, 9.0), shape=(16, 104, 104)))
     twice = phantom_twice(1)
     assert twice.kind == "small"
-    assert 0 < twice.degrees <= retest.MOST_DEGREES
+    assert 0 < twice.degrees <= retest.MAX_DEGREES
     heads = [(volume.hu > -300).sum() * volume.voxel_ml for volume in (twice.first, twice.second)]
     assert heads[1] == pytest.approx(heads[0], rel=0.1)
     assert twice.first.direction == twice.second.direction  # it lies turned in the scanner

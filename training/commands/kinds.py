@@ -129,7 +129,7 @@ def _measure(
     from ..data.slice_kinds import read_slice_kinds
     from ..evaluation import kinds
     from ..evaluation.kind_plot import write_confusion
-    from ..evaluation.painted_heads import LEAST_ML, read_plan
+    from ..evaluation.painted_heads import MIN_ML, read_plan
     from ..evaluation.single_slices import BRAIN_LEVEL_PX, intracranial_areas
     from ..evaluation.tables import write_table
 
@@ -147,7 +147,7 @@ def _measure(
         rows += kinds.phantoms(model, phantoms)
     if painted:
         plan = [bleed for bleed in read_plan() if bleed.head < painted_heads]
-        rows += kinds.painted_bleeds(load_dataset(painted), "test", model, plan, LEAST_ML)
+        rows += kinds.painted_bleeds(load_dataset(painted), "test", model, plan, MIN_ML)
     table = kinds.summary(rows)
     write_table(rows, out / "lesions.csv")
     write_table(table, out / "summary.csv")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 DELIMITERS = (",", ";", "\t")
 YES, NO = ("1", "true", "yes"), ("0", "false", "no")
-MOST_ROWS = 5  # named in a sentence
+MAX_ROWS = 5  # named in a sentence
 _END = "\0"  # a line behind the last one, which no text has: a quotation mark that is not closed swallows it
 
 
@@ -132,7 +132,7 @@ class RowFaults:
         """One for each kind, with the numbers of its rows."""
         found = []
         for what, numbers in self._rows.items():
-            named = ", ".join(map(str, numbers[:MOST_ROWS]))
-            more = f" and {len(numbers) - MOST_ROWS} more" if len(numbers) > MOST_ROWS else ""
+            named = ", ".join(map(str, numbers[:MAX_ROWS]))
+            more = f" and {len(numbers) - MAX_ROWS} more" if len(numbers) > MAX_ROWS else ""
             found.append(f"{self._table}, row{'s' * (len(numbers) > 1)} {named}{more}: {what}")
         return found

@@ -37,7 +37,7 @@ Figure = Callable[[dict[str, Any]], float]
 THRESHOLDS = (0.3, 0.4, 0.5)
 PEAKS = (0.6, 0.7, 0.75, 0.8, 0.9)
 SLICES = (0.0, 0.2, 0.3, 0.4)  # of the slice classifier, where the weights have one
-LEAST_ML = (0.1,)
+MIN_ML = (0.1,)
 MUCH_ML, MUCH_MM2 = 0.5, 10.0  # blood in a patient, or in a single slice, without hemorrhage
 
 
@@ -45,7 +45,7 @@ def points(classifier: bool = False) -> list[dict[str, float]]:
     """All combinations, as settings of a manifest; of the slice classifier's probability, too, if there is one."""
     return [
         {"threshold": t, "min_peak": p, "min_lesion_ml": ml, "min_slice_probability": s}
-        for t, p, ml, s in itertools.product(THRESHOLDS, PEAKS, LEAST_ML, SLICES if classifier else SLICES[:1])
+        for t, p, ml, s in itertools.product(THRESHOLDS, PEAKS, MIN_ML, SLICES if classifier else SLICES[:1])
     ]
 
 

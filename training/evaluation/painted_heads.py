@@ -39,7 +39,7 @@ from .robustness import check_and_segment
 PLAN = CONFIGS / "painted.csv"
 VOLUME_CLASSES = ((0.03, 0.1), (0.1, 0.5), (0.5, 2.0), (2.0, float("inf")))  # mL
 CONTRAST_CLASSES = ((10.0, 20.0), (20.0, 35.0), (35.0, 48.0))  # HU
-LEAST_ML = 0.1  # of a false lesion
+MIN_ML = 0.1  # of a false lesion
 TILE = (180, 150)  # pixels of a sheet's picture
 
 
@@ -132,13 +132,13 @@ def _row(
         "ml": float(truth.sum() * volume.voxel_ml),
         "found": int((new & truth).any()),
         "dice": overlap(new, truth & ~known)["dice"],
-        "false_lesions": lesion_counts(new, truth, volume.voxel_ml, LEAST_ML)["lesions_false"],
+        "false_lesions": lesion_counts(new, truth, volume.voxel_ml, MIN_ML)["lesions_false"],
     }
 
 
 def painted_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Recall, Dice and false lesions by volume, by contrast and by kind; the latter two from 0.1 mL on."""
-    large = [row for row in rows if row["ml"] >= LEAST_ML]
+    large = [row for row in rows if row["ml"] >= MIN_ML]
     groups = [
         *((f"{a:g}..{b:g} mL", [r for r in rows if a <= r["ml"] < b]) for a, b in VOLUME_CLASSES),
         *((f"{a:g}..{b:g} HU", [r for r in large if a <= r["contrast_hu"] < b]) for a, b in CONTRAST_CLASSES),

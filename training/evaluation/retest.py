@@ -43,7 +43,7 @@ from .evaluate import write_table
 
 ABOVE_ML = 3.0
 TARGET_PERCENT, TARGET_ML = 8.0, 1.0  # whichever is more
-MOST_DEGREES, MOST_MM = 10.0, 8.0
+MAX_DEGREES, MAX_MM = 10.0, 8.0
 PHANTOM_NOISE_HU, HEAD_NOISE_HU = 4.0, 2.0  # what interpolation takes from a real head's own noise, and a little more
 BEFORE, AFTER = Grid((30, 200, 200), (1.1, 1.1, 5.0)), Grid((30, 230, 230), (0.95, 0.95, 5.0))
 HALF_SLICE_MM = 2.5
@@ -74,7 +74,7 @@ def phantom_twice(number: int, seed: int = 0) -> Twice:
     rng = np.random.default_rng([seed, 11, number])
     kind = KINDS_OF_HEADS[number % len(KINDS_OF_HEADS)]
     turn = _turn(rng)
-    left_mm = float(rng.uniform(-MOST_MM, MOST_MM))
+    left_mm = float(rng.uniform(-MAX_MM, MAX_MM))
     turned = replace(AFTER, direction=tuple(turn.as_matrix().ravel()), left_mm=left_mm, lower_mm=HALF_SLICE_MM)
     own = np.random.default_rng([seed, 13, number])
     at = np.array([32 * own.choice([-1, 1]), own.uniform(-35, 35), own.uniform(24, 40)])
@@ -123,7 +123,7 @@ def head_twice(case: Case, seed: int = 0) -> Twice:
     transform.SetMatrix(turn.as_matrix().ravel().tolist())
     transform.SetCenter(image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()]))
     slices = float(rng.choice([-0.5, 0.5]))
-    transform.SetTranslation([*rng.uniform(-MOST_MM, MOST_MM, 2).tolist(), slices * first.spacing[2]])
+    transform.SetTranslation([*rng.uniform(-MAX_MM, MAX_MM, 2).tolist(), slices * first.spacing[2]])
     ratios = [float(rng.uniform(0.9, 1.1))] * 2 + [1.0]  # another field of view
     grid = sitk.Image([round(n / r) for n, r in zip(image.GetSize(), ratios)], sitk.sitkUInt8)
     grid.SetSpacing([mm * r for mm, r in zip(first.spacing, ratios)])
@@ -137,9 +137,9 @@ def head_twice(case: Case, seed: int = 0) -> Twice:
 
 
 def _turn(rng: np.random.Generator) -> Rotation:
-    """By up to `MOST_DEGREES` about any axis."""
+    """By up to `MAX_DEGREES` about any axis."""
     axis = rng.normal(size=3)
-    return Rotation.from_rotvec(axis / np.linalg.norm(axis) * np.radians(rng.uniform(0, MOST_DEGREES)))
+    return Rotation.from_rotvec(axis / np.linalg.norm(axis) * np.radians(rng.uniform(0, MAX_DEGREES)))
 
 
 def _noisy(volume: Volume, rng: np.random.Generator, noise_hu: float) -> Volume:
@@ -282,8 +282,8 @@ def table(summary: list[dict[str, Any]], failed: list[str], model: Model) -> str
         "# Scanned twice, nothing changed",
         "",
         f"Made by `python -m training retest`, weights {model.manifest.name} {model.manifest.version} "
-        f"({model.manifest.sha256[:12]}). Each head is there twice: turned by up to {MOST_DEGREES:g} degrees, shifted "
-        f"by up to {MOST_MM:g} mm and by half a slice, on another grid, with fresh noise. `compare`: aligned, and "
+        f"({model.manifest.sha256[:12]}). Each head is there twice: turned by up to {MAX_DEGREES:g} degrees, shifted "
+        f"by up to {MAX_MM:g} mm and by half a slice, on another grid, with fresh noise. `compare`: aligned, and "
         "segmented in the same poses; `alone`: each scan by `hemseg segment`. Limits: mean ± 1.96 standard deviations "
         f"of the differences. Target: within {TARGET_PERCENT:g} % or {TARGET_ML:g} mL, whichever is more.",
         "",

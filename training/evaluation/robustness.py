@@ -42,7 +42,7 @@ OUTSIDE_MM = 2.0  # so far outside the intracranial space a voxel may lie: the r
 FAR_SLICES = 2  # blanked slices so far from those with brain hold none
 DEEP_MM, CSF_HU, CSF_SHARE = 12.0, 18.0, 0.2  # blood in a ventricle lies deep in the brain and touches fluid
 ML_PER_SLICE = 1.0
-LEAST_ML = 0.1  # of a false lesion
+MIN_ML = 0.1  # of a false lesion
 HEADS = {
     "straight": Options(),
     "roll 90": Options(roll=90),
@@ -95,7 +95,7 @@ def false_lesions(result: Segmentation, reference: np.ndarray) -> tuple[int, int
     reach = max(1, round(3 / mm))
     for i, box in enumerate(boxes(labels), start=1):
         part = labels[box] == i
-        if part.sum() * result.volume.voxel_ml < LEAST_ML or (part & (reference[box] > 0)).any():
+        if part.sum() * result.volume.voxel_ml < MIN_ML or (part & (reference[box] > 0)).any():
             continue
         found += 1
         window = (

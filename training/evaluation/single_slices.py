@@ -29,7 +29,7 @@ from .metrics import wilson
 from .robustness import check_and_segment
 
 BRAIN_LEVEL_PX = 6000  # of clearly intracranial area in the original picture: a slice through the brain
-LEAST_MM2 = 10.0  # of a mask that counts as blood
+MIN_MM2 = 10.0  # of a mask that counts as blood
 RESAMPLED = 1000  # of a bootstrap
 
 
@@ -92,10 +92,10 @@ def single_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "split": name,
                 "slices": "brain level" if level else "all",
                 "without_blood": len(healthy),
-                **_share("marked", [r["mm2"] >= LEAST_MM2 for r in healthy]),
+                **_share("marked", [r["mm2"] >= MIN_MM2 for r in healthy]),
                 **_share("marked_or_doubtful", [_said(r) for r in healthy]),
                 "with_blood": len(ill),
-                **_share("found", [r["mm2"] >= LEAST_MM2 for r in ill]),
+                **_share("found", [r["mm2"] >= MIN_MM2 for r in ill]),
                 **_share("found_or_doubtful", [_said(r) for r in ill]),
                 "refused": sum(r["refused"] for r in own),
                 "doubtful_without_blood": sum(r["doubtful"] for r in healthy),
@@ -116,15 +116,15 @@ def kinds_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for kind in SUBTYPES:
             own = [row for row in brain if kind in row["kinds"].split()]
             alone = [row for row in own if row["kinds"] == kind]
-            counts = {"with_blood": len(own), **_share("found", [r["mm2"] >= LEAST_MM2 for r in own])}
-            only = {"alone": len(alone), **_share("found_alone", [r["mm2"] >= LEAST_MM2 for r in alone])}
+            counts = {"with_blood": len(own), **_share("found", [r["mm2"] >= MIN_MM2 for r in own])}
+            only = {"alone": len(alone), **_share("found_alone", [r["mm2"] >= MIN_MM2 for r in alone])}
             result.append({"split": name, "kind": kind, **counts, **only})
     return result
 
 
 def _said(row: dict[str, Any]) -> bool:
     """Whether users are told of hemorrhage: by an outline, or by the slice being called doubtful."""
-    return bool(row["mm2"] >= LEAST_MM2 or row["doubtful"])
+    return bool(row["mm2"] >= MIN_MM2 or row["doubtful"])
 
 
 def _by_split(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

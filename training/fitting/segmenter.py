@@ -44,7 +44,7 @@ from .trainer import Task, fit, load_network, loader, save_network
 
 ILL_SINGLES = 0.4  # of the single slices of an epoch hold a bleed
 LEAST_ODDS = 0.15  # of drawing a healthy single slice that the U-Net before already knows to be so, against 1.15
-LEAST_LESION = 4  # pixels: a lesion of fewer in a slice counts for less than one
+MIN_LESION_PIXELS = 4  # pixels: a lesion of fewer in a slice counts for less than one
 IN_PLANE = np.stack([np.zeros((3, 3), bool), np.ones((3, 3), bool), np.zeros((3, 3), bool)])
 VALIDATED_SINGLES = 50  # single slices that a validation looks at, at most
 
@@ -191,7 +191,7 @@ def lesion_shares(label: np.ndarray) -> np.ndarray:
     """What each voxel of a label is of its lesion in its slice: one over the lesion's pixels; float32 (z, y, x)."""
     lesions, _ = ndimage.label(label > 0, IN_PLANE)
     sizes = np.bincount(lesions.ravel())
-    shares = 1 / np.maximum(sizes, LEAST_LESION).astype(np.float32)
+    shares = 1 / np.maximum(sizes, MIN_LESION_PIXELS).astype(np.float32)
     shares[0] = 0
     return np.asarray(shares[lesions])
 

@@ -41,7 +41,7 @@ warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not e
 
 
 KEEP = ("best", "last")  # checkpoints
-LARGEST_GRADIENT = 1e8  # beyond is none: uninitialised memory
+MAX_GRADIENT = 1e8  # beyond is none: uninitialised memory
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -237,10 +237,10 @@ class FiniteSteps(L.Callback):
         if trainer.precision == "16-mixed":  # its scaler meets infinite gradients, and leaves those steps out
             return
         gradients = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
-        if get_total_norm(gradients.values(), torch.inf) < LARGEST_GRADIENT:
+        if get_total_norm(gradients.values(), torch.inf) < MAX_GRADIENT:
             return
         largest = {name: float(gradient.abs().max()) for name, gradient in gradients.items()}
-        name = next(name for name, value in largest.items() if not value < LARGEST_GRADIENT)
+        name = next(name for name, value in largest.items() if not value < MAX_GRADIENT)
         torch.save(self.batch, self.path)
         raise HemsegError(
             f"{self.path.parent}: the gradient of {name} is {largest[name]:.3g} in epoch "

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hemseg.kinds import KINDS, MOST_SCALES, Head
+from hemseg.kinds import KINDS, MAX_DEVIATIONS, Head
 
 from .lesion_kinds import LesionSample
 
@@ -35,7 +35,7 @@ def fitted_head(samples: list[LesionSample], maps: Head) -> Head:
     inputs, allowed = np.stack([s.inputs for s in samples]), np.stack([s.allowed for s in samples])
     mean, scale = inputs.mean(axis=0), inputs.std(axis=0) + 1e-6
     weight, offset = _regression(
-        ((inputs - mean) / scale).clip(-MOST_SCALES, MOST_SCALES), allowed, sample_weights(samples)
+        ((inputs - mean) / scale).clip(-MAX_DEVIATIONS, MAX_DEVIATIONS), allowed, sample_weights(samples)
     )
     return replace(maps, mean=mean, scale=scale, weight=weight, offset=offset, unsure_below=np.array(0.0))
 

@@ -30,7 +30,7 @@ from ..networks.slice_network import SliceNetwork, empty_network
 LICENSE = "LICENSE"  # a file beside the manifest
 CARRIED_OVER = "; carried over from the weights that training started from"
 FREE = "MIT"  # the licence that adds no condition to another one
-MOST_NAMED = 3  # arrays or settings in a sentence
+MAX_NAMED = 3  # arrays or settings in a sentence
 
 
 @dataclass(frozen=True)
@@ -229,5 +229,5 @@ def _read_settings(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _some(texts: list[str]) -> str:
-    more = len(texts) - MOST_NAMED
-    return ", ".join(texts[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(texts) - MAX_NAMED
+    return ", ".join(texts[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
