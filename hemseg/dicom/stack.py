@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hemseg.dicom.codestream import check_bits, check_codestreams, decoded
-from hemseg.dicom.header import without_values
+from hemseg.dicom.codestream import check_bits, check_codestreams, decode_pixels
+from hemseg.dicom.header import redacted_error
 from hemseg.dicom.stacks import Instance, Series
 from hemseg.errors import HemsegError
 from hemseg.resources import check_memory
@@ -101,23 +101,23 @@ def build_volume(series: Series, path: Path) -> Volume:
     depths = depth if even else depth[0] + step * np.arange(count)
     hu = np.stack(list(_planes(series)))
     if corner.any():
-        lean = np.polyfit(depth, moved @ first.orientation.T, 1)[0]  # along a row, along a column
-        tilt = np.degrees(np.arctan(np.linalg.norm(lean)))
+        in_plane_slope = np.polyfit(depth, moved @ first.orientation.T, 1)[0]  # along a row, along a column
+        tilt = np.degrees(np.arctan(np.linalg.norm(in_plane_slope)))
         warnings.append(f"The gantry was tilted by {tilt:.1f} degrees; slices were shifted back.")
-        hu = _shifted(hu, corner)
+        hu = _shift_slices(hu, corner)
     if not even:
         warnings.append(
             f"Gaps between slices go from {gaps.min():.1f} to {gaps.max():.1f} mm; made even, {step:.2f} mm."
         )
-        hu = _interpolated(hu, depth, np.minimum(depths, depth[-1]))
-    at = positions[0]
+        hu = _interpolate(hu, depth, np.minimum(depths, depth[-1]))
+    origin = positions[0]
     if corner.any():
         low = shift.min(axis=0)
-        at = at + along_column * (low[0] * mm_y) + along_row * (low[1] * mm_x)
+        origin = origin + along_column * (low[0] * mm_y) + along_row * (low[1] * mm_x)
     return Volume(
         hu=hu,
         spacing=(mm_x, mm_y, step),
-        origin=tuple(float(v) for v in at),  # type: ignore[arg-type]
+        origin=tuple(float(v) for v in origin),  # type: ignore[arg-type]
         direction=tuple(float(v) for v in np.stack([along_row, along_column, normal], axis=1).ravel()),
         path=path,
         warnings=tuple(warnings),
@@ -166,7 +166,7 @@ def _planes(series: Series) -> Iterator[np.ndarray]:
                 check_codestreams(dataset)
             except Exception as error:  # of many kinds where the frames are damaged
                 raise HemsegError(
-                    f"{source}: its pixels cannot be decoded ({without_values(error, dataset)})."
+                    f"{source}: its pixels cannot be decoded ({redacted_error(error, dataset)})."
                 ) from None
         yield _pixels(instance, dataset)
 
@@ -174,23 +174,23 @@ def _planes(series: Series) -> Iterator[np.ndarray]:
 def _pixels(instance: Instance, dataset: Dataset) -> np.ndarray:
     """A slice in HU, float32 (row, column); padding becomes air."""
     try:
-        stored = decoded(dataset) if instance.frame is None else decoded(dataset)[instance.frame]
+        stored = decode_pixels(dataset) if instance.frame is None else decode_pixels(dataset)[instance.frame]
     except (NotImplementedError, RuntimeError, ImportError) as error:
         name = getattr(dataset.file_meta.TransferSyntaxUID, "name", "unknown")
         first, *others = str(error).splitlines() or [""]
         if _ALL_FAILED in first:
-            said = (line.strip() for line in others if "NoneType" not in line)  # GDCM gives no reason
-            reasons = (without_values(RuntimeError(line), dataset, 80) for line in said)
+            decoder_lines = (line.strip() for line in others if "NoneType" not in line)  # GDCM gives no reason
+            reasons = (redacted_error(RuntimeError(line), dataset, 80) for line in decoder_lines)
             raise HemsegError(
                 f"{instance.source}: its pixels ({name}) cannot be decoded; they are damaged, or of a kind that the "
                 f"decoders do not know ({next(reasons, 'no reason given')}). Copy it again, or convert it to NIfTI."
             ) from None
         raise HemsegError(
             f"{instance.source}: its pixels ({name}) cannot be decoded; `pip install 'hemseg[dicom]'` brings the "
-            f"decoders ({without_values(error, dataset, 80)})."
+            f"decoders ({redacted_error(error, dataset, 80)})."
         ) from None
     except Exception as error:  # cut short, or not what the header says
-        reason = without_values(error, dataset)
+        reason = redacted_error(error, dataset)
         raise HemsegError(f"{instance.source}: its pixels cannot be decoded ({reason}).") from None
     shape = instance.header["Rows"], instance.header["Columns"]
     if stored.shape != shape:
@@ -211,7 +211,7 @@ def _pixels(instance: Instance, dataset: Dataset) -> np.ndarray:
     return np.maximum(hu, PADDING_HU, out=hu)  # outside the field of view some scanners store -2000 and less
 
 
-def _shifted(hu: np.ndarray, corner: np.ndarray) -> np.ndarray:
+def _shift_slices(hu: np.ndarray, corner: np.ndarray) -> np.ndarray:
     """Slices (slice, row, column) on one canvas, each with its first pixel at its corner; air around them."""
     rows, columns = hu.shape[1:]
     canvas = np.full((len(hu), rows + corner[:, 0].max(), columns + corner[:, 1].max()), PADDING_HU, np.float32)
@@ -220,8 +220,8 @@ def _shifted(hu: np.ndarray, corner: np.ndarray) -> np.ndarray:
     return canvas
 
 
-def _interpolated(hu: np.ndarray, depth: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def _interpolate(hu: np.ndarray, depth: np.ndarray, target_depths: np.ndarray) -> np.ndarray:
     """Slices at the wanted depths, linearly between their neighbours."""
-    above = np.clip(np.searchsorted(depth, wanted), 1, len(depth) - 1)
-    share = ((wanted - depth[above - 1]) / (depth[above] - depth[above - 1])).astype(np.float32)
+    above = np.clip(np.searchsorted(depth, target_depths), 1, len(depth) - 1)
+    share = ((target_depths - depth[above - 1]) / (depth[above] - depth[above - 1])).astype(np.float32)
     return hu[above - 1] * (1 - share)[:, None, None] + hu[above] * share[:, None, None]
