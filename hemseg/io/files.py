@@ -94,7 +94,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def abandon() -> None:
+def remove_partial_files() -> None:
     """Remove this process's temporary files and let it make no others: for an end that waits for no thread."""
     global _abandoned
     _abandoned = True

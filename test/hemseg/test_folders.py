@@ -413,7 +413,9 @@ def on_ray(folder: Path, out: Path, weights: Path, jobs: int, cases: int) -> sub
 
 
 # the command line; a head that does not answer is dead after two seconds in place of five
-SOON = "from hemseg import cli; from hemseg.folder import ray_cluster; ray_cluster.DEAD_SECONDS = 2.0; cli.main()"
+SOON = (
+    "from hemseg import cli; from hemseg.folder import ray_cluster; ray_cluster.LOCAL_TIMEOUT_SECONDS = 2.0; cli.main()"
+)
 
 
 def kill_one(running: subprocess.Popen[str], pattern: str) -> None:

@@ -16,7 +16,7 @@ from conftest import ROOT
 
 from hemseg.folder.journal import Journal
 from hemseg.folder.plan import OutputOptions, plan_jobs
-from hemseg.folder.processes import run_here
+from hemseg.folder.processes import run_in_this_process
 from hemseg.folder.rows import settings_key
 from hemseg.kinds import Kind
 from hemseg.model import Model, load
@@ -42,7 +42,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Path:
     journal = Journal(out)
     journal.start([])
     assert settings_key(model.manifest)
-    for row in run_here(jobs, model, out):
+    for row in run_in_this_process(jobs, model, out):
         journal.add(row)
     journal.finish(jobs)
     return out
