@@ -28,7 +28,7 @@ from hemseg.lesions import sides_are_known
 from hemseg.model import Model
 from hemseg.postprocessing import doubtful_slices
 from hemseg.preprocessing import WorkingImage
-from hemseg.segmentation import doubts_of, postprocess, second_opinion
+from hemseg.segmentation import doubtful_slices_warning, postprocess, second_opinion
 from hemseg.sliding_window import working_probability
 from hemseg.volume import Volume
 
@@ -191,7 +191,7 @@ def _with_doubts(measured: Measured, scan: Scan, model: Model) -> Measured:
     probability = working_probability(scan.working, model)
     opinion = second_opinion(probability, scan.working, model)
     doubtful = doubtful_slices(measured.mask, scan.volume, scan.working, probability, model.manifest, opinion)
-    doubts = doubts_of(doubtful, scan.working.grid.scan_shape[0])
+    doubts = doubtful_slices_warning(doubtful, scan.working.grid.scan_shape[0])
     return replace(measured, volume=replace(scan.volume, warnings=(*scan.volume.warnings, *doubts)))
 
 

@@ -45,7 +45,7 @@ from hemseg.io.marks import read_mark
 from hemseg.manifest import default_weights
 from hemseg.model import load
 from hemseg.resources import is_out_of_memory
-from hemseg.segmentation import numbered
+from hemseg.segmentation import slice_numbers
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -128,7 +128,7 @@ class CaseRunner:
         print_messages(outcome)
         doubtful = outcome.result.doubtful_slices
         return f"{job.case}: {outcome.result.volume_ml:.1f} mL" + (
-            f", doubtful: {numbered(doubtful)}" if doubtful else ""
+            f", doubtful: {slice_numbers(doubtful)}" if doubtful else ""
         )
 
     def _is_inside(self, path: Path) -> bool:

@@ -95,7 +95,7 @@ def _sync(path: Path) -> None:
 
 
 def remove_partial_files() -> None:
-    """Remove this process's temporary files and let it make no others: for an end that waits for no thread."""
+    """Remove this process's temporary files and let it create no others: before an exit that waits for no thread."""
     global _abandoned
     _abandoned = True
     for partial in list(_live):

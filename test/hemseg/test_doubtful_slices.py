@@ -27,7 +27,7 @@ from hemseg.preprocessing import Settings, WorkingImage
 from hemseg.report.findings import COLUMNS, MAX_DOUBTFUL, ROWS, YELLOW, _shown, findings, overlay
 from hemseg.report.viewer import page
 from hemseg.second_opinion import Opinion
-from hemseg.segmentation import Segmentation, numbered, postprocess
+from hemseg.segmentation import Segmentation, postprocess, slice_numbers
 from hemseg.volume import Volume
 from hemseg.working_grid import WorkingGrid
 from training.data.phantom import Grid, make_phantom
@@ -94,8 +94,8 @@ def test_slices_are_counted_from_inferior_however_the_file_is_stored(direction: 
 
 
 def test_slices_in_words() -> None:
-    assert numbered((6,)) == "slice 7"
-    assert numbered((0, 2, 3, 4, 8)) == "slices 1, 3-5, 9"
+    assert slice_numbers((6,)) == "slice 7"
+    assert slice_numbers((0, 2, 3, 4, 8)) == "slices 1, 3-5, 9"
 
 
 def test_nothing_is_not_called_nothing_where_a_slice_is_doubtful() -> None:

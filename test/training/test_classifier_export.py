@@ -65,7 +65,7 @@ def test_the_second_opinion_is_the_trained_classifiers(config: Config, tmp_path:
     mm = config.preprocessing.in_plane_mm
     grid = WorkingGrid(hu.shape, (5.0, mm, mm), (5.0, mm, mm), 1)
     everything = np.ones(hu.shape, np.float32)
-    opinion = classifier.opinion(everything, 0.5, WorkingImage(hu, inside, grid), config.preprocessing)
+    opinion = classifier.classify_marked(everything, 0.5, WorkingImage(hu, inside, grid), config.preprocessing)
     assert opinion.probability == pytest.approx(expected, abs=1e-5)
     assert np.ptp(expected) > 1e-4  # the slices do differ
     features = [predict(network, network_slices(case, config), features=True).numpy() for network in networks]

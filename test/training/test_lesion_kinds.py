@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hemseg.kinds import ANSWERS, INPUTS, KINDS, Head
+from hemseg.kinds import ANSWERS, INPUTS, KINDS, KindHead
 from hemseg.preprocessing import Settings
 from training.config import Config, load_config
 from training.data.datasets import Case, DataSet, Prepared
@@ -261,7 +261,7 @@ def test_kinds_are_learned_from_slice_labels(tmp_path: Path, monkeypatch: pytest
     data = KindData(DataSet("d", tuple(cases)), answers, tmp_path, tmp_path / "relabel", Settings())
     figures = kinds_pipeline.train_kinds(data, None, config, tmp_path / "out")
     assert figures["lesions"] == 6
-    assert not Head.read(tmp_path / "out" / "kinds.npz").has_maps
+    assert not KindHead.read(tmp_path / "out" / "kinds.npz").has_maps
     rows = list(csv.DictReader((tmp_path / "out" / "lesions.csv").open()))
     assert [(row["truth"], row["called"]) for row in rows] == [(k, k) for k in ("subdural", "intraparenchymal")]
 

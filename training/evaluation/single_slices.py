@@ -78,7 +78,7 @@ def _opinion(result: Segmentation, model: Model) -> float:
     if model.classifier is None:
         return 0.0
     everything, settings = np.ones(result.working.hu.shape, np.float32), model.manifest.preprocessing
-    return float(model.classifier.opinion(everything, 0.5, result.working, settings).probability.max())
+    return float(model.classifier.classify_marked(everything, 0.5, result.working, settings).probability.max())
 
 
 def single_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hemseg.errors import HemsegError
-from hemseg.kinds import Head
+from hemseg.kinds import KindHead
 from hemseg.manifest import FORMAT, Manifest
 
 from ..data.tables import Row, read_table, whole_number
@@ -33,7 +33,7 @@ def attach_kinds(source: Path, weights: Path, measured: Path | None = None) -> N
     manifest = Manifest.read(weights)
     if not (source / NUMBERS).is_file():
         raise HemsegError(f"{source}: has no {NUMBERS}; run `python -m training kinds-train` first.")
-    head = Head.read(source / NUMBERS)
+    head = KindHead.read(source / NUMBERS)
     if head.has_maps and str(head.classifier) != manifest.classifier_sha256:
         raise HemsegError(f"{source / NUMBERS}: was made for another slice classifier than {weights} has.")
     if measured:

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 from hemseg.errors import HemsegError
 from hemseg.fields_of_view import fields_of_view
-from hemseg.kinds import KINDS, Head
+from hemseg.kinds import KINDS, KindHead
 from hemseg.manifest import Manifest
 from hemseg.onnx_session import check_file, session
 from hemseg.resources import cores
@@ -100,7 +100,7 @@ def pooled_slices(
     return PooledSlices(np.concatenate(pooled), np.concatenate(labels), np.array(names))
 
 
-def linear_maps(slices: PooledSlices, classifier: str) -> Head:
+def linear_maps(slices: PooledSlices, classifier: str) -> KindHead:
     """A head that makes maps, and names nothing yet.
 
     Args:
@@ -122,10 +122,10 @@ def linear_maps(slices: PooledSlices, classifier: str) -> Head:
     return nothing_named(classifier, np.array(weights, np.float32), np.array(biases, np.float32))
 
 
-def nothing_named(classifier: str = "", maps: np.ndarray | None = None, bias: np.ndarray | None = None) -> Head:
+def nothing_named(classifier: str = "", maps: np.ndarray | None = None, bias: np.ndarray | None = None) -> KindHead:
     """A head with maps alone, (kind, channel) and (kind,), or with none: its regression is yet to be fitted."""
     kinds, inputs = len(KINDS), 0
-    return Head(
+    return KindHead(
         classifier=np.array(classifier),
         maps=np.zeros((kinds, 0), np.float32) if maps is None else maps,
         bias=np.zeros(kinds, np.float32) if bias is None else bias,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hemseg.kinds import KINDS, MAX_DEVIATIONS, Head
+from hemseg.kinds import KINDS, MAX_DEVIATIONS, KindHead
 
 from .lesion_kinds import LesionSample
 
@@ -25,7 +25,7 @@ NAMED_RIGHT = 0.75  # of the lesions that are named, so many are to be right
 CANDIDATES = np.round(np.arange(0.3, 0.91, 0.02), 2)
 
 
-def fitted_head(samples: list[LesionSample], maps: Head) -> Head:
+def fitted_head(samples: list[LesionSample], maps: KindHead) -> KindHead:
     """A head whose regression was fitted to lesions; ``unsure_below`` is 0.
 
     Args:

@@ -19,7 +19,7 @@ from rich.progress import track
 
 from hemseg.errors import HemsegError, first_line
 from hemseg.io.files import atomic_write
-from hemseg.kinds import KINDS, UNSURE, Head, lesion_inputs
+from hemseg.kinds import KINDS, UNSURE, KindHead, lesion_inputs
 from hemseg.lesion_features import FEATURES
 from hemseg.manifest import Manifest, default_weights
 from hemseg.model import load_classifier, load_kinds
@@ -118,13 +118,13 @@ def inputs_by(classifier: SliceClassifier | None, config: Config) -> Inputs:
 
     def compute(lesions: list[np.ndarray], hu: np.ndarray, inside: np.ndarray) -> np.ndarray:
         touched = np.flatnonzero(np.logical_or.reduce([lesion.any(axis=(1, 2)) for lesion in lesions]))
-        look = classifier.look(touched, hu, inside, background) if classifier else None
-        return lesion_inputs(lesions, hu, inside, mm, look)
+        output = classifier.classify(touched, hu, inside, background) if classifier else None
+        return lesion_inputs(lesions, hu, inside, mm, output)
 
     return compute
 
 
-def certain_head(head: Head, of_val: list[LesionSample]) -> Head:
+def certain_head(head: KindHead, of_val: list[LesionSample]) -> KindHead:
     """The head, unsure below the probability that lesions of val ask for (`unsure_below`)."""
     own = [s for s in of_val if s.source not in ("painted", "phantoms") and s.largest and s.allowed.sum() == 1]
     if not own:
@@ -249,12 +249,12 @@ def lesion_samples(
     return [LesionSample(**dict(zip(columns, row, strict=True))) for row in rows]
 
 
-def answers_of(head: Head, samples: list[LesionSample]) -> np.ndarray:
+def answers_of(head: KindHead, samples: list[LesionSample]) -> np.ndarray:
     """Probabilities (lesion, kind) of lesions."""
     return head.probabilities(np.stack([s.inputs for s in samples])) if samples else np.zeros((0, len(KINDS)))
 
 
-def lesion_rows(samples: list[LesionSample], probabilities: np.ndarray, split: str, head: Head) -> list[Row]:
+def lesion_rows(samples: list[LesionSample], probabilities: np.ndarray, split: str, head: KindHead) -> list[Row]:
     """The largest lesion of each scan as `training.evaluation.kinds` has it."""
     rows: list[Row] = []
     for sample, probability in zip(samples, probabilities, strict=True):
