@@ -2,7 +2,7 @@
 
 The slice classifier (`hemseg.second_opinion`) gives maps of features; weights per channel, learned from slice labels by
 kind, make a map of each kind of them, whose mean over the slice is the slice's logit: a class activation map (Zhou et
-al. 2016), exact by construction. A multinomial logistic regression reads the figures of `hemseg.lesion_features` and,
+al. 2016), exact by construction. A multinomial logistic regression reads the features of `hemseg.lesion_features` and,
 where the weights have a classifier, the maps within the lesion and the logits of its slices. The numbers lie beside the
 weights' manifest; weights without them name no kinds.
 """
@@ -26,14 +26,14 @@ UNSURE = "unsure"
 CODES = {kind: code for code, kind in enumerate(KINDS, start=1)}  # in a mask of kinds
 UNSURE_CODE = len(KINDS) + 1
 FORMAT = 2  # of a head's file; raised when an older hemseg could misread a newer one
-MAX_DEVIATIONS = 4.0  # figures farther from their mean tell no more
+MAX_DEVIATIONS = 4.0  # standard deviations from the mean at which inputs are clipped
 FROM_MAPS = (*(f"map_{name}" for name in KINDS), *(f"slice_{name}" for name in KINDS))
 INPUTS = (*FROM_MAPS, *FEATURES)  # of the regression; without a classifier, `FEATURES` alone
 
 
 @dataclass(frozen=True, eq=False)
 class KindHead:
-    """The numbers that make kinds of what is known about a lesion.
+    """The numbers by which a lesion's kind is classified.
 
     Attributes:
         classifier: sha256 of the slice classifier whose features the maps read; '' for none.

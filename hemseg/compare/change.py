@@ -118,7 +118,7 @@ def numbered_lesions(mask: np.ndarray, voxel_ml: float) -> tuple[np.ndarray, lis
     return np.where(numbers <= listed, numbers, 0).astype(np.int16), [float(v) for v in ml[:listed]]
 
 
-def matched_lesions(
+def match_lesions(
     baseline: np.ndarray,
     followup: np.ndarray,
     spacing: tuple[float, float, float],

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from hemseg.compare import comparison
-from hemseg.compare.comparison import compare, prepared
+from hemseg.compare.comparison import compare, prepare_scan
 from hemseg.errors import HemsegError
 from hemseg.folder.console import print_table
 from hemseg.folder.plan import Job
@@ -163,7 +163,7 @@ def test_tables_and_pages_of_folders_hold_doubtful_slices(tmp_path: Path) -> Non
 
 def test_a_comparison_warns_where_nothing_is_outlined(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
     first = make_phantom(3, (), PHANTOM).volume
-    scans = [prepared(volume, model) for volume in (first, replace(first, hu=first.hu + 1))]
+    scans = [prepare_scan(volume, model) for volume in (first, replace(first, hu=first.hu + 1))]
     shape = scans[0].working.hu.shape
     faint = np.zeros(shape, np.float32)
     faint[4, shape[1] // 2 : shape[1] // 2 + 8, shape[2] // 2 : shape[2] // 2 + 8] = 0.4

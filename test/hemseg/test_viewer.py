@@ -286,16 +286,18 @@ def test_compare_page(browser: Any, bleed: Phantom, model: Model, tmp_path: Path
     from selenium.webdriver.support.ui import WebDriverWait
 
     from hemseg.compare.change import Change, LesionPair, numbered_lesions
-    from hemseg.compare.comparison import Comparison, Measured
+    from hemseg.compare.comparison import Comparison, MeasuredScan
     from hemseg.compare.page import page
     from hemseg.compare.registration import Registration
-    from hemseg.compare.tables import figures
+    from hemseg.compare.tables import comparison_report
 
     before = bleed.mask
     after = ndimage.binary_dilation(before, np.ones((1, 3, 3))).astype(np.uint8)
     after[4:6, 40:46, 60:66] = 1
     volume = bleed.volume
-    sides = [Measured(volume, mask, *numbered_lesions(mask, volume.voxel_ml), given=True) for mask in (before, after)]
+    sides = [
+        MeasuredScan(volume, mask, *numbered_lesions(mask, volume.voxel_ml), given=True) for mask in (before, after)
+    ]
     one, two = (side.volume_ml for side in sides)
     (a,), (b, c) = (side.lesions_ml for side in sides)
     comparison = Comparison(
@@ -308,7 +310,7 @@ def test_compare_page(browser: Any, bleed: Phantom, model: Model, tmp_path: Path
         warnings=("<b>odd</b>",),
     )
     path = tmp_path / "compare.html"
-    path.write_text(page(comparison, figures(comparison, model, NASTY)))
+    path.write_text(page(comparison, comparison_report(comparison, model, NASTY)))
     opened(browser, path)
     assert browser.title == f"hemseg compare: {NASTY}"
     text = browser.find_element(By.TAG_NAME, "body").text

@@ -24,7 +24,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 import hemseg.compare
-from hemseg.compare.comparison import compare, prepared
+from hemseg.compare.comparison import compare, prepare_scan
 from hemseg.compare.poses import BONE_HU
 from hemseg.compare.retest_limits import FILE, MEASURED_WITH, RetestLimits
 from hemseg.errors import HemsegError
@@ -153,7 +153,7 @@ def _noisy(volume: Volume, rng: np.random.Generator, noise_hu: float) -> Volume:
 
 def measured(twice: Twice, model: Model) -> dict[str, Any]:
     """Volumes of both scans: as `hemseg segment` finds them in each alone, and as `hemseg compare` does."""
-    scans = [prepared(volume, model) for volume in (twice.first, twice.second)]
+    scans = [prepare_scan(volume, model) for volume in (twice.first, twice.second)]
     alone = [segment(scan.volume, model, scan.working).volume_ml for scan in scans]
     first, second = scans
     found = compare(first, second, model)
