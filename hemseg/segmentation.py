@@ -105,7 +105,7 @@ class Segmentation:
 
     @cached_property
     def measured(self) -> tuple[MeasuredLesion, ...]:
-        """The lesions with all their figures, ABC/2 among them, in the order of ``lesions``."""
+        """The lesions with all their measurements, ABC/2 among them, in the order of ``lesions``."""
         return measured_lesions(self.mask, self.volume, self.working, self.working_probability)
 
     def save(self, path: str | Path) -> Path:

@@ -22,7 +22,7 @@ COLUMNS = (
 
 
 def comparison_report(comparison: Comparison, model: Model, case: str) -> dict[str, Any]:
-    """The content of ``compare.json``: mL, percent of the baseline, hours, mm, degrees. No value of a header is in it."""
+    """The content of ``compare.json``: mL, percent of the baseline, hours, mm, degrees; no value of a header."""
     change, registration, manifest = comparison.change, comparison.registration, model.manifest
     limits, hours = comparison.limits, comparison.hours
     return {
@@ -86,7 +86,7 @@ def _scan(one: MeasuredScan) -> dict[str, Any]:
 
 
 def table_row(report: dict[str, Any]) -> dict[str, str]:
-    """A pair's row of `COLUMNS`, of its `comparison_report`."""
+    """A pair's row of `COLUMNS`, from its `comparison_report`."""
     kinds = [pair["kind"] for pair in report["lesions"]]
     band = report["no_change"] or {}
     warnings = [*report["warnings"]]

@@ -142,7 +142,7 @@ def _of_scan(result: Segmentation, segmentation: Dataset) -> Any:
 
 
 def _of_lesion(number: int, measured: MeasuredLesion, result: Segmentation, segmentation: Dataset, series: str) -> Any:
-    """The figures of a lesion (TID 1411), which is segment ``number``."""
+    """The measurements of a lesion (TID 1411), which is segment ``number``."""
     import highdicom as hd
     from pydicom.sr.codedict import codes
 

@@ -1,4 +1,4 @@
-"""What people read of a result: figures as JSON, pictures of slices with the hemorrhage outlined."""
+"""What people read of a result: measurements as JSON, pictures of slices with the hemorrhage outlined."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _write(picture: np.ndarray, text: str, at: tuple[int, int], color: tuple[int
 
 
 def findings(result: Segmentation, model: Model, case: str) -> dict[str, Any]:
-    """A result in figures, for ``report.json``: mL, mm (LPS), HU, seconds."""
+    """The measurements of a result, for ``report.json``: mL, mm (LPS), HU, seconds."""
     manifest = model.manifest
     return {
         "made_by": mark(result.volume.content),
