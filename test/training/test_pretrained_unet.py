@@ -33,7 +33,7 @@ from training.pipeline import steps
 from training.pipeline.context import Context
 from training.pipeline.initial_weights import load_initial
 from training.pipeline.recipe import build_stages
-from training.rounds import began, begins_anew, round_config
+from training.rounds import first_round_of_network, round_config, starts_new_network
 from training.stage_names import NETWORK
 
 LITE = Encoder("efficientnet_lite0", frozen_stages=1, slice_head=0.3)
@@ -282,7 +282,7 @@ def test_a_later_round_with_another_network_begins_anew(
     round_ = SelfTraining(True, encoder=LITE, slice_loss=0.3, train_patch=(4, 32, 32))
     segmenter = replace(OWN, encoder=first, channels=(4, 8), strides=((1, 2, 2),))
     context = Context(Config("test", segmenter=segmenter, self_training=round_), DataSet("none", ()), tmp_path)
-    steps.train_unet_on(context, 1, tmp_path)
+    steps.continue_unet(context, 1, tmp_path)
     ((_, _, _, config, _, _, start, _),) = given
     assert config.segmenter.encoder == LITE
     assert start == (tmp_path / "segment" / NETWORK if first.name else None)
@@ -408,8 +408,8 @@ def test_where_a_network_began() -> None:
         (pretrained, same, 0),
     ):
         config = Config("test", segmenter=segmenter, self_training=round_)
-        assert [began(config, n) for n in range(4)] == [0, start, start, start]
-        assert [begins_anew(config, n) for n in range(3)] == [True, start == 1, False]
+        assert [first_round_of_network(config, n) for n in range(4)] == [0, start, start, start]
+        assert [starts_new_network(config, n) for n in range(3)] == [True, start == 1, False]
 
 
 def test_what_patches_are_multiples_of() -> None:

@@ -42,7 +42,7 @@ from training.labels.differential import Probe, SliceView
 from training.labels.outline import half_maximum
 from training.networks.slice_network import SliceNetwork
 from training.networks.unet import LEFT_OUT, UNLOCATED, build_unet, combined_loss
-from training.pipeline.context import label_of
+from training.pipeline.context import unet_label
 from training.pipeline.recipe import build_stages
 from training.pipeline.runner import fingerprint
 
@@ -269,7 +269,7 @@ def test_slices_that_are_left_out_do_not_count_in_the_loss() -> None:
     assert torch.equal(combined_loss(logits, left_out), combined_loss(other, left_out))
     assert not torch.equal(combined_loss(logits, target), combined_loss(other, target))
     saved = {"mask": np.zeros((3, 2, 2), bool), "left_out": np.array([False, True, False])}
-    assert label_of(saved)[:, 0, 0].tolist() == [0, UNLOCATED, 0]
+    assert unet_label(saved)[:, 0, 0].tolist() == [0, UNLOCATED, 0]
 
 
 def test_labels_are_permuted_within_the_volume() -> None:

@@ -39,7 +39,7 @@ from training.labels.differential import Probe, SliceView
 from training.networks.slice_network import SequenceNetwork, SliceNetwork
 from training.networks.unet import build_unet, combined_loss
 from training.pipeline.recipe import build_stages
-from training.pipeline.runner import Stage, _follow, run_stage
+from training.pipeline.runner import Stage, _join_first_process, run_stage
 from training.rounds import round_config
 
 
@@ -615,7 +615,7 @@ def test_the_other_processes_do_not_train_what_the_first_took_back(tmp_path: Pat
     (tmp_path / "a").mkdir()
     for name in ("started.json", "done.json"):  # as a folder that is moved: both at once
         (tmp_path / "a" / name).write_text('{"fingerprint": "mark", "figures": {"n": 1}}')
-    assert _follow(Stage("a", (), (), train, distributed=True), tmp_path / "a", "mark") == {"n": 1}
+    assert _join_first_process(Stage("a", (), (), train, distributed=True), tmp_path / "a", "mark") == {"n": 1}
 
 
 def test_an_interrupted_stage_goes_on_with_what_it_has(tmp_path: Path) -> None:

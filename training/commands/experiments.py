@@ -199,7 +199,7 @@ def _record(
 
     from ..evaluation.quality import mean_dice
     from ..experiments.records import RUNS, gather
-    from ..pipeline.runner import fingerprint, minutes
+    from ..pipeline.runner import fingerprint, stage_minutes
     from ..stage_names import pseudolabels_of, with_suffix
 
     record: dict[str, object] = {"id": identity, "order": order, "recipe": recipe, "selection": selection}
@@ -212,7 +212,7 @@ def _record(
         record |= {"config": settings.name, "config_hash": fingerprint(settings), "seed": settings.seed}
         record["label_dice_val"] = mean_dice(dataset, settings.preprocessing, run / pseudolabels_of(variant))
         record["supervision"] = Manifest.read(run / with_suffix("export", variant)).provenance["supervision"]
-        record["minutes"] = round(sum(minutes(run, variant).values()), 1)
+        record["minutes"] = round(sum(stage_minutes(run, variant).values()), 1)
     RUNS.mkdir(parents=True, exist_ok=True)
     (RUNS / f"{identity}.json").write_text(json.dumps(record, indent=1) + "\n")
     print(f"{RUNS / identity}.json written")

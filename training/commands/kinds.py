@@ -66,13 +66,13 @@ def _data(config: str, folders: list[Path], run: Path, labels: str, seed: int | 
     loaded += [(folder, replace(load_dataset(folder), name="phantoms")) for folder in sorted(run.glob("phantoms-*"))]
     whole = together([dataset for _, dataset in loaded])
     answers: dict[str, np.ndarray] = {}
-    not_brain: set[str] = set()
+    not_brain_level: set[str] = set()
     for folder, dataset in loaded:
         prefix = f"{dataset.name}_" if len(loaded) > 1 else ""
         answers |= {prefix + name: rows for name, rows in read_slice_kinds(folder, dataset).items()}
         areas = intracranial_areas(folder)
-        not_brain |= {prefix + name for name, area in areas.items() if area <= BRAIN_LEVEL_PX}
-    return settings, KindData(whole, answers, run, run / labels, settings.preprocessing, frozenset(not_brain))
+        not_brain_level |= {prefix + name for name, area in areas.items() if area <= BRAIN_LEVEL_PX}
+    return settings, KindData(whole, answers, run, run / labels, settings.preprocessing, frozenset(not_brain_level))
 
 
 @app.command("kinds-attach")
@@ -103,9 +103,9 @@ def _slices(
     """Measure how well the slice classifier of weights tells kinds of hemorrhage in a run's prepared slices."""
     from ..console import in_words
     from ..evaluation.tables import write_table
-    from ..pipeline.kinds import measured_slices
+    from ..pipeline.kinds import evaluate_slices
 
-    rows = measured_slices(_data(config, data, run, "relabel", None)[1], weights, tuple(split or ["val"]))
+    rows = evaluate_slices(_data(config, data, run, "relabel", None)[1], weights, tuple(split or ["val"]))
     write_table(rows, out)
     for row in rows:
         print(in_words(row))

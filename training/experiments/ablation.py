@@ -22,8 +22,8 @@ from ..evaluation.tables import markdown_table, read_cases, write_table
 from ..fitting.hardware import Hardware, rank
 from ..pipeline.recipe import build_stages
 from ..pipeline.runner import Stage, run_stage
-from ..pipeline.train_masks import described, masked_cases
-from ..stage_names import WITHOUT_LEARNING, Variant, stage_names
+from ..pipeline.train_masks import describe_mask_supervision, train_cases_with_masks
+from ..stage_names import THRESHOLD_BASELINE, Variant, stage_names
 from .paper_results import DIFFERS, beside_paper, with_paper_columns
 
 ROWS: dict[str, Variant | None] = {
@@ -42,7 +42,7 @@ def rows_of(dataset: DataSet, masks: bool = False) -> dict[str, Variant | None]:
     rows = dict(ROWS)
     if masks:
         upper = rows.popitem()
-        rows[f"the same + {described(masked_cases(dataset), dataset)}"] = Variant(masks=True)
+        rows[f"the same + {describe_mask_supervision(train_cases_with_masks(dataset), dataset)}"] = Variant(masks=True)
         rows |= [upper]
     return rows
 
@@ -113,7 +113,7 @@ def _row(
         stages = build_stages(config, dataset, run, variant, hardware)
         return stages[stage_names(variant).evaluate], stages
     stage = Stage(
-        WITHOUT_LEARNING,
+        THRESHOLD_BASELINE,
         (),
         (config.preprocessing, dataset.fingerprint, dataset.splits, METRICS_VERSION),
         lambda folder: evaluate(dataset, threshold_predictor(config.preprocessing), folder),
