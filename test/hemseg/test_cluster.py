@@ -72,7 +72,7 @@ def test_a_head_that_comes_back_is_not_dead(listening: tuple[socket.socket, sock
 
 def test_an_address_that_makes_no_sense_does_not_answer() -> None:
     for place in ("nowhere.invalid:1", "127.0.0.1:x", "", "/no/such/socket"):
-        assert not ray_cluster._answers(place)
+        assert not ray_cluster._accepts_connection(place)
 
 
 def test_a_second_signal_ends_what_ray_began(monkeypatch: pytest.MonkeyPatch) -> None:

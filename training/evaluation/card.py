@@ -29,7 +29,7 @@ def filled(text: str, results: Path = RESULTS) -> str:
     """A page with its tables made anew.
 
     Raises:
-        HemsegError: a table that is not known, or whose figures are missing.
+        HemsegError: a table that is not known, or whose values are missing.
     """
 
     def table(found: re.Match[str]) -> str:
@@ -299,11 +299,11 @@ def other_weights(results: Path) -> str:
             "marked",
             "AUC",
         ),
-        ([title, *_main_figures(*folders)] for title, folders in places.items()),
+        ([title, *_main_metrics(*folders)] for title, folders in places.items()),
     )
 
 
-def _main_figures(measured: Path, slices: Path) -> list[str]:
+def _main_metrics(measured: Path, slices: Path) -> list[str]:
     heads = _summary(measured / "phe-sich-heads" / "summary.json")
     ill, healthy = _ill_and_healthy(_rows(measured / "ct-ich" / "per_case.csv"))
     brain = next(

@@ -131,7 +131,7 @@ def _touching(result: Segmentation, truth: np.ndarray, kind: str, before: np.nda
 
 
 def judged(rows: list[Row]) -> list[Row]:
-    """The lesions whose truth is one kind, the largest of each scan alone: what figures are made of."""
+    """The lesions whose truth is one kind, only the largest of each scan: metrics are computed from these."""
     seen: set[tuple[str, ...]] = set()
     result = []
     for row in rows:  # in falling order of size within a scan

@@ -32,12 +32,12 @@ def measure_all(
     dataset: DataSet, predict: Predictor, splits: tuple[str, ...], out: Path, pictures: Path | None
 ) -> dict[str, Any]:
     """Tables and plots into ``out`` (a folder a data set, where there are several), pictures into ``pictures``."""
-    figures = evaluate(dataset, predict, out, splits)
+    metrics = evaluate(dataset, predict, out, splits)
     folders = [out / source.name for source in dataset.sources() if (out / source.name).is_dir()] or [out]
     write_plots(folders, out)
     if pictures:
         write_pictures(dataset, predict, [row for f in folders for row in _cases(f)], pictures)
-    return figures
+    return metrics
 
 
 def _cases(folder: Path) -> list[dict[str, Any]]:

@@ -94,11 +94,11 @@ def crossvalidate(config: Config, dataset: DataSet, run: Path, folds: int, out: 
 
 def _shown(cases: list[dict[str, Any]]) -> dict[str, str]:
     keys = ("dice", "rvd", "tpr", "hd", "surface_dice")
-    figures = summary(cases, keys)
+    metrics = summary(cases, keys)
     shown = {"patients": str(len(cases))}
     for key in keys:
-        if f"{key}_mean" in figures:
-            shown[key] = f"{figures[f'{key}_mean']:.2f} ± {figures[f'{key}_sd']:.2f}"
+        if f"{key}_mean" in metrics:
+            shown[key] = f"{metrics[f'{key}_mean']:.2f} ± {metrics[f'{key}_sd']:.2f}"
         else:
             shown[key] = "-"
     return shown

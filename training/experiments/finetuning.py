@@ -60,13 +60,13 @@ def finetuning(
     before = Stage(
         "before", (), (*_marks(measured), *initial.hashes.values()), _measure(measured, initial.folder.parent)
     )
-    rows = [{"patients": 0} | _figures(run_stage(before, run, {"before": before}), mine, old)]
+    rows = [{"patients": 0} | _metrics_row(run_stage(before, run, {"before": before}), mine, old)]
     for size in dict.fromkeys(groups):
         place = run / f"patients{size}"
         place.mkdir(parents=True, exist_ok=True)
         stages = build_stages(config, together([group(mine, size, config.seed), *beside]), place, hardware=hardware)
         after = Stage("after", ("export",), _marks(measured), _measure(measured, place / "export"))
-        rows.append({"patients": size} | _figures(run_stage(after, place, stages | {"after": after}), mine, old))
+        rows.append({"patients": size} | _metrics_row(run_stage(after, place, stages | {"after": after}), mine, old))
     if rank() == 0:
         _write(rows, config, mine, out)
     return rows
@@ -102,7 +102,7 @@ def _measure(datasets: list[DataSet], weights: Path) -> Any:
     return work
 
 
-def _figures(measured: dict[str, dict[str, Any]], mine: DataSet, old: list[DataSet]) -> dict[str, Any]:
+def _metrics_row(measured: dict[str, dict[str, Any]], mine: DataSet, old: list[DataSet]) -> dict[str, Any]:
     """The row of a table: found and false on the new scans, Dice and false lesions on those that have masks."""
     new = measured[mine.name]
     row = {

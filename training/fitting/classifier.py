@@ -200,9 +200,9 @@ def train_classifier(
     if painted:
         slices = slices.with_more(painted)
     batches = training_slices(slices, config.classifier, config.seed, hardware.workers)
-    figures = fit(task, batches, DataLoader(val.slices(), micro_batch(optimization)), folder, hardware)
+    metrics = fit(task, batches, DataLoader(val.slices(), micro_batch(optimization)), folder, hardware)
     save_network(network, folder / NETWORK)
-    return figures | {"val_auc": slice_auc(network, val)}
+    return metrics | {"val_auc": slice_auc(network, val)}
 
 
 def slice_auc(network: SliceNetwork, volumes: Volumes) -> float:
@@ -271,16 +271,16 @@ def train_sequence(
     """
     network = empty_network(config.classifier)
     load_network(network, start)
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     if config.sequence.enabled:
         torch.manual_seed(config.seed + 1)
         task = SequenceTask(SequenceNetwork(network, config.sequence), config)
         batches = loader(train.sequences(), config.sequence.optimization, config.seed + 1)
         batches.collate_fn = collate_volumes
-        figures = fit(task, batches, DataLoader(val.sequences(), 1, collate_fn=collate_volumes), folder, hardware)
+        metrics = fit(task, batches, DataLoader(val.sequences(), 1, collate_fn=collate_volumes), folder, hardware)
         refit_linear_layer(network, train)
     save_network(network, folder / NETWORK)
-    return figures | {"val_auc": slice_auc(network, val)}
+    return metrics | {"val_auc": slice_auc(network, val)}
 
 
 def refit_linear_layer(network: SliceNetwork, train: Volumes) -> None:

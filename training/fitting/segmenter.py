@@ -358,11 +358,11 @@ def train_segmenter(
     task = SegmenterTask(network, settings, config.seed, hardware.compile)
     patches = Patches(train, labels, config, false_peaks)
     batches = training_batches(patches, settings, config.seed, hardware.workers)
-    figures = fit(task, batches, DataLoader(_whole_scans(val, labels, config), 1), folder, hardware)
+    metrics = fit(task, batches, DataLoader(_whole_scans(val, labels, config), 1), folder, hardware)
     if start and settings.start_share:
         blend(network, start, settings.start_share)
     save_network(network, folder / NETWORK)
-    return figures
+    return metrics
 
 
 def blend(network: nn.Module, start: Path, share: float) -> None:

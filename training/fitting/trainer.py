@@ -273,7 +273,7 @@ def fit(task: Task, train: DataLoader, val: DataLoader, folder: Path, hardware: 
     epoch, and all of them validate on everything. Batch-norm statistics come from the micro-batch.
 
     Returns:
-        epochs trained, the best epoch's ``val_loss`` and other validation figures.
+        epochs trained, the best epoch's ``val_loss`` and other validation metrics.
     """
     o = task.optimization
     if o.keep not in KEEP:

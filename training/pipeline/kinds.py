@@ -81,7 +81,7 @@ def train_kinds(data: KindData, weights: Path | None, config: Config, out: Path)
 
     Args:
         data: see `KindData`.
-        weights: folder of the weights whose slice classifier is asked; None: lesions are named by their own figures.
+        weights: folder of the weights whose slice classifier is asked; None: lesions are named by their own features.
         config: of the run.
         out: where to.
 

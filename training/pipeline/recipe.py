@@ -251,7 +251,7 @@ def self_training(context: Context, number: int) -> list[Stage]:
 
 
 def results(context: Context) -> list[Stage]:
-    """What leaves the run: the exported U-Net, pictures, figures."""
+    """What leaves the run: the exported U-Net, pictures, metrics."""
     config, names, network = context.config, context.names, context.config.segmenter
     own_license = config.weights_license if config.weights_license != Config.weights_license else ""
     shipped = (

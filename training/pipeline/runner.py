@@ -65,7 +65,7 @@ class Stage:
         name: also the name of its folder.
         needs: the stages whose results it reads.
         settings: the part of the configuration (and other plain values) that its result depends on.
-        run: does the work in the given folder and returns figures for ``done.json``.
+        run: does the work in the given folder and returns metrics for ``done.json``.
         distributed: all processes of a run work on it together; other stages are the first process's alone.
         check: raises HemsegError where it could not run, before the stages that it needs do.
     """
@@ -79,7 +79,7 @@ class Stage:
 
 
 def run_stage(stage: Stage, run: Path, stages: dict[str, Stage]) -> dict[str, Any]:
-    """Run a stage unless its result stands; the stages that it needs first. Returns its figures."""
+    """Run a stage unless its result stands; the stages that it needs first. Returns its metrics."""
     if stage.check:  # on the way down, so those of all stages come before any work
         stage.check()
     for needed in stage.needs:
@@ -106,11 +106,11 @@ def run_stage(stage: Stage, run: Path, stages: dict[str, Stage]) -> dict[str, An
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "started.json", {"fingerprint": digest})
     start = time.perf_counter()
-    figures = stage.run(folder)
+    metrics = stage.run(folder)
     minutes = (time.perf_counter() - start) / 60
-    _write_json(folder / DONE, {"fingerprint": digest, "minutes": round(minutes, 2), "figures": figures})
-    console.print(f"[bold]{stage.name}[/bold] ({minutes:.1f} min): {in_words(figures)}")
-    return figures
+    _write_json(folder / DONE, {"fingerprint": digest, "minutes": round(minutes, 2), "figures": metrics})
+    console.print(f"[bold]{stage.name}[/bold] ({minutes:.1f} min): {in_words(metrics)}")
+    return metrics
 
 
 def _set_aside(folder: Path, digest: str) -> Path | None:
@@ -186,7 +186,7 @@ def stage_minutes(run: Path, variant: str = "") -> dict[str, float]:
 
 
 def stage_states(run: Path) -> list[tuple[str, str, str, str]]:
-    """Name, state, minutes and figures of every stage that a run has begun, in the order in which they began.
+    """Name, state, minutes and metrics of every stage that a run has begun, in the order in which they began.
 
     Raises:
         HemsegError: there is no such run.

@@ -1,4 +1,4 @@
-"""What each stage does: reads what earlier stages wrote, writes its own folder, returns figures for ``done.json``."""
+"""What each stage does: reads what earlier stages wrote, writes its own folder, returns metrics for ``done.json``."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def train_on_slices(context: Context, folder: Path) -> dict[str, Any]:
         cases, workers = context.cases("train", without=without), context.hardware.workers
         paint = painted_slices(cases, context.config, context.slice_kinds, workers)
     start, volumes = context.initial.classifier if context.initial else None, context.volumes(without)
-    figures = train_classifier(*volumes, context.config, folder, context.hardware, paint, start)
+    metrics = train_classifier(*volumes, context.config, folder, context.hardware, paint, start)
     if context.config.classifier.unpainted:
         start, config = context.initial.unpainted if context.initial else None, without_paint(context.config)
         other = train_classifier(*volumes, config, folder / UNPAINTED, context.hardware, start=start)
-        figures |= {f"{UNPAINTED}_{name}": value for name, value in other.items()}
-    return figures
+        metrics |= {f"{UNPAINTED}_{name}": value for name, value in other.items()}
+    return metrics
 
 
 def without_paint(config: Config) -> Config:

@@ -321,10 +321,10 @@ def train_strip(
     val = StripSlices([c for c in cases if c.split == "val"], seed, plain=True)
     task = StripTask(network, optimization, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    figures = fit(task, loader(train, optimization, seed), DataLoader(val, optimization.batch), folder, hardware)
+    metrics = fit(task, loader(train, optimization, seed), DataLoader(val, optimization.batch), folder, hardware)
     save_network(network, folder / NETWORK)
     export_strip(network, folder / "strip.onnx")
-    return figures | {"train_slices": len(train), "val_slices": len(val)}
+    return metrics | {"train_slices": len(train), "val_slices": len(val)}
 
 
 def export_strip(network: nn.Module, path: Path) -> float:
