@@ -48,10 +48,10 @@ from training.evaluation.quality import mask_on_grid
 from training.fitting.classifier import SequenceTask, SliceTask, Volumes, collate_volumes, training_slices
 from training.fitting.hardware import cpu_name, processor
 from training.fitting.segmenter import Patches, SegmenterTask, training_batches
-from training.fitting.timed_steps import mixed, moved, timed_steps
+from training.fitting.timed_steps import autocast, timed_steps, to_device
 from training.fitting.trainer import Task, loader, micro_batch
 from training.networks.slice_network import SequenceNetwork, SliceNetwork
-from training.networks.unet import build_unet, laid_out
+from training.networks.unet import build_unet, to_fast_memory_format
 
 TOLERANCES = {"32-true": (1e-3, 1e-3), "bf16-mixed": (5e-2, 0.1)}  # of losses (relative), of gradients (1 - cosine)
 TIMES = 3.0
@@ -144,7 +144,7 @@ def tasks(config: Config, cases: list[Prepared], labels: dict[str, np.ndarray]) 
         torch.manual_seed(config.seed)
         optimization = _micro(config.segmenter.optimization)
         settings = replace(config.segmenter, optimization=optimization)
-        network = laid_out(build_unet(settings, len(config.preprocessing.channels)))
+        network = to_fast_memory_format(build_unet(settings, len(config.preprocessing.channels)))
         return SegmenterTask(network, settings, config.seed), training_batches(patches, settings, config.seed)
 
     return {"classify": classify, "sequence": sequence, "segment": segment}
@@ -166,9 +166,9 @@ def first_step(make: Maker, device: torch.device, precision: str, change: float 
     first, *others = next(iter(batches))
     if change:
         first = first * (1 + change * torch.randn(first.shape, generator=torch.Generator().manual_seed(0)))
-    with mixed(device, precision), warnings.catch_warnings():
+    with autocast(device, precision), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*self.trainer. reference is not registered.*")  # nothing is logged
-        loss: Any = task.training_step(moved((first, *others), device), 0)
+        loss: Any = task.training_step(to_device((first, *others), device), 0)
     loss.backward()
     parts = [p.grad.detach().double().cpu().flatten() for p in task.parameters() if p.grad is not None]
     return float(loss.detach()), torch.cat(parts).numpy()
@@ -200,7 +200,7 @@ def check_stage(make: Maker, device: torch.device, precision: str, steps: int, r
     task, batches = make()
     real = timed_steps(task, batches, device, precision, steps, warm_up=2)
     task, batches = make()
-    fixed = moved(next(iter(batches)), device)
+    fixed = to_device(next(iter(batches)), device)
     bare = timed_steps(task, [fixed] * (steps + 2), device, precision, steps, warm_up=2)
     tolerances = reference.tolerances[precision]
     ratio = bare.seconds / real.seconds

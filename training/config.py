@@ -159,7 +159,7 @@ class Segmenter:
     # for patches that hold whole slices
     unlocated: bool = False
     # in the weights that a training leaves, share of those that it went on from, which know something, too
-    # (fitting.segmenter.blend)
+    # (fitting.segmenter.average_weights)
     start_share: float = 0.0
     single_slices: int = (
         0  # scans of one slice in an epoch, two in five of them with a bleed; 0: all of them, as other scans

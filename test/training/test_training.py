@@ -585,16 +585,16 @@ def test_stages_are_skipped_when_done_and_run_again_when_something_changed(tmp_p
 
 
 def test_a_trained_network_is_kept_when_its_stage_starts_over(tmp_path: Path) -> None:
-    now: list[int] = []
+    current: list[int] = []
     trained: list[int] = []
 
     def train(folder: Path) -> dict[str, int]:
         (folder / "network.pt").write_text("weights")
-        trained.append(now[0])
+        trained.append(current[0])
         return {}
 
     def run(setting: int) -> None:
-        now[:] = [setting]
+        current[:] = [setting]
         table = {"a": Stage("a", (), (setting,), train), "b": Stage("b", ("a",), (), lambda folder: {})}
         run_stage(table["b"], tmp_path, table)
 

@@ -162,7 +162,7 @@ def _shortcuts(
     from ..console import in_words
     from ..experiments.shortcuts import shortcuts
     from ..fitting.trainer import load_network
-    from ..networks.slice_network import empty_network
+    from ..networks.slice_network import untrained_network
     from ..pipeline.initial_weights import find_initial_weights
     from ..pipeline.recipe import build_stages
     from ..pipeline.runner import run_stage
@@ -173,7 +173,7 @@ def _shortcuts(
     run_stage(stages[names.prepare if initial else names.classify], run, stages)
     of_run = run / names.classify / NETWORK
     for path in dict.fromkeys([initial.classifier, initial.unpainted] if initial else [of_run]):
-        network = empty_network(settings.classifier)
+        network = untrained_network(settings.classifier)
         load_network(network, path)
         for row in shortcuts(network, dataset, settings, run / names.prepare):
             print(in_words({"classifier": path.stem} | row if initial else row))

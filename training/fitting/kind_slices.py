@@ -100,7 +100,7 @@ def pooled_slices(
     return PooledSlices(np.concatenate(pooled), np.concatenate(labels), np.array(names))
 
 
-def linear_maps(slices: PooledSlices, classifier: str) -> KindHead:
+def fit_linear_maps(slices: PooledSlices, classifier: str) -> KindHead:
     """A head that makes maps, and names nothing yet.
 
     Args:
@@ -119,10 +119,12 @@ def linear_maps(slices: PooledSlices, classifier: str) -> KindHead:
         fitted = LogisticRegression(C=PENALTY, max_iter=100, tol=1e-3).fit(scaled, positive)
         weights.append(fitted.coef_[0] / scale)
         biases.append(float(fitted.intercept_[0] - weights[-1] @ mean))
-    return nothing_named(classifier, np.array(weights, np.float32), np.array(biases, np.float32))
+    return head_without_regression(classifier, np.array(weights, np.float32), np.array(biases, np.float32))
 
 
-def nothing_named(classifier: str = "", maps: np.ndarray | None = None, bias: np.ndarray | None = None) -> KindHead:
+def head_without_regression(
+    classifier: str = "", maps: np.ndarray | None = None, bias: np.ndarray | None = None
+) -> KindHead:
     """A head with maps alone, (kind, channel) and (kind,), or with none: its regression is yet to be fitted."""
     kinds, inputs = len(KINDS), 0
     return KindHead(

@@ -25,7 +25,7 @@ NAMED_RIGHT = 0.75  # of the lesions that are named, so many are to be right
 CANDIDATES = np.round(np.arange(0.3, 0.91, 0.02), 2)
 
 
-def fitted_head(samples: list[LesionSample], maps: KindHead) -> KindHead:
+def fit_head(samples: list[LesionSample], maps: KindHead) -> KindHead:
     """A head whose regression was fitted to lesions; ``unsure_below`` is 0.
 
     Args:

@@ -110,7 +110,7 @@ def painted_lesions(
                 z = int(rng.choice(np.flatnonzero(mask.any(axis=(1, 2)))))
                 part = slice(z, z + 1)
             inside = case.intracranial[part]
-            lesions = lesions_of(outlined_otherwise(mask[part], inside, rng), mm)[:MAX_COMPONENTS]
+            lesions = lesions_of(vary_outline(mask[part], inside, rng), mm)[:MAX_COMPONENTS]
             if not lesions:
                 continue
             own = np.array([kind == kinds[name] for kind in KINDS])
@@ -119,7 +119,7 @@ def painted_lesions(
                 yield LesionSample(case.name, "painted", own, row, i == 0)
 
 
-def outlined_otherwise(mask: np.ndarray, inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def vary_outline(mask: np.ndarray, inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A mask (z, y, x) as it is, or a pixel smaller or larger in plane; it never loses more than two thirds."""
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     drawn = rng.random()

@@ -20,7 +20,7 @@ from ..data.slice_kinds import kinds_of_data_sets
 from ..fitting.classifier import Volumes
 from ..fitting.hardware import Hardware
 from ..fitting.trainer import load_network
-from ..networks.slice_network import SliceNetwork, empty_network
+from ..networks.slice_network import SliceNetwork, untrained_network
 from ..networks.unet import UNLOCATED, build_unet
 from ..rounds import later_rounds, round_config
 from ..stage_names import NETWORK, StageNames, Variant, stage_names
@@ -108,7 +108,7 @@ class Context:
     def slice_network(self, stage: str, output_stride: int = 0) -> SliceNetwork:
         """The slice classifier as a stage left it; with another output stride than it was trained with unless 0."""
         own = self.config.classifier
-        network = empty_network(replace(own, output_stride=output_stride or own.output_stride))
+        network = untrained_network(replace(own, output_stride=output_stride or own.output_stride))
         return load_network(network, self.network_file(stage))  # type: ignore[return-value]
 
     def network_file(self, stage: str) -> Path:

@@ -26,11 +26,11 @@ from ..config import Config, Optimization, Segmenter
 from ..data.datasets import DataSet, Prepared
 from ..fitting.classifier import SliceTask, Volumes, training_slices
 from ..fitting.hardware import Hardware, processor, world_size
-from ..fitting.segmenter import Patches, SegmenterTask, singles_a_patch, training_batches
+from ..fitting.segmenter import Patches, SegmenterTask, singles_per_patch, training_batches
 from ..fitting.timed_steps import timed_steps, training_device
 from ..fitting.trainer import Task, micro_batch
-from ..networks.slice_network import empty_network
-from ..networks.unet import build_unet, laid_out
+from ..networks.slice_network import untrained_network
+from ..networks.unet import build_unet, to_fast_memory_format
 from ..rounds import round_config
 from .runner import Stage, fingerprint, is_done
 from .steps import without_paint
@@ -166,7 +166,7 @@ def finer_maps_cost(config: Config) -> float:
         return 1.0
     counts = []
     for stride in (config.classifier.output_stride, config.cam.output_stride):
-        network = empty_network(replace(config.classifier, output_stride=stride)).eval()
+        network = untrained_network(replace(config.classifier, output_stride=stride)).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(torch.zeros(1, *config.classifier.image_size))
         counts.append(counter.get_total_flops())
@@ -178,7 +178,7 @@ def _classifier(head: Prepared, config: Config) -> tuple[SliceTask, Any]:
     optimization = _alone(config.classifier.optimization)
     copies = -(-micro_batch(optimization) // len(slices))
     slices.hu, slices.labels = slices.hu.repeat(copies, 1, 1), slices.labels.repeat(copies)
-    task = SliceTask(empty_network(config.classifier), config.classifier, config.seed)
+    task = SliceTask(untrained_network(config.classifier), config.classifier, config.seed)
     return task, training_slices(slices, replace(config.classifier, optimization=optimization), config.seed)
 
 
@@ -192,7 +192,7 @@ def _unet(head: Prepared, config: Config, settings: Segmenter) -> tuple[Segmente
     heads = [replace(head, name=str(i)) for i in range(micro_batch(optimization))]
     settings = replace(settings, single_slices=0, patches_per_case=1)
     labels = {h.name: (h.hu > 60) & h.intracranial for h in heads}
-    network = laid_out(build_unet(settings, len(config.preprocessing.channels)))
+    network = to_fast_memory_format(build_unet(settings, len(config.preprocessing.channels)))
     patches = Patches(heads, labels, replace(config, segmenter=settings))
     task = SegmenterTask(network, settings, config.seed)
     return task, training_batches(patches, replace(settings, optimization=optimization), config.seed)
@@ -282,7 +282,7 @@ class _Cost:
         singles = settings.single_slices and any(len(case.labels) == 1 for case in train)
         volumes = sum(len(case.labels) > 1 for case in train) if singles else len(train)
         samples = volumes * settings.patches_per_case
-        samples += -(-settings.single_slices // singles_a_patch(settings)) if singles else 0
+        samples += -(-settings.single_slices // singles_per_patch(settings)) if singles else 0
         val = sum(len(case.labels) > 1 for case in part.part("val"))
         of_epoch = samples * self.per_patch[name] / world_size() + val * self._whole(name)
         return settings.optimization.epochs * of_epoch

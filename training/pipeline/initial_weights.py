@@ -25,7 +25,7 @@ from hemseg.manifest import MANIFEST, Manifest, default_weights
 
 from ..config import Config, classifier_settings, load_config
 from ..export.to_onnx import SETTINGS, STATES, network_settings
-from ..networks.slice_network import SliceNetwork, empty_network
+from ..networks.slice_network import SliceNetwork, untrained_network
 
 LICENSE = "LICENSE"  # a file beside the manifest
 CARRIED_OVER = "; carried over from the weights that training started from"
@@ -178,7 +178,7 @@ def classifier_of(weights: InitialWeights) -> tuple[SliceNetwork, Config]:
     else:  # of an older hemseg
         settings = load_config(str(weights.manifest.provenance.get("config", "unknown"))).classifier
     config = Config(weights.manifest.name, preprocessing=preprocessing, classifier=settings)
-    network = empty_network(settings)
+    network = untrained_network(settings)
     load_initial(network, weights.classifier)
     return network.eval(), config
 

@@ -36,8 +36,14 @@ from ..evaluation.kind_slices import slice_aucs
 from ..evaluation.kinds import Row, summary
 from ..evaluation.tables import write_table
 from ..export.kinds import NUMBERS
-from ..fitting.kind_slices import PooledSlices, classifier_features, linear_maps, nothing_named, pooled_slices
-from ..labels.kind_head import fitted_head, unsure_below
+from ..fitting.kind_slices import (
+    PooledSlices,
+    classifier_features,
+    fit_linear_maps,
+    head_without_regression,
+    pooled_slices,
+)
+from ..labels.kind_head import fit_head, unsure_below
 from ..labels.lesion_kinds import Inputs, LesionSample, labelled_lesions, painted_lesions
 from .runner import fingerprint, finished_fingerprint
 
@@ -93,10 +99,10 @@ def train_kinds(data: KindData, weights: Path | None, config: Config, out: Path)
         raise HemsegError(f"{data.dataset.name}: no slice of train is labelled with a kind of hemorrhage.")
     manifest = Manifest.read(weights) if weights else None
     key = samples_key(data, manifest.classifier_sha256 if manifest else "", config)
-    maps, classifier = nothing_named(), None
+    maps, classifier = head_without_regression(), None
     if weights and manifest:
         slices = slice_samples(data, weights, config, out / "slices_train.npz", key)
-        maps = linear_maps(slices, manifest.classifier_sha256)
+        maps = fit_linear_maps(slices, manifest.classifier_sha256)
         classifier = load_classifier(weights, manifest, maps, cores())
     inputs = lesion_inputs_with(classifier, config)
     train_samples, val_samples = (
@@ -104,7 +110,7 @@ def train_kinds(data: KindData, weights: Path | None, config: Config, out: Path)
         for split in ("train", "val")
     )
     val_samples = [sample for sample in val_samples if sample.case not in data.not_brain_level]
-    head = with_unsure_threshold(fitted_head(train_samples, maps), val_samples)
+    head = with_unsure_threshold(fit_head(train_samples, maps), val_samples)
     head.write(out / NUMBERS)
     rows = lesion_rows(val_samples, kind_probabilities(head, val_samples), "val", head)
     write_table(rows, out / "lesions.csv")
