@@ -14,7 +14,7 @@ from training.data.datasets import Case, DataSet, Prepared
 from training.data.slice_kinds import UNKNOWN, allowed_kinds, read_slice_kinds
 from training.evaluation import kind_slices, single_slices
 from training.evaluation.kind_slices import slice_aucs
-from training.evaluation.kinds import by_patient, confusion, judged, summary
+from training.evaluation.kinds import by_patient, confusion, lesions_of_known_kind, summary
 from training.fitting.kind_slices import PooledSlices, fit_linear_maps, head_without_regression
 from training.labels.kind_head import PAINTED_SHARE, fit_head, sample_weights, unsure_below
 from training.labels.lesion_kinds import LesionSample, labelled_lesions, lesions_of, painted_lesions
@@ -171,7 +171,7 @@ def test_figures_count_the_largest_lesion_of_one_kind_and_unsure_as_wrong() -> N
         row("c", 0, "", ""),  # nothing was found
         row("d", 1, "subdural epidural", "epidural", "subdural epidural"),  # nobody knows
     ]
-    assert [(r["case"], r["called"]) for r in judged(rows)] == [("a", "subdural"), ("b", "unsure")]
+    assert [(r["case"], r["called"]) for r in lesions_of_known_kind(rows)] == [("a", "subdural"), ("b", "unsure")]
     every = {r["kind"]: r for r in summary(rows)}
     subdural, total = every["subdural"], every["all"]
     assert (subdural["scans_of_one_kind"], subdural["judged"], subdural["right"], subdural["unsure"]) == (3, 2, 1, 1)

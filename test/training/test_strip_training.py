@@ -25,7 +25,7 @@ from training.fitting.segmenter import augment_scan
 from training.pipeline.strip import (
     StripCase,
     StripSlices,
-    changed_head,
+    augment_head,
     paired_cases,
     phantom_case,
     placement,
@@ -109,7 +109,7 @@ def test_saturated_values_stay_saturated_when_heads_are_changed() -> None:
     hu = np.full((3, 40, 40), 30, np.float32)
     hu[:, :8], hu[:, -8:] = 100, -20
     for seed in range(30):
-        changed = changed_head(hu, np.ones((40, 40), np.float32), np.random.default_rng(seed))
+        changed = augment_head(hu, np.ones((40, 40), np.float32), np.random.default_rng(seed))
         assert changed.min() >= -20
         assert changed.max() <= 100
         assert np.median(changed[1, 12:28]) < 60

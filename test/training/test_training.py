@@ -24,7 +24,7 @@ from hemseg.scan import read
 from hemseg.sliding_window import network_probability
 from hemseg.volume import Volume
 from training.config import CONFIGS, Cam, Config, Pseudolabels, Segmenter, Sequence, Without, load_config
-from training.data.datasets import load_dataset, prepare, prepared, together
+from training.data.datasets import load_dataset, merge_datasets, prepare, prepared
 from training.data.field_of_view import paste
 from training.data.phantom import write_dataset
 from training.data.references import read_reference
@@ -648,7 +648,7 @@ def test_splits_without_cases_are_told_before_any_work(phantoms: Path, tmp_path:
         assert not run.exists()
     without = replace(load_config("smoke"), without=Without(classify=("a", "b")))
     a, b = (replace(load_dataset(data), name=name) for name in "ab")
-    stages = build_stages(without, together([a, b]), run)
+    stages = build_stages(without, merge_datasets([a, b]), run)
     with pytest.raises(HemsegError, match="no case but for those of a, b is in the split train or val"):
         run_stage(stages["cam"], run, stages)
     assert not run.exists()

@@ -54,7 +54,7 @@ def _data(config: str, folders: list[Path], run: Path, labels: str, seed: int | 
     from dataclasses import replace
 
     from ..config import load_config
-    from ..data.datasets import load_dataset, together
+    from ..data.datasets import load_dataset, merge_datasets
     from ..data.slice_kinds import read_slice_kinds
     from ..evaluation.single_slices import BRAIN_LEVEL_PX, intracranial_areas
     from ..pipeline.kinds import KindData
@@ -64,7 +64,7 @@ def _data(config: str, folders: list[Path], run: Path, labels: str, seed: int | 
         settings = replace(settings, seed=seed)
     loaded = [(folder, load_dataset(folder, settings.seed)) for folder in folders]
     loaded += [(folder, replace(load_dataset(folder), name="phantoms")) for folder in sorted(run.glob("phantoms-*"))]
-    whole = together([dataset for _, dataset in loaded])
+    whole = merge_datasets([dataset for _, dataset in loaded])
     answers: dict[str, np.ndarray] = {}
     not_brain_level: set[str] = set()
     for folder, dataset in loaded:

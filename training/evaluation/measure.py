@@ -23,7 +23,7 @@ from hemseg.volume import Volume
 from ..data.datasets import Case, DataSet, labels_upwards
 from ..data.references import read_reference
 from .evaluate import Predictor, evaluate
-from .panels import Shown, write_panel
+from .panels import PanelRow, write_panel
 from .quality import mask_on_grid, reference_on_grid
 from .tables import read_cases
 
@@ -117,7 +117,7 @@ def write_pictures(dataset: DataSet, predict: Predictor, rows: list[dict[str, An
         found = mask_on_grid(volume, mask, settings)
         reference = reference_on_grid(case, settings) if case.reference else np.zeros_like(found)
         slices = shown_slices(case, volume, mask, found | reference, working.grid.slab)
-        shown = [Shown(working.hu[z], prediction=found[z], reference=reference[z]) for z in slices]
+        shown = [PanelRow(working.hu[z], prediction=found[z], reference=reference[z]) for z in slices]
         write_panel(shown, settings.hu_range, folder / f"{name}_{case.name}.png")
 
 

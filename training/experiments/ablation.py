@@ -61,7 +61,7 @@ def ablate(
         stage, stages = _row(config, dataset, run, variant, hardware)
         metrics = run_stage(stage, run, stages)
         cases = read_cases(run / stage.name / "per_case.csv")
-        table.append({"row": name, **_shown(metrics, cases, before)})
+        table.append({"row": name, **_formatted(metrics, cases, before)})
         per_case += [{"row": name, **case} for case in cases]
         before = cases
         if rank() == 0:
@@ -121,7 +121,9 @@ def _row(
     return stage, {stage.name: stage}
 
 
-def _shown(metrics: dict[str, Any], cases: list[dict[str, Any]], before: list[dict[str, Any]] | None) -> dict[str, str]:
+def _formatted(
+    metrics: dict[str, Any], cases: list[dict[str, Any]], before: list[dict[str, Any]] | None
+) -> dict[str, str]:
     shown = {}
     for key, sign in METRICS.items():
         stars = significance(cases, before, key, sign) if before else ""

@@ -13,7 +13,7 @@ from hemseg.errors import HemsegError
 from hemseg.kinds import KindHead
 from hemseg.manifest import FORMAT, Manifest
 
-from ..data.tables import Row, read_table, whole_number
+from ..data.tables import Row, parse_integer, read_table
 
 NUMBERS = "kinds.npz"
 
@@ -59,4 +59,4 @@ def right_in_test(summary: Path) -> tuple[int, int]:
 
 
 def _total(rows: list[Row], column: str) -> int:
-    return sum(whole_number(row.get(column)) or 0 for row in rows)
+    return sum(parse_integer(row.get(column)) or 0 for row in rows)

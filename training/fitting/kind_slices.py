@@ -47,7 +47,7 @@ class PooledSlices:
     cases: np.ndarray
 
     @classmethod
-    def together(cls, parts: list[PooledSlices]) -> PooledSlices:
+    def merge(cls, parts: list[PooledSlices]) -> PooledSlices:
         """All slices of several."""
         return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 

@@ -58,10 +58,10 @@ class Estimate:
     def sentence(self) -> str:
         """What is printed before a run starts."""
         total = sum(self.minutes.values())
-        parts = ", ".join(f"{name} {_spoken(value)}" for name, value in self.minutes.items() if value >= 1)
+        parts = ", ".join(f"{name} {_rounded_minutes(value)}" for name, value in self.minutes.items() if value >= 1)
         memory = f"; {self.memory_bytes / 1e9:.1f} GB of {'GPU ' * self.on_gpu}memory" if self.memory_bytes else ""
         listed = f" ({parts})" if len(self.minutes) > 1 and parts else ""
-        return f"about {_spoken(total)} minutes on this machine, beside reading the scans{listed}{memory}"
+        return f"about {_rounded_minutes(total)} minutes on this machine, beside reading the scans{listed}{memory}"
 
     def warning(self) -> str:
         """A sentence where the memory will not do; '' where it will, or nobody knows."""
@@ -72,15 +72,15 @@ class Estimate:
 
 
 def estimate(
-    config: Config, dataset: DataSet, run: Path, wanted: list[str], stages: dict[str, Stage], hardware: Hardware
+    config: Config, dataset: DataSet, run: Path, requested: list[str], stages: dict[str, Stage], hardware: Hardware
 ) -> Estimate | None:
     """Time and memory of the stages that a run still has before it; None where nothing is left to train.
 
     Args:
-        wanted: names of the stages that were asked for.
+        requested: names of the stages that were asked for.
         stages: all of the run's.
     """
-    missing = [name for name in needed(wanted, stages) if not is_done(stages[name], run, stages)]
+    missing = [name for name in needed(requested, stages) if not is_done(stages[name], run, stages)]
     kinds = [name.partition("@")[0].rstrip("0123456789") for name in missing]
     if not {"classify", "sequence", "segment", "resegment"} & set(kinds):
         return None
@@ -92,7 +92,7 @@ def estimate(
     return Estimate(minutes, cost.memory_bytes(kinds), training_device(hardware.accelerator).type == "cuda")
 
 
-def needed(wanted: list[str], stages: dict[str, Stage]) -> list[str]:
+def needed(requested: list[str], stages: dict[str, Stage]) -> list[str]:
     """The stages that were asked for with all that they need, in order."""
     found: dict[str, None] = {}
 
@@ -101,7 +101,7 @@ def needed(wanted: list[str], stages: dict[str, Stage]) -> list[str]:
             add(before)
         found[name] = None
 
-    for name in wanted:
+    for name in requested:
         add(name)
     return list(found)
 
@@ -128,7 +128,7 @@ def measured_steps(config: Config, run: Path, hardware: Hardware, kinds: list[st
         return dict(known[key])
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        head = made_up_head(config)
+        head = synthetic_head(config)
         steps = {}
         made: dict[str, Callable[[], tuple[Task, Any]]] = {"classifier": lambda: _classifier(head, config)}
         for name, settings in segmenters.items():
@@ -142,7 +142,7 @@ def measured_steps(config: Config, run: Path, hardware: Hardware, kinds: list[st
     return steps
 
 
-def made_up_head(config: Config) -> Prepared:
+def synthetic_head(config: Config) -> Prepared:
     """An ellipse of brain in a ring of bone on the working grid, as large as a head, with a bright ball in it."""
     grid = config.preprocessing
     shape = (SLICES, *(round((mm + 40) / grid.in_plane_mm) for mm in HEAD_MM))
@@ -183,7 +183,7 @@ def _classifier(head: Prepared, config: Config) -> tuple[SliceTask, Any]:
 
 
 def _segmenters(config: Config, later: bool) -> dict[str, Segmenter]:
-    """The settings of the first U-Net, and of a later round's if that is wanted, too."""
+    """The settings of the first U-Net, and of a later round's if that is requested, too."""
     return {"unet": config.segmenter} | ({"later unet": round_config(config, 1).segmenter} if later else {})
 
 
@@ -295,7 +295,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _spoken(minutes: float) -> str:
+def _rounded_minutes(minutes: float) -> str:
     """Minutes as one says them: no more digits than the estimate is good for."""
     if minutes < 1:
         return "1"

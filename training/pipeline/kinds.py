@@ -215,7 +215,7 @@ def evaluate_slices(data: KindData, weights: Path | None, splits: tuple[str, ...
             scans = track(own.scans(split), f"{source.name}, {split}", len(cases), console=console)
             found[split] = pooled_slices(scans, data.answers, features, field, background)
         if len(found) > 1:
-            found[" + ".join(found)] = PooledSlices.together(list(found.values()))
+            found[" + ".join(found)] = PooledSlices.merge(list(found.values()))
         for split, slices in found.items():
             rows += slice_aucs(slices, head, source.name, split)
     return rows

@@ -24,7 +24,7 @@ from ..console import console
 from ..data.datasets import Case, Prepared, prepare, prepared
 from ..data.field_of_view import crop_field_of_view, network_slices, paste, to_network_size
 from ..evaluation.evaluate import evaluate, network_predictor
-from ..evaluation.panels import Shown, write_panel
+from ..evaluation.panels import PanelRow, write_panel
 from ..evaluation.quality import reference_on_grid
 from ..evaluation.tables import write_table
 from ..export.classifier import export_classifier
@@ -277,7 +277,7 @@ def draw_panels(context: Context, folder: Path, most: int = 12) -> dict[str, Any
         if by_name[case.name].reference:
             reference = reference_on_grid(by_name[case.name], settings)
         rows = [
-            Shown(
+            PanelRow(
                 case.hu[z],
                 activation.astype(np.float32),
                 label["clusters"][z] if "clusters" in label else None,
