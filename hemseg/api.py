@@ -91,9 +91,9 @@ def _load_model(folder: Path, device: str, state: str) -> Model:
 def _weights_state(folder: Path) -> str:
     """Identifies the contents of a folder of weights: a cached model must not outlive a change of its files."""
     manifest = Manifest.read(folder)
-    beside = (manifest.strip_file, manifest.classifier_file, manifest.kinds_file)
-    named = (manifest.file, *beside)
-    files = [folder / name for name in (MANIFEST, *named) if name]
+    optional_files = (manifest.strip_file, manifest.classifier_file, manifest.kinds_file)
+    names = (manifest.file, *optional_files)
+    files = [folder / name for name in (MANIFEST, *names) if name]
     try:
         stats = [path.stat() for path in files]
     except OSError:  # loading them says what is wrong

@@ -26,8 +26,8 @@ from hemseg.volume import Volume
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-EVEN = 0.05  # gaps that differ by less than this share of the median count as even
-COINCIDENT, MISSING = 0.3, 1.7  # gaps, as shares of the median, that are worth a warning
+GAP_TOLERANCE = 0.05  # gaps that differ by less than this share of the median count as even
+COINCIDENT_GAP, MISSING_GAP = 0.3, 1.7  # gaps, as shares of the median, that are worth a warning
 SPARSE = 1.9  # thicknesses between slices that are worth a warning
 MAX_STACK_MM = 3000.0  # of what is scanned at once
 PADDING_HU = -1024.0
@@ -88,7 +88,7 @@ def build_volume(series: Series, path: Path) -> Volume:
         warnings.append(
             f"Its slices are {step:.1f} mm apart and {thickness:.1f} mm thick: was every second one left out?"
         )
-    even = bool((np.abs(gaps - step) <= EVEN * step).all())
+    even = bool((np.abs(gaps - step) <= GAP_TOLERANCE * step).all())
     count = len(depth) if even else int(np.floor((depth[-1] - depth[0]) / step + 0.5)) + 1
     rows, columns = first.header["Rows"], first.header["Columns"]
     moved = positions - positions[0]
@@ -128,7 +128,7 @@ def build_volume(series: Series, path: Path) -> Volume:
 def _step(gaps: np.ndarray) -> float:
     """The usual gap (mm). Where slices come in pairs that nearly coincide, it is the one between the pairs."""
     step, large = float(np.median(gaps)), float(np.percentile(gaps, 75))
-    return float(np.median(gaps[gaps >= COINCIDENT * large])) if step < COINCIDENT * large else step
+    return float(np.median(gaps[gaps >= COINCIDENT_GAP * large])) if step < COINCIDENT_GAP * large else step
 
 
 def _gap_warnings(gaps: np.ndarray, step: float, depth: np.ndarray) -> list[str]:
@@ -137,7 +137,10 @@ def _gap_warnings(gaps: np.ndarray, step: float, depth: np.ndarray) -> list[str]
     if not len(gaps):
         return warnings
     around = _running_median(gaps)  # the plan may change on the way, from 4 to 7 mm, say
-    odd = ((gaps < COINCIDENT * step, "nearly coincide"), (gaps > MISSING * around, "have others missing between them"))
+    odd = (
+        (gaps < COINCIDENT_GAP * step, "nearly coincide"),
+        (gaps > MISSING_GAP * around, "have others missing between them"),
+    )
     for near, what in odd:
         if near.any():
             places = ", ".join(f"{depth[k]:.1f} and {depth[k + 1]:.1f} mm" for k in np.flatnonzero(near)[:3])

@@ -20,7 +20,10 @@ from hemseg.dicom.header import ILL_FORMED, Header
 from hemseg.dicom.source import Source
 
 NEEDED = ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient")
-COSINES, SPACING = 1e-2, 1e-3  # direction cosines, and pixel spacing relative, that differ by less are the same
+COSINE_TOLERANCE, SPACING_TOLERANCE = (
+    1e-2,
+    1e-3,
+)  # direction cosines, and pixel spacing relative, that differ by less are the same
 COINCIDENT_MM = 0.05  # slices nearer than this lie at one place
 MAX_STACKS = 64  # of one SeriesInstanceUID: perfusion has some 30 phases
 COMPLETE = 1.5  # gaps of at most so many thicknesses: no slice is missing between
@@ -185,9 +188,9 @@ def _difference(a: Instance, b: Instance) -> str:
     """How the pixel grids of two slices differ, as the end of a sentence; '' if they do not but for rounding."""
     if any(a.header[name] != b.header[name] for name in ("Rows", "Columns")):
         return "of another matrix"
-    if not np.allclose(a.header["PixelSpacing"], b.header["PixelSpacing"], rtol=SPACING, atol=0):
+    if not np.allclose(a.header["PixelSpacing"], b.header["PixelSpacing"], rtol=SPACING_TOLERANCE, atol=0):
         return "of another pixel spacing"
-    return "at another angle" if np.abs(a.orientation - b.orientation).max() > COSINES else ""
+    return "at another angle" if np.abs(a.orientation - b.orientation).max() > COSINE_TOLERANCE else ""
 
 
 def _depths(instances: Sequence[Instance], normal: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from hemseg.manifest import Manifest
 from hemseg.model import Model
 from hemseg.postprocessing import doubtful_slices, postprocessed_mask
 from hemseg.preprocessing import Settings, WorkingImage
-from hemseg.report.findings import COLUMNS, MAX_DOUBTFUL, ROWS, YELLOW, _shown, findings, overlay
+from hemseg.report.findings import COLUMNS, MAX_DOUBTFUL, ROWS, YELLOW, _slices_to_show, findings, overlay
 from hemseg.report.viewer import page
 from hemseg.second_opinion import Opinion
 from hemseg.segmentation import Segmentation, postprocess, slice_numbers
@@ -109,27 +109,27 @@ def test_pictures_show_doubtful_slices_and_the_hemorrhage() -> None:
     mask = np.zeros((60, 4, 4), np.uint8)
     mask[10:50] = 1
     mask[27, 0, 0] = 0
-    plain = _shown(mask, ())
+    plain = _slices_to_show(mask, ())
     assert len(plain) == COLUMNS * ROWS
-    shown = _shown(mask, (2, 55))
+    shown = _slices_to_show(mask, (2, 55))
     assert {2, 55} <= set(shown)
     assert len(set(shown)) == COLUMNS * ROWS
-    many = _shown(mask, tuple(z for z in range(60) if not 10 <= z < 50))
+    many = _slices_to_show(mask, tuple(z for z in range(60) if not 10 <= z < 50))
     assert len(set(many)) == COLUMNS * ROWS
     assert 4 <= sum(not mask[z].any() for z in many) <= MAX_DOUBTFUL
     single = np.zeros((24, 4, 4), np.uint8)
     single[2] = 1
-    assert {2, 17} <= set(_shown(single, (17,)))
-    assert _shown(single * 0, (5,)) == sorted({*_shown(single * 0, ())} - {4} | {5})
-    assert _shown(mask[:1], (0,)) == [0]
-    assert _shown(mask[:3], (0, 1, 2)) == [0, 1, 2]
+    assert {2, 17} <= set(_slices_to_show(single, (17,)))
+    assert _slices_to_show(single * 0, (5,)) == sorted({*_slices_to_show(single * 0, ())} - {4} | {5})
+    assert _slices_to_show(mask[:1], (0,)) == [0]
+    assert _slices_to_show(mask[:3], (0, 1, 2)) == [0, 1, 2]
     rng = np.random.default_rng(0)
     for _ in range(300):
         mask = np.zeros((int(rng.integers(1, 40)), 2, 2), np.uint8)
         mask[rng.integers(len(mask), size=rng.integers(1, 5))] = 1
         empty = np.flatnonzero(~mask.any(axis=(1, 2)))
         doubtful = tuple(sorted(rng.choice(empty, min(len(empty), int(rng.integers(9))), replace=False).tolist()))
-        shown = _shown(mask, doubtful)
+        shown = _slices_to_show(mask, doubtful)
         assert any(mask[z].any() for z in shown)
         assert len(set(shown)) == len(shown) == min(len(mask), COLUMNS * ROWS)
     for slices, framed in (({1: 0.4}, True), ({1: 0.9}, False)):

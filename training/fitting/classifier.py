@@ -66,10 +66,10 @@ class Volumes(Dataset):
 
     def sequences(self) -> Volumes:
         """Those of two slices and more: a single slice has no neighbours to learn from."""
-        sequences = Volumes.__new__(Volumes)
-        sequences.kinds = []
-        sequences.items = [item for item in self.items if len(item[1]) > 1]
-        return sequences
+        result = Volumes.__new__(Volumes)
+        result.kinds = []
+        result.items = [item for item in self.items if len(item[1]) > 1]
+        return result
 
     def slices(self) -> Slices:
         """The same slices, one by one."""

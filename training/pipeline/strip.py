@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from hemseg.errors import HemsegError
 from hemseg.resources import cores
 from hemseg.scan import read
-from hemseg.strip import HU_RANGE, MULTIPLE, STRIP_MM, brain_of, scaled, standardized
+from hemseg.strip import HU_RANGE, SIDE_MULTIPLE, STRIP_MM, brain_of, scaled, standardized
 from hemseg.volume import Volume
 from hemseg.working_grid import WorkingGrid
 
@@ -338,9 +338,9 @@ def export_strip(network: nn.Module, path: Path) -> float:
     """
     model = WithSigmoid(network).float().cpu().eval()
     batch, y, x = (torch.export.Dim(name, min=1, max=64) for name in ("batch", "y16", "x16"))
-    shapes = ({0: batch, 2: MULTIPLE * y, 3: MULTIPLE * x},)
-    write_onnx(model, torch.rand(2, 3, 8 * MULTIPLE, 7 * MULTIPLE), path, shapes)
-    other = torch.rand(3, 3, 6 * MULTIPLE, 9 * MULTIPLE)
+    shapes = ({0: batch, 2: SIDE_MULTIPLE * y, 3: SIDE_MULTIPLE * x},)
+    write_onnx(model, torch.rand(2, 3, 8 * SIDE_MULTIPLE, 7 * SIDE_MULTIPLE), path, shapes)
+    other = torch.rand(3, 3, 6 * SIDE_MULTIPLE, 9 * SIDE_MULTIPLE)
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     with torch.no_grad():
         difference = float(np.abs(session.run(None, {"image": other.numpy()})[0] - model(other).numpy()).max())
