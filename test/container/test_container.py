@@ -185,7 +185,7 @@ def test_who_waits_for_a_server_that_cannot_start_is_told() -> None:
     listener = process._listen(0)
     with listener, socket.create_connection(("127.0.0.1", listener.getsockname()[1]), timeout=10) as line:
         line.sendall(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
-        process._turn_away(listener, "no\nweights")
+        process._answer_unavailable(listener, "no\nweights")
         head, _, body = line.recv(4096).partition(b"\r\n\r\n")
     assert head.split()[1] == b"503"
     assert json.loads(body) == {"detail": "no weights"}

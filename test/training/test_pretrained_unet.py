@@ -75,7 +75,7 @@ def test_slices_beside_are_joined_as_maps_side_by_side_would_be() -> None:
     with torch.no_grad():
         for apart, second in ((None, (b[[0, 0, 1]], b, b[[1, 2, 2]])), (torch.tensor([False, True]), (b, b, b))):
             expected = [up.slices(torch.cat(own, 1)) for own in ((a[[0, 0, 1]], a, a[[1, 2, 2]]), second)]
-            assert torch.allclose(up.joined(x, 2, apart), torch.cat(expected), atol=1e-6)
+            assert torch.allclose(up.join_neighbors(x, 2, apart), torch.cat(expected), atol=1e-6)
 
 
 def test_the_encoder_gives_the_last_maps_of_each_size() -> None:
