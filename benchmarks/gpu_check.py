@@ -122,7 +122,7 @@ def _phantom_case(seed: int, config: Config, grid: Grid) -> tuple[Prepared, np.n
 
 
 def tasks(config: Config, cases: list[Prepared], labels: dict[str, np.ndarray]) -> dict[str, TaskMaker]:
-    """What makes each stage's task and batches anew: the same weights and the same order every time."""
+    """Functions that make each stage's task and batches: the same weights and the same order every time."""
     volumes = Volumes(cases, config)
     slices = volumes.slices()
     patches = Patches(cases, labels, config)

@@ -1,4 +1,4 @@
-"""Figures of a lesion and its surroundings that tell one kind of hemorrhage from another.
+"""Features of a lesion and its surroundings that distinguish kinds of hemorrhage.
 
 Kinds differ in where blood lies and what shape it has: within the brain, in CSF-dark ventricles, in sulci and cisterns,
 or as a crescent or a lens along the skull. None of the features needs a mask that a human drew: they come from the scan

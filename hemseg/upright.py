@@ -2,7 +2,7 @@
 
 Heads lie on their back in almost every scan, and the networks learned from nothing else. A head that lies across (a
 patient on the side, a wrong direction in the header) is shown to them turned by a quarter: a turn of the grid, which
-changes no voxel. The long axis alone would not tell: of 150 heads, some are as wide as they are long.
+changes no voxel. The long axis alone would not show it: of 150 heads, some are as wide as they are long.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ Row = dict[str, str]
 
 
 def filled(text: str, results: Path = RESULTS) -> str:
-    """A page with its tables made anew.
+    """A page with its tables refreshed.
 
     Raises:
         HemsegError: a table that is not known, or whose values are missing.

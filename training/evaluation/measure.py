@@ -31,7 +31,7 @@ from .tables import read_cases
 def measure_all(
     dataset: DataSet, predict: Predictor, splits: tuple[str, ...], out: Path, pictures: Path | None
 ) -> dict[str, Any]:
-    """Tables and plots into ``out`` (a folder a data set, where there are several), pictures into ``pictures``."""
+    """Tables and plots into ``out`` (a folder per data set, where there are several), pictures into ``pictures``."""
     metrics = evaluate(dataset, predict, out, splits)
     folders = [out / source.name for source in dataset.sources() if (out / source.name).is_dir()] or [out]
     write_plots(folders, out)

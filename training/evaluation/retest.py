@@ -3,7 +3,7 @@
     python -m training retest --data phe-sich-heads --out docs/results/retest
 
 Each head is there twice: as it is, and turned, shifted, sampled on another grid that is off by half a slice, with fresh
-noise. Phantoms are painted anew on the turned grid; real heads (val, never test) are interpolated, which blurs them
+noise. Phantoms are painted again on the turned grid; real heads (val, never test) are interpolated, which blurs them
 more than a second scan would be. What differs, although nothing changed, is what a change has to exceed: the command
 also writes the limits that `hemseg compare` reads (``hemseg/compare/retest_limits.json``).
 """

@@ -258,7 +258,7 @@ def collate_volumes(volumes: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tenso
 def train_sequence(
     train: Volumes, val: Volumes, start: Path, config: Config, folder: Path, hardware: Hardware
 ) -> dict[str, Any]:
-    """ResNet-LSTM from the classifier's weights, then the linear layer anew; writes ``network.pt``, without LSTM.
+    """ResNet-LSTM from the classifier's weights, then its linear layer refitted; writes ``network.pt``, without LSTM.
 
     Single slices take part in the linear layer and in the AUC, not in the LSTM.
 

@@ -57,7 +57,7 @@ class Patches(Dataset):
     `lesion_shares`; with an encoder, which sees one slice at a time, whether the patch's slices lie apart: single
     slices then fill a patch together, in place of one that is repeated, and are moved and roughened alike.
 
-    Where the scan itself is changed at random (`augment_scan`), the network's input is made anew for each patch.
+    Where the scan itself is changed at random (`augment_scan`), the network's input is recomputed for each patch.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ MEMORY_FORMAT = torch.channels_last_3d  # two CPU cores train 1.9 times as fast 
 
 
 LEFT_OUT = UNKNOWN  # label of voxels that do not count
-UNLOCATED = LEFT_OUT - 1  # of all voxels of a slice that holds a bleed of which nobody knows where; they do not count
+UNLOCATED = LEFT_OUT - 1  # of all voxels of a slice that holds a bleed at an unknown place; they do not count
 HARDEST_VOXELS = 16  # voxels of a slice; 16 mm² on a working grid of 1 mm
 
 

@@ -193,7 +193,7 @@ def slice_samples(data: KindData, weights: Path, config: Config, path: Path, key
 
 
 def evaluate_slices(data: KindData, weights: Path | None, splits: tuple[str, ...]) -> list[Row]:
-    """How well the slice classifier of weights tells kinds, by data set and split: rows of `slice_aucs`.
+    """How well the slice classifier of weights distinguishes kinds, by data set and split: rows of `slice_aucs`.
 
     Raises:
         HemsegError: the weights name no kinds, or without a classifier.

@@ -123,18 +123,18 @@ def check_round(config: Config, number: int) -> None:
     if not named.name and named != Encoder():
         raise HemsegError(f"{where}{part}.encoder has settings and no name, so they would not count; name it.")
     own = round_config(config, number).segmenter
-    anew = starts_new_network(config, number) and (number > 0 or not config.init)
-    if number and anew and not own.optimization.epochs:
+    new_network = starts_new_network(config, number) and (number > 0 or not config.init)
+    if number and new_network and not own.optimization.epochs:
         raise HemsegError(f"{where}{part} has 0 epochs, but another network than before, which would learn nothing.")
-    if number and anew and own.optimization.frozen_statistics:
+    if number and new_network and own.optimization.frozen_statistics:
         raise HemsegError(f"{where}{part} begins anew, so frozen_statistics would keep those of no scan.")
-    if own.start_share and anew:
+    if own.start_share and new_network:
         raise HemsegError(f"{where}{part} begins anew, so start_share has no weights to take a share of.")
     if not 0 <= own.start_share < 1:
         raise HemsegError(f"{where}{part}.start_share is {own.start_share}; it is 0 or more, and less than 1.")
     if own.encoder.name:
         check_encoder(own, config, where)
-        if anew:
+        if new_network:
             imagenet_file()
 
 

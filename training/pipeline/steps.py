@@ -213,7 +213,7 @@ def relabel(context: Context, number: int, folder: Path) -> dict[str, Any]:
 
 
 def continue_unet(context: Context, number: int, folder: Path) -> dict[str, Any]:
-    """The U-Net before, trained on with the labels of a later round; another network than before begins anew."""
+    """The U-Net before, trained on with the labels of a later round; another network starts over."""
     names, stage = context.names, context.names.labels[number]
     return train_segmenter(
         *context.train_and_val(context.config.without.segment),

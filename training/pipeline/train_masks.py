@@ -54,7 +54,7 @@ def mask_fingerprints(cases_with_masks: list[Case]) -> list[tuple[str, str]]:
 def write_mask_labels(
     cases_with_masks: list[Case], cases: list[Prepared], settings: Settings, folder: Path
 ) -> dict[str, Any]:
-    """Masks on the working grid as labels of the U-Net; one .npz a case, like the pseudo-labels.
+    """Masks on the working grid as labels of the U-Net; one .npz per case, like the pseudo-labels.
 
     A slice whose mask and slice label contradict each other is left out of the loss, and counted.
     """
