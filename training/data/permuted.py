@@ -34,7 +34,7 @@ def permuted_singles(dataset: DataSet, seed: int) -> dict[str, int]:
     for case in dataset.cases:
         if len(case.labels) == 1 and case.labels[0] >= 0:
             groups[case.source, case.split].append(case)
-    found = {}
+    found: dict[str, int] = {}
     for group, cases in sorted(groups.items()):
         rng = np.random.default_rng([seed, zlib.crc32("/".join(group).encode())])
         labels = rng.permutation([case.labels[0] for case in cases])
