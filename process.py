@@ -24,13 +24,13 @@ from pathlib import Path
 from hemseg.errors import HemsegError, one_line
 from hemseg.names import given_path
 from hemseg.resources import check_start, is_out_of_memory
-from hemseg.signals import install
+from hemseg.signals import install_signal_handlers
 from hemseg.startup import start_lean
 from hemseg.streams import flush_standard_output, open_standard_streams
 
 logger = logging.getLogger("hemseg")
 WAITING_CONNECTIONS = 128  # while the model is loaded
-STOPPED = {
+STOP_MESSAGES = {
     signal.SIGTERM: "stopped by SIGTERM before all was done.",
     signal.SIGINT: "stopped by Ctrl-C before all was done.",
 }
@@ -53,7 +53,7 @@ def main() -> int:
     parser.add_argument("--device", default=os.environ.get("HEMSEG_DEVICE") or "auto", help="auto, cpu or cuda")
     arguments = parser.parse_args()
     _set_up_output()
-    install(STOPPED)
+    install_signal_handlers(STOP_MESSAGES)
     try:
         if arguments.mode == "serve":
             return _serve(arguments)
@@ -72,19 +72,19 @@ def main() -> int:
             arguments.operating_point,
         )
         if len(errors) > 1:
-            _say(errors[0])
+            _print_error(errors[0])
         return 1 if errors else 0
     except SystemExit as end:
         if end.code == 128 + signal.SIGTERM:
-            _say(STOPPED[signal.SIGTERM])
+            _print_error(STOP_MESSAGES[signal.SIGTERM])
         raise
     except KeyboardInterrupt:
-        _say(STOPPED[signal.SIGINT])
+        _print_error(STOP_MESSAGES[signal.SIGINT])
         return 128 + signal.SIGINT
     except (HemsegError, OSError) as error:
-        _say(str(error))
+        _print_error(str(error))
     except Exception as error:  # a fault of ours, or of the set-up
-        _say(_unexpected(error))
+        _print_error(_unexpected_error_message(error))
     return 1
 
 
@@ -96,18 +96,18 @@ def _serve(arguments: argparse.Namespace) -> int:
     try:
         check_start()
         try:
-            from hemseg.grand_challenge.server import prepare, serve
+            from hemseg.grand_challenge.server import load_runner, serve
         except ModuleNotFoundError as error:
             raise HemsegError(f"mode serve needs {error.name}; `pip install 'hemseg[serve]'`.") from None
 
-        cases = prepare(
+        runner = load_runner(
             arguments.input, arguments.output, arguments.weights, arguments.device, arguments.operating_point
         )
     except BaseException as error:
-        understood = isinstance(error, (HemsegError, OSError))
-        _turn_away(listener, str(error) if understood else "the server could not start; its log says why.")
+        is_user_error = isinstance(error, (HemsegError, OSError))
+        _answer_unavailable(listener, str(error) if is_user_error else "the server could not start; its log says why.")
         raise
-    return serve(cases, listener)
+    return serve(runner, listener)
 
 
 def _listen(port: int) -> socket.socket:
@@ -117,21 +117,21 @@ def _listen(port: int) -> socket.socket:
         raise HemsegError(f"port {port}: cannot be opened ({error}); give another one with --port.") from None
 
 
-def _turn_away(listener: socket.socket, reason: str) -> None:
+def _answer_unavailable(listener: socket.socket, reason: str) -> None:
     """Answer those who wait for a server that will not be."""
     body = json.dumps({"detail": one_line(reason)}).encode()
     head = f"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     listener.settimeout(0)
     with suppress(OSError):
         while True:
-            line, _ = listener.accept()
-            with line, suppress(OSError):
-                line.settimeout(1)
-                line.recv(1 << 16)
-                line.sendall(f"{head}Connection: close\r\n\r\n".encode() + body)
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.settimeout(1)
+                connection.recv(1 << 16)
+                connection.sendall(f"{head}Connection: close\r\n\r\n".encode() + body)
 
 
-def _unexpected(error: Exception) -> str:
+def _unexpected_error_message(error: Exception) -> str:
     if is_out_of_memory(error):
         return "there is not enough memory; give the container more."
     with suppress(OSError, ValueError):  # stdout may be gone
@@ -155,7 +155,7 @@ def _set_up_output() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 
 
-def _say(reason: str) -> None:
+def _print_error(reason: str) -> None:
     print(f"error: {one_line(reason)}", file=sys.stderr, flush=True)
 
 

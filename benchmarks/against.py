@@ -33,7 +33,7 @@ def cpu_seconds(checkout: Path, what: str, scan: Path) -> float:
         return command(what, call, checkout).cpu_seconds
 
 
-def compared(other: Path, scan: Path, times: int) -> dict[str, dict[str, list[float]]]:
+def compare_cpu_seconds(other: Path, scan: Path, times: int) -> dict[str, dict[str, list[float]]]:
     """CPU seconds of either command: ``{command: {"here": [...], "there": [...]}}``, taken by turns."""
     found: dict[str, dict[str, list[float]]] = {}
     for what in COMMANDS:
@@ -62,7 +62,7 @@ def main() -> None:
                 scan = Path(shutil.copy(arguments.scan, folder))
             else:
                 phantom(scan := Path(folder) / "phantom.nii.gz", *THICK)
-            found = compared(other, scan, max(1, arguments.times))
+            found = compare_cpu_seconds(other, scan, max(1, arguments.times))
     except (HemsegError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None

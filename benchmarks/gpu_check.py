@@ -48,19 +48,19 @@ from training.evaluation.quality import mask_on_grid
 from training.fitting.classifier import SequenceTask, SliceTask, Volumes, collate_volumes, training_slices
 from training.fitting.hardware import cpu_name, processor
 from training.fitting.segmenter import Patches, SegmenterTask, training_batches
-from training.fitting.timed_steps import mixed, moved, timed_steps
+from training.fitting.timed_steps import autocast, timed_steps, to_device
 from training.fitting.trainer import Task, loader, micro_batch
 from training.networks.slice_network import SequenceNetwork, SliceNetwork
-from training.networks.unet import build_unet, laid_out
+from training.networks.unet import build_unet, to_fast_memory_format
 
 TOLERANCES = {"32-true": (1e-3, 1e-3), "bf16-mixed": (5e-2, 0.1)}  # of losses (relative), of gradients (1 - cosine)
 TIMES = 3.0
 LAST_BITS = 2.0**-22  # of float32, relative
-KEEPS_UP = 0.9
+MIN_LOADER_RATIO = 0.9
 PAPER_GRID = Grid((16, 512, 512), (0.42, 0.42, 5.0))
 TINY_GRID = Grid((8, 64, 64), (3.4, 3.4, 18.0))
 
-Maker = Callable[[], tuple[Task, Iterable[Any]]]
+TaskMaker = Callable[[], tuple[Task, Iterable[Any]]]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Reference:
     tolerances: dict[str, tuple[float, float]]
 
 
-def tiny(config: Config) -> Config:
+def tiny_config(config: Config) -> Config:
     """The paper's networks and optimisers on images and widths that take seconds."""
     c, s, u = config.classifier, config.sequence, config.segmenter
     small = replace(c.optimization, batch=4, micro_batch=0)
@@ -121,8 +121,8 @@ def _phantom_case(seed: int, config: Config, grid: Grid) -> tuple[Prepared, np.n
     return Prepared(f"phantom-{seed}", "train", working.hu, working.intracranial, known), mask
 
 
-def tasks(config: Config, cases: list[Prepared], labels: dict[str, np.ndarray]) -> dict[str, Maker]:
-    """What makes each stage's task and batches anew: the same weights and the same order every time."""
+def tasks(config: Config, cases: list[Prepared], labels: dict[str, np.ndarray]) -> dict[str, TaskMaker]:
+    """Functions that make each stage's task and batches: the same weights and the same order every time."""
     volumes = Volumes(cases, config)
     slices = volumes.slices()
     patches = Patches(cases, labels, config)
@@ -144,7 +144,7 @@ def tasks(config: Config, cases: list[Prepared], labels: dict[str, np.ndarray]) 
         torch.manual_seed(config.seed)
         optimization = _micro(config.segmenter.optimization)
         settings = replace(config.segmenter, optimization=optimization)
-        network = laid_out(build_unet(settings, len(config.preprocessing.channels)))
+        network = to_fast_memory_format(build_unet(settings, len(config.preprocessing.channels)))
         return SegmenterTask(network, settings, config.seed), training_batches(patches, settings, config.seed)
 
     return {"classify": classify, "sequence": sequence, "segment": segment}
@@ -155,7 +155,7 @@ def _micro(optimization: Any) -> Any:
     return replace(optimization, batch=micro_batch(optimization), micro_batch=0)
 
 
-def first_step(make: Maker, device: torch.device, precision: str, change: float = 0.0) -> tuple[float, np.ndarray]:
+def first_step(make: TaskMaker, device: torch.device, precision: str, change: float = 0.0) -> tuple[float, np.ndarray]:
     """Loss of the first step, and all its gradients, end to end, float64 (n,).
 
     Args:
@@ -166,15 +166,15 @@ def first_step(make: Maker, device: torch.device, precision: str, change: float 
     first, *others = next(iter(batches))
     if change:
         first = first * (1 + change * torch.randn(first.shape, generator=torch.Generator().manual_seed(0)))
-    with mixed(device, precision), warnings.catch_warnings():
+    with autocast(device, precision), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*self.trainer. reference is not registered.*")  # nothing is logged
-        loss: Any = task.training_step(moved((first, *others), device), 0)
+        loss: Any = task.training_step(to_device((first, *others), device), 0)
     loss.backward()
     parts = [p.grad.detach().double().cpu().flatten() for p in task.parameters() if p.grad is not None]
     return float(loss.detach()), torch.cat(parts).numpy()
 
 
-def reference_of(make: Maker) -> Reference:
+def compute_reference(make: TaskMaker) -> Reference:
     """What the CPU says."""
     cpu = torch.device("cpu")
     loss, gradients = first_step(make, cpu, "32-true")
@@ -194,13 +194,15 @@ def compare(found: tuple[float, np.ndarray], expected: tuple[float, np.ndarray])
     return Comparison(relative, float("nan") if not size else 1 - float(gradients @ expected_gradients) / size)
 
 
-def check_stage(make: Maker, device: torch.device, precision: str, steps: int, reference: Reference) -> dict[str, Any]:
+def check_stage(
+    make: TaskMaker, device: torch.device, precision: str, steps: int, reference: Reference
+) -> dict[str, Any]:
     """Figures of one network in one precision."""
     comparison = compare(first_step(make, device, precision), (reference.loss, reference.gradients))
     task, batches = make()
     real = timed_steps(task, batches, device, precision, steps, warm_up=2)
     task, batches = make()
-    fixed = moved(next(iter(batches)), device)
+    fixed = to_device(next(iter(batches)), device)
     bare = timed_steps(task, [fixed] * (steps + 2), device, precision, steps, warm_up=2)
     tolerances = reference.tolerances[precision]
     ratio = bare.seconds / real.seconds
@@ -211,7 +213,7 @@ def check_stage(make: Maker, device: torch.device, precision: str, steps: int, r
         "steps_per_second": round(1 / real.seconds, 3),
         "bare_steps_per_second": round(1 / bare.seconds, 3),
         "loader_ratio": round(ratio, 3),
-        "loader_keeps_up": ratio >= KEEPS_UP,
+        "loader_keeps_up": ratio >= MIN_LOADER_RATIO,
         "memory_gb": round(real.memory_bytes / 1e9, 2),
         "first_loss": real.losses[0],
         "last_loss": real.losses[-1],
@@ -225,13 +227,13 @@ def check_stage(make: Maker, device: torch.device, precision: str, steps: int, r
 def check(device: torch.device, small: bool, steps: int, cases: int) -> dict[str, Any]:
     """The whole check, as it is written to JSON."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    config = tiny(load_config("paper")) if small else load_config("paper")
+    config = tiny_config(load_config("paper")) if small else load_config("paper")
     start = time.perf_counter()
     prepared, labels = phantom_cases(config, TINY_GRID if small else PAPER_GRID, cases)
     print(f"{cases} phantoms in {time.perf_counter() - start:.0f} s", file=sys.stderr)
     rows = []
     for stage, make in tasks(config, prepared, labels).items():
-        reference = reference_of(make)
+        reference = compute_reference(make)
         for precision in TOLERANCES:
             rows.append({"stage": stage} | check_stage(make, device, precision, steps, reference))
             print(_line(rows[-1]), file=sys.stderr)
@@ -278,7 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("error: there is no CUDA device here; --device cpu --tiny tries the check itself.", file=sys.stderr)
         return 1
     steps = max(1, options.steps) if options.steps else 2 if options.tiny else 20
-    result = check(torch.device(options.device), options.tiny, steps, cases=3 if options.tiny else 6)
+    result = check(torch.device(options.device), options.tiny, steps, cases=3 if options.tiny_config else 6)
     text = json.dumps(result, indent=1) + "\n"
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from benchmarks.inference import Row, repeated
 from hemseg.manifest import Manifest, default_weights
 from hemseg.onnx_session import session
 from training.config import load_config
-from training.networks.unet import build_unet, laid_out
+from training.networks.unet import build_unet, to_fast_memory_format
 from training.rounds import round_config
 
 THREADS = 2
@@ -71,7 +71,7 @@ def rows() -> list[Row]:
         tensor = torch.from_numpy(image)
     with torch.inference_mode():
         found.append(repeated(f"torch eager, {THREADS} threads", lambda: network(tensor)))
-        laid_out(network)
+        to_fast_memory_format(network)
         found.append(repeated(f"torch eager, channels last, {THREADS} threads", lambda: network(tensor)))
     return found
 

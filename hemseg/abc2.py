@@ -1,4 +1,4 @@
-"""ABC/2 of a lesion: the bedside estimate of its volume, measured as a reader would. Arrays in, figures out."""
+"""ABC/2 of a lesion: the bedside estimate of its volume, measured as a reader would. Arrays in, measurements out."""
 
 from __future__ import annotations
 

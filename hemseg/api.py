@@ -73,9 +73,9 @@ def segment(
             raise HemsegError(f"{name} is a text, not a {type(value).__name__}.")
     if not isinstance(weights, str | os.PathLike | None):
         raise HemsegError(f"weights is the path of a folder, not a {type(weights).__name__}.")
-    volume = _volume(scan, spacing, series)
+    volume = _to_volume(scan, spacing, series)
     folder = Path(weights) if weights is not None else default_weights()
-    model = _model(folder.resolve(), device, _state(folder)).at(operating_point)
+    model = _load_model(folder.resolve(), device, _weights_state(folder)).at(operating_point)
     volume, working = check_scan(volume, model.manifest.preprocessing, strict, model.strip)
     result = segment_volume(volume, model, working)
     if strict:
@@ -84,16 +84,16 @@ def segment(
 
 
 @lru_cache(maxsize=2)
-def _model(folder: Path, device: str, state: str) -> Model:
+def _load_model(folder: Path, device: str, state: str) -> Model:
     return load(folder, device)
 
 
-def _state(folder: Path) -> str:
-    """Of weights: other contents under the same path are other weights, which a model that is kept knows nothing of."""
+def _weights_state(folder: Path) -> str:
+    """Identifies the contents of a folder of weights: a cached model must not outlive a change of its files."""
     manifest = Manifest.read(folder)
-    beside = (manifest.strip_file, manifest.classifier_file, manifest.kinds_file)
-    named = (manifest.file, *beside)
-    files = [folder / name for name in (MANIFEST, *named) if name]
+    optional_files = (manifest.strip_file, manifest.classifier_file, manifest.kinds_file)
+    names = (manifest.file, *optional_files)
+    files = [folder / name for name in (MANIFEST, *names) if name]
     try:
         stats = [path.stat() for path in files]
     except OSError:  # loading them says what is wrong
@@ -101,7 +101,7 @@ def _state(folder: Path) -> str:
     return repr((manifest, [(s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats]))
 
 
-def _volume(scan: Scan, spacing: Sequence[float | str] | np.ndarray | None, series: str) -> Volume:
+def _to_volume(scan: Scan, spacing: Sequence[float | str] | np.ndarray | None, series: str) -> Volume:
     if isinstance(scan, str | os.PathLike | bytes | list | tuple) and spacing is not None and not _is_array(scan):
         raise HemsegError("spacing is for arrays; this scan has its own.")
     if isinstance(scan, bytes):
@@ -111,17 +111,17 @@ def _volume(scan: Scan, spacing: Sequence[float | str] | np.ndarray | None, seri
     if isinstance(scan, str | os.PathLike):
         return read(Path(scan), series)  # looks at the voxels itself
     if isinstance(scan, list | tuple) and not _is_array(scan):
-        return _of_files(scan, series)
+        return _dicom_files_to_volume(scan, series)
     if _is_array(scan):
-        volume = _of_array(scan, spacing)
+        volume = _array_to_volume(scan, spacing)
     elif spacing is not None:
         raise HemsegError("spacing is for arrays; this scan has its own.")
     elif isinstance(scan, sitk.Image):
-        volume = _checked(_of_itk(scan))
+        volume = _validated_volume(_itk_to_volume(scan))
     elif isinstance(scan, Volume):
-        volume = _checked(scan)
+        volume = _validated_volume(scan)
     elif type(scan).__module__.startswith("nibabel."):
-        volume = _of_nibabel(scan)
+        volume = _nibabel_to_volume(scan)
     else:
         raise HemsegError(
             f"a {type(scan).__name__} is not a scan; give a path, an array with spacing, a SimpleITK or nibabel image, "
@@ -143,13 +143,13 @@ def _is_array(scan: object) -> bool:
     )
 
 
-def _of_array(scan: Any, spacing: Sequence[float | str] | np.ndarray | None) -> Volume:
+def _array_to_volume(scan: Any, spacing: Sequence[float | str] | np.ndarray | None) -> Volume:
     if spacing is None:
         raise HemsegError("an array does not know the size of its voxels: give spacing=(x, y, z) in mm.")
-    return Volume(_numbers_zyx(scan).astype(np.float32), _spacing(spacing))
+    return Volume(_to_numbers(scan).astype(np.float32), _to_spacing(spacing))
 
 
-def _of_itk(image: sitk.Image) -> Volume:
+def _itk_to_volume(image: sitk.Image) -> Volume:
     """What a file's header must say, an image must be, too; of a label map SimpleITK would end the process."""
     kind = image.GetPixelID()
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1 or kind not in VOXEL_BYTES:
@@ -158,8 +158,8 @@ def _of_itk(image: sitk.Image) -> Volume:
     return from_itk(image)
 
 
-def _checked(volume: Volume) -> Volume:
-    """A volume that somebody made, if it is what `Volume` says: voxels as float32, geometry as numbers.
+def _validated_volume(volume: Volume) -> Volume:
+    """A caller's volume, checked to be what `Volume` documents: voxels as float32, geometry as numbers.
 
     Whether it can be a head is looked at by `hemseg.checks`.
 
@@ -170,22 +170,22 @@ def _checked(volume: Volume) -> Volume:
         raise HemsegError(f"hu of a Volume is an array (z, y, x) of HU, not a {type(volume.hu).__name__}.")
     if not isinstance(volume.path, str | os.PathLike | None):
         raise HemsegError(f"path of a Volume is the path of a file, not a {type(volume.path).__name__}.")
-    origin, direction = _floats(volume.origin), _floats(volume.direction)
+    origin, direction = _to_floats(volume.origin), _to_floats(volume.direction)
     if len(origin) != 3:
         raise HemsegError(f"origin {volume.origin!r} is not three numbers of mm (x, y, z).")
     if len(direction) != 9:
         raise HemsegError(f"direction {volume.direction!r} is not nine numbers, the 3x3 cosines row by row.")
     return replace(
         volume,
-        hu=_numbers_zyx(volume.hu).astype(np.float32, copy=False),
-        spacing=_spacing(volume.spacing),
+        hu=_to_numbers(volume.hu).astype(np.float32, copy=False),
+        spacing=_to_spacing(volume.spacing),
         origin=origin,
         direction=direction,
         path=None if volume.path is None else Path(volume.path),
     )
 
 
-def _numbers_zyx(scan: Any) -> np.ndarray:
+def _to_numbers(scan: Any) -> np.ndarray:
     """An array, or what numpy makes one of, as one of numbers (z, y, x) of any type.
 
     Raises:
@@ -206,20 +206,20 @@ def _numbers_zyx(scan: Any) -> np.ndarray:
     return array
 
 
-def _spacing(values: Any) -> tuple[float, float, float]:
+def _to_spacing(values: Any) -> tuple[float, float, float]:
     """Three sizes of a voxel (x, y, z) in mm.
 
     Raises:
         HemsegError: they are something else.
     """
-    numbers = _floats(values)
+    numbers = _to_floats(values)
     if len(numbers) != 3 or min(numbers) <= 0:
         raise HemsegError(f"spacing {values!r} is not three positive numbers of mm (x, y, z).")
     x, y, z = numbers
     return x, y, z
 
 
-def _floats(values: Any) -> tuple[float, ...]:
+def _to_floats(values: Any) -> tuple[float, ...]:
     """Numbers in whatever holds them, row by row; none where one of them is no finite number."""
     try:
         numbers = [] if isinstance(values, str) else np.asarray(list(values), dtype=float).ravel().tolist()
@@ -228,7 +228,7 @@ def _floats(values: Any) -> tuple[float, ...]:
     return tuple(numbers) if np.isfinite(numbers).all() else ()
 
 
-def _of_files(paths: Sequence[Any], series: str) -> Volume:
+def _dicom_files_to_volume(paths: Sequence[Any], series: str) -> Volume:
     """The DICOM files of one scan."""
     if not paths or not all(isinstance(path, str | os.PathLike | bytes) for path in paths):
         raise HemsegError("a list is neither one of DICOM files nor of numbers (z, y, x).")
@@ -240,7 +240,7 @@ def _of_files(paths: Sequence[Any], series: str) -> Volume:
     return read_series([Source(path) for path in files], Path(os.path.commonpath([p.parent for p in files])), series)
 
 
-def _of_nibabel(image: Any) -> Volume:
+def _nibabel_to_volume(image: Any) -> Volume:
     """A NIfTI image of nibabel; what its header must say is looked at as in a file (`hemseg.io.image_header`)."""
     import nibabel
 

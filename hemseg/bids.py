@@ -42,7 +42,7 @@ _ENTITY = re.compile(r"([a-z]+)-([0-9A-Za-z]+)")
 _NO_SCANS = {"derivatives", "sourcedata", "code", "stimuli", "phenotype"}
 # what a run writes beside the derivative data set, for validators to ignore; the table too: the specification's tables
 # have one line for each participant, and a participant may have several scans
-_BESIDE = ("summary.csv", "summary.html", "thumbnails", "lesions.csv", "hemorrhage.*", "*_mask", "*.png",
+_IGNORED_PATTERNS = ("summary.csv", "summary.html", "thumbnails", "lesions.csv", "hemorrhage.*", "*_mask", "*.png",
            "*_probability.*", "*_kinds.*")  # fmt: skip
 _README = """# Intracranial hemorrhage on head CT
 
@@ -64,8 +64,8 @@ COLUMNS: dict[str, dict[str, str]] = {
         "counted from 1, from inferior; n/a for none."
     },
 }
-_OF_ROW = ("volume_ml", "lesions", "largest_ml", "implausible", "warnings", "doubtful_slices")  # as in summary.csv
-_LATER = ("doubtful_slices",)  # columns that older tables do not have
+_ROW_COLUMNS = ("volume_ml", "lesions", "largest_ml", "implausible", "warnings", "doubtful_slices")  # as in summary.csv
+_ADDED_COLUMNS = ("doubtful_slices",)  # columns that older tables do not have
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Entities:
 
 def is_bids(folder: Path) -> bool:
     """Whether a folder is a BIDS data set: its description says so."""
-    return "BIDSVersion" in (_description(folder) or {})
+    return "BIDSVersion" in (_read_description(folder) or {})
 
 
 def entities_of(case: Path) -> Entities:
@@ -147,7 +147,7 @@ def bids_jobs(jobs: Iterable[Job], sources: Sequence[Path], target: Path) -> lis
     Raises:
         HemsegError: a BIDS tree has no CT scan, or the target is another data set.
     """
-    _require_own(target)
+    _refuse_foreign_dataset(target)
     trees = [source for source in sources if source.is_dir() and is_bids(source)]
     chosen = []
     for job in jobs:
@@ -190,8 +190,8 @@ def write_dataset(jobs: Sequence[Job], rows: Iterable[Row], sources: Sequence[Pa
     done = [(job, row) for job in jobs if (row := by_case.get(case_name(job.case))) and row.status == "done"]
     trees = [source for source in sources if source.is_dir() and is_bids(source)]
     links = {f"raw{number or ''}": Path(os.path.relpath(tree, target)).as_posix() for number, tree in enumerate(trees)}
-    write_json(_described(links), target / DESCRIPTION)
-    write_text("".join(f"{pattern}\n" for pattern in _BESIDE), target / IGNORED)
+    write_json(_dataset_description(links), target / DESCRIPTION)
+    write_text("".join(f"{pattern}\n" for pattern in _IGNORED_PATTERNS), target / IGNORED)
     for job, row in done:
         write_json(_sidecar(job, row, dict(zip(links, trees, strict=True))), _sidecar_path(job.mask))
     own = {_relative(job.mask, target): _cells(job, row, target) for job, row in done}
@@ -212,9 +212,9 @@ def write_dataset(jobs: Sequence[Job], rows: Iterable[Row], sources: Sequence[Pa
     write_text(_README.format(version=__version__), target / README)
 
 
-def _require_own(target: Path) -> None:
+def _refuse_foreign_dataset(target: Path) -> None:
     """Raise HemsegError for a folder that holds another data set than one of ours."""
-    before = _description(target)
+    before = _read_description(target)
     if before is not None:
         tools = before.get("GeneratedBy")
         own = isinstance(tools, list) and any(isinstance(tool, dict) and tool.get("Name") == "hemseg" for tool in tools)
@@ -232,7 +232,7 @@ def _is_ct(path: Path) -> bool:
     return bool(suffix(path)) and path.parts[0] not in _NO_SCANS and name.startswith("sub-") and name.endswith("_ct")
 
 
-def _described(links: dict[str, str]) -> dict[str, Any]:
+def _dataset_description(links: dict[str, str]) -> dict[str, Any]:
     described: dict[str, Any] = {
         "Name": "Intracranial hemorrhage on head CT, segmented by hemseg",
         "BIDSVersion": VERSION,
@@ -272,7 +272,7 @@ def _cells(job: Job, row: Row, target: Path) -> dict[str, str]:
         "participant_id": f"sub-{named.subject}",
         "session_id": f"ses-{named.session}" if named.session else "",
         "mask": _relative(job.mask, target),
-        **{name: getattr(row, name) for name in _OF_ROW},
+        **{name: getattr(row, name) for name in _ROW_COLUMNS},
     }
     return {name: to_cell(" ".join(value.split())) or MISSING for name, value in values.items()}
 
@@ -288,12 +288,12 @@ def _read_table(path: Path) -> list[dict[str, str]]:
     except (OSError, UnicodeDecodeError):
         return []
     rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t"))
-    older = [name for name in COLUMNS if name not in _LATER]
+    older = [name for name in COLUMNS if name not in _ADDED_COLUMNS]
     whole = [row for row in rows if list(row) in (list(COLUMNS), older) and None not in row.values()]
-    return [dict.fromkeys(_LATER, MISSING) | row for row in whole]
+    return [dict.fromkeys(_ADDED_COLUMNS, MISSING) | row for row in whole]
 
 
-def _description(folder: Path) -> dict[str, Any] | None:
+def _read_description(folder: Path) -> dict[str, Any] | None:
     """A data set's description; None where there is none that can be read."""
     try:
         found = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))

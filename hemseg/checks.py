@@ -28,11 +28,11 @@ INSIDE_ML = (400.0, 2500.0)  # of a whole cranial cavity, with room for children
 IN_PLANE_MM, SLICE_MM = (0.15, 3.0), (0.2, 12.0)
 IN_PLANE_LIMITS_MM, SLICE_LIMITS_MM = (0.1, 5.0), (0.1, 20.0)  # beyond them a header is wrong
 FIELD_MM = (120.0, 700.0)
-LEAST_SLICES = 5
-UPSIDE_DOWN, LEAST_AIR = 2.0, 300  # ratio; voxels of the working grid
+MIN_SLICES = 5
+UPSIDE_DOWN, MIN_AIR = 2.0, 300  # ratio; voxels of the working grid
 WINDOW_HU = (-200.0, 500.0)  # a scan without anything beyond was stored in a window
 CONTRAST_ML, CONTRAST_DEPTH_MM = 15.0, 12.0
-LEAST_BONE = 0.03  # of the volume inside; heads have 0.15 and more
+MIN_BONE = 0.03  # of the volume inside; heads have 0.15 and more
 SECOND_HEAD_CM2 = 40.0  # least area of its brain in a slice
 SCALP, SCALP_MM = 0.15, (2.0, 8.0)  # least share of tissue, so far from the skull
 
@@ -88,7 +88,7 @@ def _odd_geometry(volume: Volume) -> list[str]:
     findings = []
     array, (depth, *plane) = volume.in_lps()
     slices = array.shape[0]
-    if slices < LEAST_SLICES:
+    if slices < MIN_SLICES:
         findings.append(f"has only {slices} slice{'s' * (slices != 1)}")
     if not (IN_PLANE_MM[0] <= min(plane) and max(plane) <= IN_PLANE_MM[1] and SLICE_MM[0] <= depth <= SLICE_MM[1]):
         findings.append(f"has voxels of {plane[1]:.3g} x {plane[0]:.3g} x {depth:.3g} mm, unusual for a head CT")
@@ -130,7 +130,7 @@ def _odd_anatomy(working: WorkingImage, settings: Settings) -> list[str]:
     if _second_head(working):
         findings.append("shows two heads: one of them was left out")
     bone = hu >= saturation(hu)
-    if bone[shown].sum() < LEAST_BONE * inside[shown].sum():
+    if bone[shown].sum() < MIN_BONE * inside[shown].sum():
         findings.append("shows hardly any bone: was the skull taken away?")
     areas = inside.sum(axis=(1, 2))[shown]
     if areas[-1] > 0.5 * areas.max():
@@ -143,7 +143,7 @@ def _odd_anatomy(working: WorkingImage, settings: Settings) -> list[str]:
     if _scalp(working, hull, settings) < SCALP:
         findings.append("shows hardly any scalp: was the face removed?")
     low, high = _air_below_and_above(working, hull, settings)
-    if high > UPSIDE_DOWN * max(low, LEAST_AIR):
+    if high > UPSIDE_DOWN * max(low, MIN_AIR):
         findings.append("has the sinuses' air in the upper half of the head: is it upside down?")
     if working.quarters:
         findings.append(

@@ -268,12 +268,12 @@ def _options(
 
 def main() -> None:
     """Run the command line; a mistake of the user ends in one sentence."""
-    from hemseg.signals import install
+    from hemseg.signals import install_signal_handlers
     from hemseg.startup import start_lean
     from hemseg.streams import flush_standard_output, open_standard_streams
 
     start_lean()
-    install()
+    install_signal_handlers()
     open_standard_streams()
     code: str | int | None = 0
     try:

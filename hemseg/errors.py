@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from hemseg.names import printable
 
-LONGEST_LINE = 2000  # characters; log readers skip lines that are much longer
+MAX_LINE_CHARACTERS = 2000  # characters; log readers skip lines that are much longer
 
 
 class HemsegError(Exception):
@@ -46,4 +46,4 @@ def one_line(text: str) -> str:
     """A text on one line: line breaks become spaces, other control characters are escaped, the end may be cut."""
     flat = re.sub(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*", " ", text.strip())
     shown = printable(flat)
-    return shown if len(shown) <= LONGEST_LINE else f"{shown[: LONGEST_LINE - 3]}..."
+    return shown if len(shown) <= MAX_LINE_CHARACTERS else f"{shown[: MAX_LINE_CHARACTERS - 3]}..."

@@ -15,18 +15,16 @@ import numpy as np
 from hemseg.errors import HemsegError
 
 BLOCK_MM = 4.0  # blocks of pixels that are averaged: noise goes, gray and white matter stay
-MOST_SLICES, STEP = 40, 2  # of the scan that are looked at, and every such pixel for percentiles
-ODD = 0.05  # percent of voxels at an end of the range that are too few to mean anything
-PLATEAU = 0.02  # least share of voxels at one and the same value at an end of the range: background, or saturation
+MAX_SLICES, STEP = 40, 2  # of the scan that are looked at, and every such pixel for percentiles
+OUTLIER_PERCENT = 0.05  # of voxels at an end of the range that are too few to mean anything
+MIN_PLATEAU_SHARE = 0.02  # of voxels at one and the same value at an end of the range: background, or saturation
 BACKGROUND = 0.025  # of the range above its lower end, up to which values count as background: noise of air
-LEAST_RANGE = 50.0  # the narrowest window: 10..70 HU, less what noise does to its percentiles
-HIGHEST, HIGHEST_OF_GRAY = (
-    62.0,
-    50.0,
-)  # of the brain: 40, and 15 by a scanner that is off; where 0..255 suggests a picture
+MIN_RANGE = 50.0  # the narrowest window: 10..70 HU, less what noise does to its percentiles
+MAX_BRAIN_HU = 62.0  # of the brain's 40 HU, and 15 by a scanner that is off
+MAX_BRAIN_HU_IN_GRAY = 50.0  # the same where values of 0..255 suggest a picture
 GRAY_TOP = (110.0, 255.0)
-COARSEST = 9.0  # grain of brain in HU; in a stroke window's gray values it is six times as large
-OFFSET = (900.0, 1250.0)  # of the brain where 1024 was not subtracted
+MAX_GRAIN = 9.0  # grain of brain in HU; in a stroke window's gray values it is six times as large
+OFFSET_HU = (900.0, 1250.0)  # of the brain where 1024 was not subtracted
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Values:
 
 def describe(hu: np.ndarray, spacing: tuple[float, float, float]) -> Values:
     """The values of a scan (z, y, x; any units), whose ``spacing`` (z, y, x) is in mm."""
-    looked_at = np.unique(np.linspace(0, len(hu) - 1, min(len(hu), MOST_SLICES)).round().astype(int))
+    looked_at = np.unique(np.linspace(0, len(hu) - 1, min(len(hu), MAX_SLICES)).round().astype(int))
     planes = [np.ascontiguousarray(hu[z], dtype=np.float32) for z in looked_at]
     values = np.concatenate([plane[::STEP, ::STEP].ravel() for plane in planes])
     bottom, top = -np.inf, np.inf
@@ -57,16 +55,16 @@ def describe(hu: np.ndarray, spacing: tuple[float, float, float]) -> Values:
         above = values[values > bottom]
         if not len(above):
             break
-        lowest = float(np.percentile(above, ODD, method="lower"))
-        if (above == lowest).sum() < PLATEAU * len(values):
+        lowest = float(np.percentile(above, OUTLIER_PERCENT, method="lower"))
+        if (above == lowest).sum() < MIN_PLATEAU_SHARE * len(values):
             break
         bottom = lowest
     within = values[values > bottom]
     if not len(within):
         within = values
     low, high = (float(v) for v in np.percentile(within, (1, 99.9)))
-    highest = float(np.percentile(within, 100 - ODD, method="higher"))
-    if (values == highest).sum() >= PLATEAU * len(values):
+    highest = float(np.percentile(within, 100 - OUTLIER_PERCENT, method="higher"))
+    if (values == highest).sum() >= MIN_PLATEAU_SHARE * len(values):
         top = highest
     limit = low + BACKGROUND * (high - low)
     means, grains = np.concatenate([_blocks(plane, spacing[1:], bottom, top) for plane in planes], axis=1)
@@ -113,14 +111,14 @@ def require_hounsfield_units(hu: np.ndarray, spacing: tuple[float, float, float]
     """
     found = describe(hu, spacing)
     levels = sorted((found.mode, found.median))
-    if OFFSET[0] < levels[0] and levels[1] < OFFSET[1] and found.high > OFFSET[0]:
+    if OFFSET_HU[0] < levels[0] and levels[1] < OFFSET_HU[1] and found.high > OFFSET_HU[0]:
         raise HemsegError(
             f"{name}: its values look like HU + 1024 (tissue at {levels[0]:.0f}): the intercept is missing; "
             "subtract 1024, or export it with RescaleIntercept."
         )
     gray = found.low >= 0 and GRAY_TOP[0] <= found.high <= GRAY_TOP[1]
-    brain = levels[0] <= HIGHEST_OF_GRAY and found.grain <= COARSEST
-    if found.high - found.low < LEAST_RANGE or levels[0] > HIGHEST or (gray and not brain):
+    brain = levels[0] <= MAX_BRAIN_HU_IN_GRAY and found.grain <= MAX_GRAIN
+    if found.high - found.low < MIN_RANGE or levels[0] > MAX_BRAIN_HU or (gray and not brain):
         raise HemsegError(
             f"{name}: is not in HU: values from {found.low:.4g} to {found.high:.4g}, tissue at {levels[0]:.4g}; air "
             "is -1000 HU and brain 35. Is it MR, a picture of gray values, or scaled? Give a CT in HU."

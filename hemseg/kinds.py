@@ -2,7 +2,7 @@
 
 The slice classifier (`hemseg.second_opinion`) gives maps of features; weights per channel, learned from slice labels by
 kind, make a map of each kind of them, whose mean over the slice is the slice's logit: a class activation map (Zhou et
-al. 2016), exact by construction. A multinomial logistic regression reads the figures of `hemseg.lesion_features` and,
+al. 2016), exact by construction. A multinomial logistic regression reads the features of `hemseg.lesion_features` and,
 where the weights have a classifier, the maps within the lesion and the logits of its slices. The numbers lie beside the
 weights' manifest; weights without them name no kinds.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from hemseg.errors import HemsegError
 from hemseg.fields_of_view import cut
 from hemseg.lesion_features import FEATURES, lesion_features, surroundings
-from hemseg.second_opinion import Look
+from hemseg.second_opinion import ClassifierOutput
 
 KINDS = ("intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural")
 ANSWERS = (*KINDS, "any")  # of a slice
@@ -26,14 +26,14 @@ UNSURE = "unsure"
 CODES = {kind: code for code, kind in enumerate(KINDS, start=1)}  # in a mask of kinds
 UNSURE_CODE = len(KINDS) + 1
 FORMAT = 2  # of a head's file; raised when an older hemseg could misread a newer one
-MOST_SCALES = 4.0  # figures farther from their mean tell no more
+MAX_DEVIATIONS = 4.0  # standard deviations from the mean at which inputs are clipped
 FROM_MAPS = (*(f"map_{name}" for name in KINDS), *(f"slice_{name}" for name in KINDS))
 INPUTS = (*FROM_MAPS, *FEATURES)  # of the regression; without a classifier, `FEATURES` alone
 
 
 @dataclass(frozen=True, eq=False)
-class Head:
-    """The numbers that make kinds of what is known about a lesion.
+class KindHead:
+    """The numbers by which a lesion's kind is classified.
 
     Attributes:
         classifier: sha256 of the slice classifier whose features the maps read; '' for none.
@@ -72,7 +72,7 @@ class Head:
         np.savez_compressed(path, format=np.array(FORMAT), inputs=np.array(self.inputs), **arrays)  # type: ignore[arg-type]
 
     @classmethod
-    def read(cls, path: Path) -> Head:
+    def read(cls, path: Path) -> KindHead:
         """Raises HemsegError: it cannot be read, is of another format, or its numbers do not fit each other."""
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -113,7 +113,7 @@ class Head:
 
     def probabilities(self, inputs: np.ndarray) -> np.ndarray:
         """Probability of each of `KINDS`, (n, kind), of lesions' inputs, (n, input)."""
-        scaled = ((inputs - self.mean) / self.scale).clip(-MOST_SCALES, MOST_SCALES)
+        scaled = ((inputs - self.mean) / self.scale).clip(-MAX_DEVIATIONS, MAX_DEVIATIONS)
         logits = scaled @ self.weight.T + self.offset
         each = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(each / each.sum(axis=1, keepdims=True))
@@ -127,18 +127,18 @@ class Kind:
     probability: float
 
 
-def kinds_of(
+def classify_lesions(
     lesions: list[np.ndarray],
     hu: np.ndarray,
     inside: np.ndarray,
     mm: tuple[float, float, float],
-    head: Head,
-    look: Look | None = None,
+    head: KindHead,
+    output: ClassifierOutput | None = None,
 ) -> list[Kind]:
     """Name lesions by the weights' head; the other arguments are those of `lesion_inputs`."""
     if not lesions:
         return []
-    probabilities = head.probabilities(lesion_inputs(lesions, hu, inside, mm, look if head.has_maps else None))
+    probabilities = head.probabilities(lesion_inputs(lesions, hu, inside, mm, output if head.has_maps else None))
     return [_kind(row, float(head.unsure_below)) for row in probabilities]
 
 
@@ -153,7 +153,7 @@ def lesion_inputs(
     hu: np.ndarray,
     inside: np.ndarray,
     mm: tuple[float, float, float],
-    look: Look | None = None,
+    output: ClassifierOutput | None = None,
 ) -> np.ndarray:
     """A head's inputs of lesions, float64 (lesion, input).
 
@@ -162,25 +162,25 @@ def lesion_inputs(
         hu: float32 (z, y, x) on the working grid, at the brain's level; the head upright, as everywhere here.
         inside: bool (z, y, x), the intracranial mask.
         mm: spacing (z, y, x).
-        look: the slice classifier's, at all slices of the lesions; None for a head without maps.
+        output: the slice classifier's, for all slices of the lesions; None for a head without maps.
     """
     around = surroundings(hu, inside, mm)
     features = np.stack([lesion_features(lesion, around) for lesion in lesions])
-    if look is None:
+    if output is None:
         return features
-    return np.concatenate([np.stack([seen_in(lesion, look) for lesion in lesions]), features], axis=1)
+    return np.concatenate([np.stack([lesion_map_inputs(lesion, output) for lesion in lesions]), features], axis=1)
 
 
-def seen_in(lesion: np.ndarray, look: Look) -> np.ndarray:
+def lesion_map_inputs(lesion: np.ndarray, output: ClassifierOutput) -> np.ndarray:
     """Means of the maps in a lesion, bool (z, y, x), then of its slices' logits weighted by its area: `FROM_MAPS`."""
     slices = np.flatnonzero(lesion.any(axis=(1, 2)))
-    maps = np.stack([look.kind_maps[z] for z in slices.tolist()])
-    shown = cut(lesion[slices].astype(np.float32), look.corner, look.field, 0.0)
-    seen = np.stack([shrunk(plane, maps.shape[2:]) for plane in shown])
-    return within(maps, seen)
+    maps = np.stack([output.kind_maps[z] for z in slices.tolist()])
+    shown = cut(lesion[slices].astype(np.float32), output.corner, output.field, 0.0)
+    seen = np.stack([downsampled(plane, maps.shape[2:]) for plane in shown])
+    return weighted_map_means(maps, seen)
 
 
-def within(maps: np.ndarray, seen: np.ndarray) -> np.ndarray:
+def weighted_map_means(maps: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """Means of maps in a lesion, then of its slices' logits weighted by its area: float64 (2 * kind,).
 
     Args:
@@ -194,6 +194,6 @@ def within(maps: np.ndarray, seen: np.ndarray) -> np.ndarray:
     return np.concatenate([local, whole]).astype(np.float64)
 
 
-def shrunk(plane: np.ndarray, cells: tuple[int, ...]) -> np.ndarray:
+def downsampled(plane: np.ndarray, cells: tuple[int, ...]) -> np.ndarray:
     """Means of a plane (y, x) over the cells of a coarser grid, float32."""
     return np.asarray(cv2.resize(plane, (cells[1], cells[0]), interpolation=cv2.INTER_AREA), np.float32)

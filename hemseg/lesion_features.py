@@ -1,7 +1,7 @@
-"""Figures of a lesion and its surroundings that tell one kind of hemorrhage from another.
+"""Features of a lesion and its surroundings that distinguish kinds of hemorrhage.
 
 Kinds differ in where blood lies and what shape it has: within the brain, in CSF-dark ventricles, in sulci and cisterns,
-or as a crescent or a lens along the skull. None of the figures needs a mask that a human drew: they come from the scan
+or as a crescent or a lens along the skull. None of the features needs a mask that a human drew: they come from the scan
 on the working grid, its intracranial mask, and the lesion itself.
 """
 
@@ -139,9 +139,9 @@ def depth_mm(inside: np.ndarray, in_plane_mm: float) -> np.ndarray:
 
 
 def lesion_features(lesion: np.ndarray, around: Surroundings) -> np.ndarray:
-    """The figures of one lesion, float64 (len(FEATURES),): mm, HU above the brain, shares, logarithms of mL and mm².
+    """The features of one lesion, float64 (len(FEATURES),): mm, HU above the brain, shares, logarithms of mL and mm².
 
-    All but the volume are means over the lesion or in-plane figures, so that a single slice of a lesion has nearly
+    All but the volume are means over the lesion or in-plane features, so that a single slice of a lesion has nearly
     those of the whole.
 
     Args:

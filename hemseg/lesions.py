@@ -1,4 +1,4 @@
-"""The connected components of a mask in figures: place, size, HU, ABC/2, what they touch. Arrays in, figures out.
+"""The connected components of a mask, measured: place, size, HU, ABC/2, what they touch. Arrays in, measurements out.
 
 Whoever made the mask, the network or a person who corrected it, its lesions are measured here and nowhere else.
 """
@@ -94,7 +94,7 @@ def lesions_of(mask: np.ndarray, volume: Volume, working: WorkingImage) -> tuple
 def measured_lesions(
     mask: np.ndarray, volume: Volume, working: WorkingImage, working_probability: np.ndarray | None = None
 ) -> tuple[MeasuredLesion, ...]:
-    """The lesions of a mask with all their figures, in the order of `lesions_of`.
+    """The lesions of a mask with all their measurements, in the order of `lesions_of`.
 
     Args:
         mask, volume, working: see `lesions_of`.

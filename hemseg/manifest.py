@@ -56,8 +56,8 @@ class Manifest:
             (`hemseg.volume_range`; format 6).
         range_margin: share by which either end of that range is widened. Its default is for weights that were not
             calibrated.
-        kinds_file, kinds_sha256: the numbers that name kinds of hemorrhage (`hemseg.kinds.Head`) beside the manifest;
-            '' for weights that name none (format 7).
+        kinds_file, kinds_sha256: the numbers that name kinds of hemorrhage (`hemseg.kinds.KindHead`), beside the
+            manifest; '' for weights that name none (format 7).
         classifier_file, classifier_sha256: the ONNX file of the slice classifier that gives a second opinion
             (`hemseg.second_opinion`); '' for none. Input ``slices`` float32 (n, y, x) in HU, output ``probability`` of
             hemorrhage in the slice, float32 (n,) (format 8), and, where kinds are read off them, ``features``, float32

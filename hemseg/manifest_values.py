@@ -31,7 +31,7 @@ RANGES = {  # of numbers; lowest and highest
     "range_margin": (0.0, 10.0),
     "format": (1, 1000),
 }
-MOST_PATCH_VOXELS = 1 << 27
+MAX_PATCH_VOXELS = 1 << 27
 IN_WORDS = {float: "a number", int: "a whole number", str: "text", bool: "true or false", dict: "a set of values"}
 
 
@@ -58,8 +58,8 @@ def check_values(values: Any, at: str = "") -> None:
             raise ValueError(f"{name} should be the name of a file beside the manifest")
         if field.name.endswith("sha256") and value and not re.fullmatch("[0-9a-f]{64}", value):
             raise ValueError(f"{name} should be 64 hexadecimal digits")
-        if field.name == "patch" and math.prod(value) > MOST_PATCH_VOXELS:
-            raise ValueError(f"{name} holds more than {MOST_PATCH_VOXELS} voxels")
+        if field.name == "patch" and math.prod(value) > MAX_PATCH_VOXELS:
+            raise ValueError(f"{name} holds more than {MAX_PATCH_VOXELS} voxels")
 
 
 def _is_within(number: float, name: str) -> bool:

@@ -1,6 +1,6 @@
-"""Figures of a mask that is given: one that somebody corrected or drew, in place of the network's.
+"""Measurements of a mask that is given: one that somebody corrected or drew, in place of the network's.
 
-The same functions as for the network's own masks measure it, so an unchanged mask gives the same figures.
+The same functions as for the network's own masks measure it, so an unchanged mask gives the same measurements.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hemseg.errors import HemsegError
-from hemseg.kinds import Head
+from hemseg.kinds import KindHead
 from hemseg.manifest import Manifest, default_weights
 from hemseg.onnx_session import check_file, session, shrinking_arena
 from hemseg.preprocessing import Strip
@@ -42,7 +42,7 @@ class Model:
         folder: Path,
         concurrent_scans: int = 1,
         strip: Strip | None = None,
-        kinds: Head | None = None,
+        kinds: KindHead | None = None,
         classifier: SliceClassifier | None = None,
     ) -> None:
         self.manifest = manifest
@@ -156,7 +156,7 @@ def load_strip(path: Path, sha256: str, threads: int = 1) -> Strip:
 
 
 def load_classifier(
-    folder: Path, manifest: Manifest, kinds: Head | None = None, threads: int = 1
+    folder: Path, manifest: Manifest, kinds: KindHead | None = None, threads: int = 1
 ) -> SliceClassifier | None:
     """The slice classifier, if the weights have one. It runs on the CPU, on the slices that hold something to judge.
 
@@ -189,7 +189,7 @@ def load_classifier(
     return SliceClassifier(manifest.classifier_field, run, with_maps)
 
 
-def load_kinds(folder: Path, manifest: Manifest) -> Head | None:
+def load_kinds(folder: Path, manifest: Manifest) -> KindHead | None:
     """What names kinds of hemorrhage, if the weights have it.
 
     Raises:
@@ -198,7 +198,7 @@ def load_kinds(folder: Path, manifest: Manifest) -> Head | None:
     if not manifest.kinds_file:
         return None
     check_file(folder / manifest.kinds_file, manifest.kinds_sha256)
-    head = Head.read(folder / manifest.kinds_file)
+    head = KindHead.read(folder / manifest.kinds_file)
     if head.has_maps and str(head.classifier) != manifest.classifier_sha256:
         raise HemsegError(
             f"{folder}: {manifest.kinds_file} was made for another slice classifier than these weights have."

@@ -12,7 +12,9 @@ import numpy as np
 from hemseg.components import components_above
 
 
-def narrowed(probability: np.ndarray, threshold: float, outline: float, least_ml: float, voxel_ml: float) -> np.ndarray:
+def narrow_outlines(
+    probability: np.ndarray, threshold: float, outline: float, least_ml: float, voxel_ml: float
+) -> np.ndarray:
     """The probability, lowered within certain components so that ``threshold`` cuts it where ``outline`` did.
 
     Args:

@@ -7,7 +7,7 @@ import numpy as np
 from hemseg.components import bounding_box, labeled, without_components
 from hemseg.lesions import components
 from hemseg.manifest import Manifest
-from hemseg.outline import narrowed
+from hemseg.outline import narrow_outlines
 from hemseg.preprocessing import WorkingImage
 from hemseg.second_opinion import Opinion, drop_components_within, drop_unconfirmed_components
 from hemseg.volume import Volume
@@ -29,20 +29,20 @@ def postprocessed_mask(
         manifest: of the weights, at an operating point.
         opinion: the slice classifier's; without one nothing is dropped on its word.
     """
-    certain = confirmed(probability, manifest, opinion)
+    certain = keep_confirmed_components(probability, manifest, opinion)
     voxel_ml = float(np.prod(working.grid.spacing)) / 1000
-    certain = narrowed(certain, manifest.threshold, manifest.outline_threshold, manifest.outline_ml, voxel_ml)
+    certain = narrow_outlines(certain, manifest.threshold, manifest.outline_threshold, manifest.outline_ml, voxel_ml)
     mask = volume.from_lps(mask_on_scan(certain, working, manifest.threshold))
     return _drop_implausible_components(mask, volume, manifest)
 
 
-def confirmed(probability: np.ndarray, manifest: Manifest, opinion: Opinion | None) -> np.ndarray:
+def keep_confirmed_components(probability: np.ndarray, manifest: Manifest, opinion: Opinion | None) -> np.ndarray:
     """The probability without components that are certain nowhere, or that the slice classifier does not see."""
     certain = drop_uncertain_components(probability, manifest.threshold, manifest.min_peak)
     if opinion is None:
         return certain
     certain = drop_unconfirmed_components(certain, manifest.threshold, opinion.slices, manifest.min_slice_probability)
-    return drop_components_within(certain, manifest.threshold, opinion.unseen)
+    return drop_components_within(certain, manifest.threshold, opinion.unconfirmed)
 
 
 def doubtful_slices(
@@ -72,11 +72,12 @@ def doubtful_slices(
     doubtful &= np.maximum.reduceat(in_scan, np.arange(0, len(in_scan), slab)) == 0
     if not doubtful.any():  # of almost all scans
         return ()
-    doubtful &= ~_reached(mask, volume, working, confirmed(probability, manifest, opinion) >= manifest.threshold)
+    confirmed = keep_confirmed_components(probability, manifest, opinion) >= manifest.threshold
+    doubtful &= ~_slices_with_lesions(mask, volume, working, confirmed)
     return tuple(np.flatnonzero(np.repeat(doubtful, slab)[: len(in_scan)]).tolist())
 
 
-def _reached(mask: np.ndarray, volume: Volume, working: WorkingImage, found: np.ndarray) -> np.ndarray:
+def _slices_with_lesions(mask: np.ndarray, volume: Volume, working: WorkingImage, found: np.ndarray) -> np.ndarray:
     """Slices of the working grid that a mask's lesions reach before they are narrowed, bool (z,): their ends, too.
 
     Args:
@@ -115,9 +116,9 @@ def probability_on_scan(probability: np.ndarray, working: WorkingImage, least: f
     return found
 
 
-def _part_of_scan(wanted: np.ndarray, working: WorkingImage) -> tuple[slice, slice] | None:
-    """The scan's rows and columns around all that is wanted, bool (z, y, x; working grid); None for nothing."""
-    box, grid = bounding_box(wanted), working.grid
+def _part_of_scan(included: np.ndarray, working: WorkingImage) -> tuple[slice, slice] | None:
+    """The scan's rows and columns around all that is included, bool (z, y, x; working grid); None for nothing."""
+    box, grid = bounding_box(included), working.grid
     if box is None:
         return None
     rows, columns = (_scan_slice(box[a], a, grid.scan_spacing, grid.spacing, grid.scan_shape) for a in (1, 2))

@@ -26,10 +26,10 @@ PREPROCESSING_VERSION = 3  # raised when the same settings give other voxels: tr
 CHANNELS = ("hu", "equalized")
 BORDER_MM = 3.0  # how far from tissue its bone may begin: thin bone is dimmed by partial volume
 AIR_HU = 1e-3  # so far above the lowest value averages of air can come out: 32-bit weights add up to 1 but for rounding
-BELOW_SHARE, OPEN_SHARE = 0.5, 0.3  # see `_enclosed`
+BELOW_SHARE, OPEN_SHARE = 0.5, 0.3  # see `_drop_below_base`
 TISSUE_HU, TISSUE_SPREAD_HU = (0.0, 65.0), 15.0  # of brain, wherever the scale is off by ten HU; see `brain_level`
 CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))  # a pixel and its neighbours
-MOST_SHIFT_HU = 15.0  # a brain that is farther off is not corrected: `hemseg.checks` warns
+MAX_SHIFT_HU = 15.0  # a brain that is farther off is not corrected: `hemseg.checks` warns
 
 Strip = Callable[[np.ndarray, tuple[float, float, float]], np.ndarray]
 """(z, y, x) HU on the working grid, its spacing (z, y, x) in mm -> bool (z, y, x): the intracranial mask."""
@@ -173,13 +173,13 @@ def intracranial_mask(hu: np.ndarray, settings: Settings) -> np.ndarray:
         return np.stack([without_holes(s) for s in head]) if head.any() else head
     inside = _hull(skull) & ~skull
     tissue = inside & (hu > settings.hu_range[0] + AIR_HU)
-    brain = _enclosed(_largest_component_opened(tissue, settings, opening_mm=3.0), skull, settings)
+    brain = _drop_below_base(_largest_component_opened(tissue, settings, opening_mm=3.0), skull, settings)
     # give back what the opening took: thin blood along the skull belongs to the inside
-    grown = _grown(brain, tissue, steps=round(5.0 / settings.in_plane_mm))
+    grown = _grow(brain, tissue, steps=round(5.0 / settings.in_plane_mm))
     return np.stack([without_holes(s) for s in grown]) & inside
 
 
-def _grown(brain: np.ndarray, tissue: np.ndarray, steps: int) -> np.ndarray:
+def _grow(brain: np.ndarray, tissue: np.ndarray, steps: int) -> np.ndarray:
     """Dilate in plane, a pixel a step, without leaving the tissue; all bool (z, y, x)."""
     planes = brain.astype(np.uint8)
     for plane, allowed in zip(planes, tissue.astype(np.uint8), strict=True):
@@ -216,7 +216,7 @@ def _largest_component_opened(mask: np.ndarray, settings: Settings, opening_mm: 
     return largest_component(opened)
 
 
-def _enclosed(brain: np.ndarray, skull: np.ndarray, settings: Settings) -> np.ndarray:
+def _drop_below_base(brain: np.ndarray, skull: np.ndarray, settings: Settings) -> np.ndarray:
     """The brain without what hangs on to it below the skull's base: muscles, orbits, the nose.
 
     From the widest slice downwards, an in-plane piece goes when most of it does not lie below what was kept and
@@ -275,7 +275,7 @@ def shifted_to_level(hu: np.ndarray, brain_hu: float, settings: Settings) -> np.
     shift = settings.level_hu - brain_hu
     if not settings.level_hu or not np.isfinite(shift):
         return hu
-    return (hu + np.clip(shift, -MOST_SHIFT_HU, MOST_SHIFT_HU)).clip(*settings.hu_range).astype(np.float32)
+    return (hu + np.clip(shift, -MAX_SHIFT_HU, MAX_SHIFT_HU)).clip(*settings.hu_range).astype(np.float32)
 
 
 def network_input(hu: np.ndarray, intracranial: np.ndarray, settings: Settings) -> np.ndarray:

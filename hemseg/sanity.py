@@ -13,14 +13,14 @@ from hemseg.components import drop_small_components, labeled, without_holes
 from hemseg.preprocessing import WorkingImage
 from hemseg.volume import Volume
 
-MOST_ML = 250.0  # the largest hemorrhages that anyone survives to a scan have 150 to 200 mL
-MOST_SHARE = 0.2  # of the intracranial volume
+MAX_ML = 250.0  # the largest hemorrhages that anyone survives to a scan have 150 to 200 mL
+MAX_INTRACRANIAL_SHARE = 0.2  # of the intracranial volume
 INTRACRANIAL_ML = (600.0, 2200.0)  # of an adult or a child; infants have less
 INFANT_ML, INFANT_CM2 = 250.0, 150.0  # least intracranial volume; largest section of a head with its scalp
 RIM_MM, RIM_SHARE, RIM_ML = 2.0, 0.5, 3.0
 SECTORS, ALL_AROUND = 24, 0.75  # of a slice, by the angle around its middle, and the share of them that counts as all
 TOP, BASE = 0.5, 0.7  # area of the first and the last slice of a whole head, as shares of the largest
-LEAST_HEIGHT = 0.6  # of a whole head's mask, as a share of the diameter of its largest slice
+MIN_HEIGHT = 0.6  # of a whole head's mask, as a share of the diameter of its largest slice
 
 
 def implausible(mask: np.ndarray, ml: float, volume: Volume, working: WorkingImage) -> tuple[str, ...]:
@@ -38,10 +38,10 @@ def implausible(mask: np.ndarray, ml: float, volume: Volume, working: WorkingIma
     voxel_ml = float(np.prod(working.grid.spacing)) / 1000
     intracranial_ml = float(working.intracranial.sum()) * voxel_ml
     reasons = []
-    if ml > MOST_ML:
-        reasons.append(f"A hemorrhage of {ml:.0f} mL is more than a head can hold ({MOST_ML:.0f} mL).")
+    if ml > MAX_ML:
+        reasons.append(f"A hemorrhage of {ml:.0f} mL is more than a head can hold ({MAX_ML:.0f} mL).")
     whole = reaches_from_base_to_vertex(working)
-    if whole and ml > MOST_SHARE * intracranial_ml:
+    if whole and ml > MAX_INTRACRANIAL_SHARE * intracranial_ml:
         reasons.append(f"A hemorrhage of {ml:.0f} mL is more than a fifth of the intracranial volume.")
     if float(blood.sum()) * voxel_ml >= RIM_ML and rim_share(blood, working) > RIM_SHARE:
         reasons.append(
@@ -66,7 +66,7 @@ def reaches_from_base_to_vertex(working: WorkingImage) -> bool:
     first, last, largest = held[0], held[-1], int(areas.max())
     mm_z, mm_y, mm_x = working.grid.spacing
     diameter = 2 * np.sqrt(largest * mm_y * mm_x / np.pi)
-    tall = (last - first + 1) * mm_z >= LEAST_HEIGHT * diameter
+    tall = (last - first + 1) * mm_z >= MIN_HEIGHT * diameter
     closed_above = last < len(areas) - 1 or areas[last] <= TOP * largest
     closed_below = first > 0 or areas[first] <= BASE * largest
     return bool(tall and closed_above and closed_below)

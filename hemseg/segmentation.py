@@ -12,14 +12,14 @@ import numpy as np
 from hemseg.errors import HemsegError
 from hemseg.io.masks import write_mask
 from hemseg.io.result_writers import RESULT_WRITERS
-from hemseg.kinds import CODES, UNSURE_CODE, Kind, kinds_of
+from hemseg.kinds import CODES, UNSURE_CODE, Kind, classify_lesions
 from hemseg.lesions import Lesion, MeasuredLesion, components, lesions_of, measured_lesions, sides_are_known
 from hemseg.manifest import Manifest
 from hemseg.model import Model
-from hemseg.postprocessing import confirmed, doubtful_slices, postprocessed_mask
+from hemseg.postprocessing import doubtful_slices, keep_confirmed_components, postprocessed_mask
 from hemseg.preprocessing import WorkingImage, working_image
 from hemseg.sanity import implausible
-from hemseg.second_opinion import Look, Opinion, SliceClassifier
+from hemseg.second_opinion import ClassifierOutput, Opinion, SliceClassifier
 from hemseg.sliding_window import working_probability
 from hemseg.upright import turned
 from hemseg.volume import Volume
@@ -69,7 +69,7 @@ class Segmentation:
         found = f"{self.volume_ml:.1f} mL in {count} lesion{'s' * (count != 1)}"
         if not self.doubtful_slices:
             return found if count else "no hemorrhage found"
-        return f"{found if count else 'nothing outlined'}, doubtful: {numbered(self.doubtful_slices)}"
+        return f"{found if count else 'nothing outlined'}, doubtful: {slice_numbers(self.doubtful_slices)}"
 
     @property
     def sides_are_known(self) -> bool:
@@ -105,7 +105,7 @@ class Segmentation:
 
     @cached_property
     def measured(self) -> tuple[MeasuredLesion, ...]:
-        """The lesions with all their figures, ABC/2 among them, in the order of ``lesions``."""
+        """The lesions with all their measurements, ABC/2 among them, in the order of ``lesions``."""
         return measured_lesions(self.mask, self.volume, self.working, self.working_probability)
 
     def save(self, path: str | Path) -> Path:
@@ -165,13 +165,13 @@ def lesion_kinds(
         lesion = np.zeros(working.hu.shape, bool)
         lesion[tuple(voxels.T)] = True
         masks.append(turned(lesion, working.quarters))
-    settings, look = model.manifest.preprocessing, opinion.look if opinion else None
+    settings, output = model.manifest.preprocessing, opinion.output if opinion else None
     hu, inside = working.leveled_upright(settings)
     if model.kinds.has_maps and model.classifier is not None:
         touched = np.unique(np.concatenate([voxels[:, 0] for voxels in lesions]))
-        if look is None or not set(touched.tolist()) <= set(look.kind_maps):
-            look = model.classifier.look(touched, hu, inside, settings.hu_range[0])
-    return tuple(kinds_of(masks, hu, inside, working.grid.spacing, model.kinds, look))
+        if output is None or not set(touched.tolist()) <= set(output.kind_maps):
+            output = model.classifier.classify(touched, hu, inside, settings.hu_range[0])
+    return tuple(classify_lesions(masks, hu, inside, working.grid.spacing, model.kinds, output))
 
 
 def second_opinion(probability: np.ndarray, working: WorkingImage, model: Model) -> Opinion | None:
@@ -186,23 +186,24 @@ def second_opinion(probability: np.ndarray, working: WorkingImage, model: Model)
     manifest = model.manifest
     if model.classifier is None or not manifest.min_slice_probability:
         return None
-    look = model.classifier.opinion(probability, manifest.threshold, working, manifest.preprocessing)
-    return opinion_of(look, probability, working, model.classifier, manifest)
+    output = model.classifier.classify_marked(probability, manifest.threshold, working, manifest.preprocessing)
+    return opinion_from_output(output, probability, working, model.classifier, manifest)
 
 
-def opinion_of(
-    look: Look,
+def opinion_from_output(
+    output: ClassifierOutput,
     probability: np.ndarray,
     working: WorkingImage,
     classifier: SliceClassifier,
     manifest: Manifest,
 ) -> Opinion:
-    """A second opinion at an operating point; ``look`` is `SliceClassifier.opinion`."""
-    first = Opinion(look.probability, np.zeros(probability.shape, bool), look)
-    standing = confirmed(probability, manifest, first)
+    """A second opinion at an operating point; ``output`` is `SliceClassifier.classify_marked`."""
+    first = Opinion(output.probability, np.zeros(probability.shape, bool), output)
+    confirmed = keep_confirmed_components(probability, manifest, first)
     threshold, least, settings = manifest.threshold, manifest.min_slice_probability, manifest.preprocessing
     least_ml = manifest.min_lesion_ml / 2  # on another grid it may be more
-    return replace(first, unseen=classifier.unseen(standing, threshold, least, least_ml, working, settings))
+    unconfirmed = classifier.unconfirmed_components(confirmed, threshold, least, least_ml, working, settings)
+    return replace(first, unconfirmed=unconfirmed)
 
 
 def postprocess(
@@ -219,8 +220,8 @@ def postprocess(
     start = time.perf_counter()
     mask = postprocessed_mask(volume, working, probability, manifest, opinion)
     doubtful = doubtful_slices(mask, volume, working, probability, manifest, opinion)
-    left_out = _left_out(mask, volume, working, probability, manifest, opinion)
-    doubts = doubts_of(doubtful, working.grid.scan_shape[0])
+    left_out = _second_opinion_warning(mask, volume, working, probability, manifest, opinion)
+    doubts = doubtful_slices_warning(doubtful, working.grid.scan_shape[0])
     volume = replace(volume, warnings=(*volume.warnings, *left_out, *doubts))
     result = Segmentation(
         volume=volume,
@@ -237,7 +238,7 @@ def postprocess(
     return replace(result, implausible=implausible(mask, result.volume_ml, volume, working))
 
 
-def _left_out(
+def _second_opinion_warning(
     mask: np.ndarray,
     volume: Volume,
     working: WorkingImage,
@@ -246,10 +247,10 @@ def _left_out(
     opinion: Opinion | None,
 ) -> tuple[str, ...]:
     """A sentence on what the second opinion took out of a mask, if it did."""
-    if opinion is None or not ((opinion.slices < manifest.min_slice_probability).any() or opinion.unseen.any()):
+    if opinion is None or not ((opinion.slices < manifest.min_slice_probability).any() or opinion.unconfirmed.any()):
         return ()
-    every = postprocessed_mask(volume, working, probability, manifest)
-    milliliters = (int(every.sum()) - int(mask.sum())) * volume.voxel_ml
+    unfiltered = postprocessed_mask(volume, working, probability, manifest)
+    milliliters = (int(unfiltered.sum()) - int(mask.sum())) * volume.voxel_ml
     if not milliliters:
         return ()
     return (
@@ -258,15 +259,19 @@ def _left_out(
     )
 
 
-def doubts_of(slices: tuple[int, ...], count: int) -> tuple[str, ...]:
+def doubtful_slices_warning(slices: tuple[int, ...], count: int) -> tuple[str, ...]:
     """A sentence on the doubtful ones of a scan's slices, if there are any."""
     if not slices:
         return ()
-    where = f"in {numbered(slices)} of {count}, counted from inferior, where" if count > 1 else "in its slice, in which"
+    where = (
+        f"in {slice_numbers(slices)} of {count}, counted from inferior, where"
+        if count > 1
+        else "in its slice, in which"
+    )
     return (f"The slice classifier sees hemorrhage {where} nothing is outlined: look there.",)
 
 
-def numbered(slices: tuple[int, ...]) -> str:
+def slice_numbers(slices: tuple[int, ...]) -> str:
     """Slices in words, ``slices 3, 7-9``; given in order, counted from 0, and written as people count."""
     runs: list[list[int]] = []
     for z in slices:

@@ -13,56 +13,56 @@ from threading import current_thread, main_thread
 from types import FrameType
 from typing import NoReturn
 
-from hemseg.io.files import abandon
+from hemseg.io.files import remove_partial_files
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
-KILL_SECONDS = 1.0  # that workers have to end
-_stopping = 0  # the signal that came
-_nothing_to_wait_for = False
-_last_words: Mapping[int, str] = {}
-_enders: list[Callable[[], object]] = []
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+WORKER_EXIT_SECONDS = 1.0  # that workers have to end
+_pending_signal = 0  # the signal that has arrived
+_exits_on_first_signal = False
+_exit_messages: Mapping[int, str] = {}
+_exit_callbacks: list[Callable[[], object]] = []
 
 
-def install(last_words: Mapping[int, str] = _last_words) -> None:
+def install_signal_handlers(exit_messages: Mapping[int, str] = _exit_messages) -> None:
     """Handle SIGTERM and Ctrl-C as this module says, from now on.
 
     Args:
-        last_words: what an end at once says on stderr, by the signal.
+        exit_messages: what an immediate exit prints on stderr, by the signal.
     """
-    global _last_words
-    _last_words = last_words
-    for number in STOPS:
-        signal.signal(number, _stop)
+    global _exit_messages
+    _exit_messages = exit_messages
+    for number in STOP_SIGNALS:
+        signal.signal(number, _handle_stop_signal)
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
-    """For the time of a `with` block the first signal ends the process: there is no other scan to be noted.
+def exit_on_first_signal() -> Iterator[None]:
+    """For the time of a `with` block the first signal ends the process: there is no other scan to finish.
 
-    In the main thread, that is: what runs in another one does not say what the process waits for.
+    Only in the main thread: what runs in another one is not what the process waits for.
     """
-    global _nothing_to_wait_for
-    _nothing_to_wait_for = current_thread() is main_thread()
+    global _exits_on_first_signal
+    _exits_on_first_signal = current_thread() is main_thread()
     try:
         yield
     finally:
-        _nothing_to_wait_for = False
+        _exits_on_first_signal = False
 
 
 @contextmanager
-def ended_with(ender: Callable[[], object]) -> Iterator[None]:
-    """For the time of a `with` block an end at once calls this too: it ends processes that others began for us."""
-    _enders.append(ender)
+def called_on_exit(callback: Callable[[], object]) -> Iterator[None]:
+    """For the time of a `with` block `exit_now` calls this, too: it ends processes that libraries began for us."""
+    _exit_callbacks.append(callback)
     try:
         yield
     finally:
-        _enders.remove(ender)
+        _exit_callbacks.remove(callback)
 
 
 @contextmanager
-def handlers_restored() -> Iterator[None]:
-    """The handlers of signals are what they were, after a `with` block in which a library sets its own."""
-    before = {number: signal.getsignal(number) for number in STOPS}
+def signal_handlers_restored() -> Iterator[None]:
+    """Restore the signal handlers after a `with` block in which a library sets its own."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         yield
     finally:
@@ -71,65 +71,65 @@ def handlers_restored() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _stop(number: int, _: FrameType | None) -> None:
-    global _stopping
-    if _stopping or _nothing_to_wait_for:
-        end_now(128 + number, _last_words.get(number, ""))
-    _stopping = number
-    _raise(number)
+def _handle_stop_signal(number: int, _: FrameType | None) -> None:
+    global _pending_signal
+    if _pending_signal or _exits_on_first_signal:
+        exit_now(128 + number, _exit_messages.get(number, ""))
+    _pending_signal = number
+    _raise_stop(number)
 
 
-def _raise(number: int) -> NoReturn:
+def _raise_stop(number: int) -> NoReturn:
     raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)  # every `finally` runs
 
 
-def stop_if_asked() -> None:
-    """Raise once more what a signal has raised in the main thread, if that was lost: Python drops what comes out of a
+def raise_pending_signal() -> None:
+    """Raise again in the main thread what a signal raised there, if that was lost: Python drops exceptions that leave a
     finaliser or a callback, and a handler may run in one.
     """
-    if _stopping and current_thread() is main_thread():
-        _raise(_stopping)
+    if _pending_signal and current_thread() is main_thread():
+        _raise_stop(_pending_signal)
 
 
-def end_now(code: int, last_words: str = "") -> None:
+def exit_now(code: int, message: str = "") -> None:
     """End this process and its workers without waiting for threads, and without a partial file."""
-    for number in STOPS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     workers = active_children()
     for worker in workers:
         worker.terminate()
     for worker in workers:
-        worker.join(KILL_SECONDS / len(workers))
+        worker.join(WORKER_EXIT_SECONDS / len(workers))
         worker.kill()
-    for ender in _enders:
+    for callback in _exit_callbacks:
         with suppress(Exception):
-            ender()
-    abandon()
+            callback()
+    remove_partial_files()
     if os.isatty(2):
         os.write(2, b"\x1b[?25h\n")  # the progress bar hides the cursor
-    if last_words:
+    if message:
         with suppress(OSError):
-            os.write(2, f"error: {last_words}\n".encode())
+            os.write(2, f"error: {message}\n".encode())
     os._exit(code)
 
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
     """For the time of a `with` block signals wait; processes that begin in it begin with them blocked."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def leave_to_parent() -> None:
+def handle_signals_as_worker() -> None:
     """In a worker: Ctrl-C, which reaches all processes of a terminal, is for the parent; SIGTERM ends it at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_worker)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    signal.signal(signal.SIGTERM, _exit_worker)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
-def _end_worker(number: int, _: FrameType | None) -> None:
-    abandon()
+def _exit_worker(number: int, _: FrameType | None) -> None:
+    remove_partial_files()
     os._exit(128 + number)

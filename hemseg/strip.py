@@ -18,15 +18,15 @@ from hemseg.components import labeled_sizes, without_holes
 
 HU_RANGE = (-20.0, 100.0)  # what the network sees; the training data hold no more
 STRIP_MM = 2.0  # its pixels
-MULTIPLE = 16  # its strides
+SIDE_MULTIPLE = 16  # its strides
 PLATEAU_HU = 1.0  # a voxel so near to the highest value of a narrow window is saturated
 CERTAIN, POSSIBLE = 0.5, 0.15  # probability inside, and in the rim in which bone draws the edge
 RIM_MM = 2.0
 AIR_HU = -15.0  # tissue is brighter
 CLOSING_MM, OPENING_MM = 3.0, 3.0
 BRAIN_CM2 = 20.0  # enclosed regions of this area are brain: orbits, sinuses, diploe and the vertebral canal are smaller
-LOST = 0.05  # share of a slice's brain
-LEAST_ML, LEAST_OVERLAP = 1.0, 0.5  # of a component beside the largest one: it lies above or below it
+MAX_LOST_SHARE = 0.05  # share of a slice's brain
+MIN_ML, MIN_OVERLAP = 1.0, 0.5  # of a component beside the largest one: it lies above or below it
 
 Network = Callable[[np.ndarray], np.ndarray]  # (n, 3, y, x) in 0..1 -> probability (n, 1, y, x); both float32
 
@@ -43,7 +43,7 @@ def learned_mask(hu: np.ndarray, spacing: tuple[float, float, float], network: N
         bool (z, y, x): brain, CSF, vessels and blood inside the skull; no bone at its edge.
     """
     probability = intracranial_probability(hu, spacing, network)
-    inside = _joined(probability >= CERTAIN, spacing)
+    inside = _connected_along_z(probability >= CERTAIN, spacing)
     if not inside.any():
         return inside
     bone = hu >= saturation(hu)
@@ -63,7 +63,7 @@ def intracranial_probability(hu: np.ndarray, spacing: tuple[float, float, float]
     size = [max(1, round(n * mm / STRIP_MM)) for n, mm in zip(hu.shape[1:], spacing[1:], strict=True)]
     small = np.stack([cv2.resize(plane, size[::-1], interpolation=cv2.INTER_AREA) for plane in hu])
     image = network_slices(standardized(small, float(hu.min()), float(hu.max())))
-    padding = [(0, 0), (0, 0), *((0, -n % MULTIPLE) for n in size)]
+    padding = [(0, 0), (0, 0), *((0, -n % SIDE_MULTIPLE) for n in size)]
     answer = network(np.pad(image, padding))[:, 0, : size[0], : size[1]]
     return np.stack([cv2.resize(p, hu.shape[:0:-1], interpolation=cv2.INTER_LINEAR) for p in answer])
 
@@ -98,19 +98,19 @@ def saturation(hu: np.ndarray) -> float:
     return min(float(hu.max()), HU_RANGE[1]) - PLATEAU_HU
 
 
-def _joined(inside: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
+def _connected_along_z(inside: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
     """The largest component and those above and below it: blank slices cut a stack, another head lies beside."""
     labels, sizes = labeled_sizes(inside)
     if len(sizes) <= 2:  # the background and one component
         return inside
     main = labels == sizes.argmax()
     shadow = main.any(axis=0)
-    least = LEAST_ML * 1000 / float(np.prod(spacing))
+    least = MIN_ML * 1000 / float(np.prod(spacing))
     keep = np.zeros(len(sizes), bool)
     keep[sizes.argmax()] = True
     for i in np.flatnonzero(sizes >= least):
         own = (labels == i).any(axis=0)
-        keep[i] |= (own & shadow).sum() >= LEAST_OVERLAP * own.sum()
+        keep[i] |= (own & shadow).sum() >= MIN_OVERLAP * own.sum()
     return keep[labels]
 
 
@@ -159,6 +159,6 @@ def slices_losing_brain(hu: np.ndarray, intracranial: np.ndarray, spacing: tuple
     losing = []
     for z, plane in enumerate(hu):
         brain = brain_of(plane, top, spacing[1])
-        if (brain & ~intracranial[z]).sum() > LOST * brain.sum():
+        if (brain & ~intracranial[z]).sum() > MAX_LOST_SHARE * brain.sum():
             losing.append(z)
     return losing

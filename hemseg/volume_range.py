@@ -40,7 +40,7 @@ def widened(low: float, high: float, margin: float) -> tuple[float, float]:
     return low / (1 + margin), high * (1 + margin)
 
 
-def changed_probabilities(working: WorkingImage, model: Model) -> list[np.ndarray]:
+def augmented_probabilities(working: WorkingImage, model: Model) -> list[np.ndarray]:
     """The network's answers, float32 (z, y, x; working grid), to the scan mirrored and to the scan shifted, each
     brought back to the scan's place.
     """
@@ -51,13 +51,13 @@ def changed_probabilities(working: WorkingImage, model: Model) -> list[np.ndarra
         return [np.zeros(working.hu.shape, np.float32)]
     image = network_input(hu[box], intracranial[box], settings)
 
-    def run(changed: np.ndarray) -> np.ndarray:
-        return sliding_window(changed, model, manifest.patch, settings.edge_slices)
+    def run(augmented: np.ndarray) -> np.ndarray:
+        return sliding_window(augmented, model, manifest.patch, settings.edge_slices)
 
     z, y, x = SHIFT
     longer = np.pad(image, [(0, 0), (z, 0), (0, 0), (0, 0)], mode="edge" if settings.edge_slices else "constant")
-    moved = np.pad(longer, [(0, 0), (0, 0), (y, 0), (x, 0)])
-    answers = (run(np.ascontiguousarray(image[..., ::-1]))[..., ::-1], run(moved)[z:, y:, x:])
+    shifted = np.pad(longer, [(0, 0), (0, 0), (y, 0), (x, 0)])
+    answers = (run(np.ascontiguousarray(image[..., ::-1]))[..., ::-1], run(shifted)[z:, y:, x:])
     found = []
     for answer in answers:
         probability = np.zeros(hu.shape, np.float32)
@@ -67,7 +67,7 @@ def changed_probabilities(working: WorkingImage, model: Model) -> list[np.ndarra
     return found
 
 
-def cut_at(manifest: Manifest, level: float) -> Manifest:
+def manifest_at_threshold(manifest: Manifest, level: float) -> Manifest:
     """The same weights with lesions that are outlined at another probability."""
     if not manifest.outline_threshold:
         return replace(manifest, threshold=level)
@@ -82,11 +82,11 @@ def volumes_at(result: Segmentation, model: Model, thresholds: tuple[float, ...]
     """
     if result.working_probability is None:
         raise HemsegError("a mask that was given has no range; segment the scan for it.")
-    probabilities = [result.working_probability, *changed_probabilities(result.working, model)]
+    probabilities = [result.working_probability, *augmented_probabilities(result.working, model)]
     volume, working = result.volume, result.working
     found = {}
     for threshold in thresholds:
-        manifest = cut_at(model.manifest, threshold)
+        manifest = manifest_at_threshold(model.manifest, threshold)
         masks = (
             postprocessed_mask(volume, working, probability, manifest, result.opinion) for probability in probabilities
         )

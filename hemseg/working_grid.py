@@ -15,7 +15,7 @@ class WorkingGrid:
     """The grid that the network works on: the scan's own axes, pixels of one size, averaged slices.
 
     In plane, pixels are area averages (or linear interpolation where the scan is the coarser one). Along z, a
-    whole number of neighbouring slices is averaged to come closest to what is wanted; slices are never
+    whole number of neighbouring slices is averaged to come closest to the target spacing; slices are never
     interpolated or dropped, and thicker ones are kept as they are.
 
     Attributes:
@@ -31,13 +31,15 @@ class WorkingGrid:
     slab: int
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], spacing: tuple[float, ...], wanted: tuple[float, float, float]) -> WorkingGrid:
-        """The working grid of a scan of ``shape`` and ``spacing``; ``wanted``: the spacing to come close to.
+    def of(
+        cls, shape: tuple[int, ...], spacing: tuple[float, ...], target_spacing: tuple[float, float, float]
+    ) -> WorkingGrid:
+        """The working grid of a scan of ``shape`` and ``spacing``, which comes close to ``target_spacing``.
 
-        All (z, y, x), spacings in mm. In plane the grid has the pixels that are wanted.
+        All (z, y, x), spacings in mm. In plane the grid has pixels of the target spacing.
         """
-        slab = min(max(1, round(wanted[0] / spacing[0])), shape[0])
-        return cls(tuple(shape), tuple(spacing), (slab * spacing[0], *wanted[1:]), slab)  # type: ignore[arg-type]
+        slab = min(max(1, round(target_spacing[0] / spacing[0])), shape[0])
+        return cls(tuple(shape), tuple(spacing), (slab * spacing[0], *target_spacing[1:]), slab)  # type: ignore[arg-type]
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -90,7 +90,7 @@ class Cam:
     stage: int = 4  # of the backbone; `cam` knows only the last, 4
     flips: bool = False  # average with the map of the mirrored slice
     stages: tuple[int, ...] = ()  # several stages instead of one: the geometric mean of their maps
-    output_stride: int = 0  # 8 or 16: finer maps of the same weights, but for those that tell kinds; 0: as trained
+    output_stride: int = 0  # 8 or 16: finer maps of the same weights, except those of kinds; 0: as trained
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Segmenter:
     # for patches that hold whole slices
     unlocated: bool = False
     # in the weights that a training leaves, share of those that it went on from, which know something, too
-    # (fitting.segmenter.blend)
+    # (fitting.segmenter.average_weights)
     start_share: float = 0.0
     single_slices: int = (
         0  # scans of one slice in an epoch, two in five of them with a bleed; 0: all of them, as other scans
@@ -198,7 +198,7 @@ class SelfTraining:
     unlocated: bool = False  # likewise
     start_share: float = 0.0  # likewise
     train_patch: tuple[int, int, int] = (0, 0, 0)  # likewise
-    encoder: Encoder = field(default_factory=Encoder)  # likewise; another network than before begins anew
+    encoder: Encoder = field(default_factory=Encoder)  # likewise; another network than before starts over
     # each n-th healthy single slice is shown to the U-Net before, and drawn the more often the surer that is of blood
     hard_negatives: int = 0
     optimization: Optimization = field(default_factory=lambda: Optimization("adam", lr=5e-4, batch=4, epochs=12))

@@ -9,6 +9,6 @@ from rich.console import Console
 console = Console(stderr=True)
 
 
-def in_words(figures: dict[str, Any]) -> str:
+def in_words(metrics: dict[str, Any]) -> str:
     """Names and values in one line, three significant digits."""
-    return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
+    return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in metrics.items())

@@ -18,15 +18,15 @@ def later_rounds(config: Config) -> int:
     return config.self_training.rounds if config.self_training.enabled else 0
 
 
-def begins_anew(config: Config, number: int) -> bool:
-    """Whether a round's U-Net begins without that of the round before: it is the first, or has another encoder."""
+def starts_new_network(config: Config, number: int) -> bool:
+    """Whether a round trains a new U-Net: it is the first one, or has another encoder than the round before."""
     before, own = (round_config(config, max(0, n)).segmenter.encoder.name for n in (number - 1, number))
     return number == 0 or before != own
 
 
-def began(config: Config, number: int) -> int:
-    """The round in which the network that a round trains began."""
-    return max(n for n in range(number + 1) if begins_anew(config, n))
+def first_round_of_network(config: Config, number: int) -> int:
+    """The round in which the network that a round trains was new."""
+    return max(n for n in range(number + 1) if starts_new_network(config, n))
 
 
 def _later(config: Config, number: int) -> Config:

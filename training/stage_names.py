@@ -23,7 +23,7 @@ STAGES = {  # of the recipe itself, in order: what each makes
     "evaluate": "Compute the metrics on the test split.",
 }
 NETWORK = "network.pt"  # in the folder of a stage that trains one
-WITHOUT_LEARNING = "evaluate@baseline"  # the threshold of the tables' row 0
+THRESHOLD_BASELINE = "evaluate@baseline"  # the threshold of the tables' row 0
 
 
 @dataclass(frozen=True)

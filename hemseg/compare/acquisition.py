@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, timezone
 from hemseg.errors import HemsegError
 from hemseg.volume import Volume
 
-# what tells the time, the best first: (name, DICOM attribute of the date, of the time; one of both)
+# attributes that give the time, the best first: (name, DICOM attribute of the date, of the time; one of both)
 CLOCKS = (
     ("acquisition", "AcquisitionDateTime", ""),
     ("acquisition", "AcquisitionDate", "AcquisitionTime"),

@@ -14,7 +14,7 @@ from hemseg.components import numbered_components
 # Dowlatshahi et al., Neurology 76:1238, 2011; the third is Brott et al., Stroke 28:1, 1997
 EXPANSION_ML, EXPANSION_PERCENT = 6.0, 33.0
 NEAR_MM = 2.0  # lesions so near to each other after alignment are one: alignment and slices are not exact
-LEAST_ML = 0.1  # of a lesion that is listed; smaller ones count for the volume alone
+MIN_ML = 0.1  # of a lesion that is listed; smaller ones count for the volume alone
 ROUNDING = 1e-9  # of sums of binary numbers: 33 % is 33 %
 
 
@@ -107,18 +107,18 @@ class LesionPair:
 
 
 def numbered_lesions(mask: np.ndarray, voxel_ml: float) -> tuple[np.ndarray, list[float]]:
-    """Connected components (26 neighbours) of a mask (z, y, x) of at least `LEAST_ML`, the largest first.
+    """Connected components (26 neighbours) of a mask (z, y, x) of at least `MIN_ML`, the largest first.
 
     Returns:
         int16 (z, y, x), 1 for the first one, 0 for none; their volumes in mL.
     """
     numbers, sizes = numbered_components(mask > 0)
     ml = sizes * voxel_ml
-    listed = int(np.count_nonzero(ml >= LEAST_ML))
+    listed = int(np.count_nonzero(ml >= MIN_ML))
     return np.where(numbers <= listed, numbers, 0).astype(np.int16), [float(v) for v in ml[:listed]]
 
 
-def matched_lesions(
+def match_lesions(
     baseline: np.ndarray,
     followup: np.ndarray,
     spacing: tuple[float, float, float],

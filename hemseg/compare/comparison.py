@@ -16,10 +16,10 @@ from hemseg.compare.change import (
     EXPANSION_PERCENT,
     Change,
     LesionPair,
-    matched_lesions,
+    match_lesions,
     numbered_lesions,
 )
-from hemseg.compare.poses import POSES, Halfway, Pose, halfway, pose_probabilities
+from hemseg.compare.poses import POSES, HalfwaySpace, Pose, halfway, pose_probabilities
 from hemseg.compare.registration import Registration, register
 from hemseg.compare.retest_limits import RetestLimits, read_limits
 from hemseg.errors import HemsegError
@@ -28,7 +28,7 @@ from hemseg.lesions import sides_are_known
 from hemseg.model import Model
 from hemseg.postprocessing import doubtful_slices
 from hemseg.preprocessing import WorkingImage
-from hemseg.segmentation import doubts_of, postprocess, second_opinion
+from hemseg.segmentation import doubtful_slices_warning, postprocess, second_opinion
 from hemseg.sliding_window import working_probability
 from hemseg.volume import Volume
 
@@ -69,7 +69,7 @@ class Options:
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class MeasuredScan:
     """One scan of a comparison.
 
     Attributes:
@@ -105,8 +105,8 @@ class Comparison:
         warnings: of the comparison itself, in sentences; those of the scans stand in their volumes.
     """
 
-    baseline: Measured
-    followup: Measured
+    baseline: MeasuredScan
+    followup: MeasuredScan
     registration: Registration
     change: Change
     lesions: list[LesionPair]
@@ -115,8 +115,8 @@ class Comparison:
     warnings: tuple[str, ...] = ()
 
 
-def prepared(volume: Volume, model: Model, given: np.ndarray | None = None, strict: bool = False) -> Scan:
-    """A scan made ready to be compared; arguments and errors as for `hemseg.checks.check_scan`."""
+def prepare_scan(volume: Volume, model: Model, given: np.ndarray | None = None, strict: bool = False) -> Scan:
+    """Prepare a scan for comparison; arguments and errors as for `hemseg.checks.check_scan`."""
     volume, working = check_scan(volume, model.manifest.preprocessing, strict, model.strip)
     return Scan(volume, working, given)
 
@@ -144,7 +144,7 @@ def compare(baseline: Scan, followup: Scan, model: Model, options: Options = Opt
     space = halfway(registration.transform, *pair)
     measured = [
         replace(
-            _measured(scan, space, later, model, options.poses),
+            _measure(scan, space, later, model, options.poses),
             sides_are_known=sides_are_known(scan.volume, scan.working),
         )
         for scan, later in ((baseline, False), (followup, True))
@@ -159,30 +159,30 @@ def compare(baseline: Scan, followup: Scan, model: Model, options: Options = Opt
         after,
         registration=registration,
         change=Change(*volumes, options.least_ml, options.least_percent, band),
-        lesions=_matched(before, after, registration.transform),
+        lesions=_match(before, after, registration.transform),
         hours=hours,
         limits=limits,
-        warnings=(*_odd(baseline.volume, followup.volume, registration, hours), *doubts),
+        warnings=(*_pair_warnings(baseline.volume, followup.volume, registration, hours), *doubts),
     )
 
 
-def _measured(scan: Scan, space: Halfway, later: bool, model: Model, poses: tuple[Pose, ...]) -> Measured:
+def _measure(scan: Scan, space: HalfwaySpace, later: bool, model: Model, poses: tuple[Pose, ...]) -> MeasuredScan:
     """A scan with the mask that was given for it, or with that of the mean of its poses."""
     if scan.given is not None:
-        return _of_mask(scan.volume, scan.given, given=True)
+        return _measure_mask(scan.volume, scan.given, given=True)
     answers = pose_probabilities(scan.volume, scan.working, space, later, model, poses)
     mean = np.stack(list(answers)).mean(axis=0, dtype=np.float32)
-    return _with_doubts(of_probability(scan, np.asarray(mean), model), scan, model)
+    return _warn_of_doubtful_slices(_measure_probability(scan, np.asarray(mean), model), scan, model)
 
 
-def of_probability(scan: Scan, probability: np.ndarray, model: Model) -> Measured:
+def _measure_probability(scan: Scan, probability: np.ndarray, model: Model) -> MeasuredScan:
     """A scan's mask of the probability (z, y, x) on its working grid, as `hemseg segment` outlines it."""
     opinion = second_opinion(probability, scan.working, model)
     result = postprocess(scan.volume, scan.working, probability, replace(model.manifest, min_peak=0.0), opinion)
-    return replace(_of_mask(scan.volume, result.mask, given=False), implausible=result.implausible)
+    return replace(_measure_mask(scan.volume, result.mask, given=False), implausible=result.implausible)
 
 
-def _with_doubts(measured: Measured, scan: Scan, model: Model) -> Measured:
+def _warn_of_doubtful_slices(measured: MeasuredScan, scan: Scan, model: Model) -> MeasuredScan:
     """A scan in which nothing is outlined, with a warning of slices that are doubtful in it as it lies; from the poses'
     answers, what is certain nowhere is gone. It takes one more run of the network.
     """
@@ -191,13 +191,13 @@ def _with_doubts(measured: Measured, scan: Scan, model: Model) -> Measured:
     probability = working_probability(scan.working, model)
     opinion = second_opinion(probability, scan.working, model)
     doubtful = doubtful_slices(measured.mask, scan.volume, scan.working, probability, model.manifest, opinion)
-    doubts = doubts_of(doubtful, scan.working.grid.scan_shape[0])
+    doubts = doubtful_slices_warning(doubtful, scan.working.grid.scan_shape[0])
     return replace(measured, volume=replace(scan.volume, warnings=(*scan.volume.warnings, *doubts)))
 
 
-def _of_mask(volume: Volume, mask: np.ndarray, given: bool) -> Measured:
+def _measure_mask(volume: Volume, mask: np.ndarray, given: bool) -> MeasuredScan:
     mask = np.ascontiguousarray(mask != 0, np.uint8)
-    return Measured(volume, mask, *numbered_lesions(mask, volume.voxel_ml), given)
+    return MeasuredScan(volume, mask, *numbered_lesions(mask, volume.voxel_ml), given)
 
 
 def _name(scan: Scan, which: int) -> str:
@@ -205,7 +205,7 @@ def _name(scan: Scan, which: int) -> str:
     return f"{path} ({BOTH_LABELS[which]})" if path else f"the {BOTH_LABELS[which]}"
 
 
-def _limits(measured: list[Measured], model: Model) -> tuple[RetestLimits | None, list[str]]:
+def _limits(measured: list[MeasuredScan], model: Model) -> tuple[RetestLimits | None, list[str]]:
     """The limits that hold for both masks, and a warning where none do."""
     if any(one.given for one in measured):
         return None, ["Masks were given: how much they would differ without any change is not known."]
@@ -215,8 +215,8 @@ def _limits(measured: list[Measured], model: Model) -> tuple[RetestLimits | None
     return limits, []
 
 
-def _odd(baseline: Volume, followup: Volume, registration: Registration, hours: float | None) -> list[str]:
-    """What looks odd about the two together, in sentences."""
+def _pair_warnings(baseline: Volume, followup: Volume, registration: Registration, hours: float | None) -> list[str]:
+    """Warnings about the pair, in sentences."""
     warnings = [registration.doubt] if registration.doubt else []
     if baseline.hu.shape == followup.hu.shape and np.array_equal(baseline.hu, followup.hu):
         warnings.append("Both scans hold the same voxels: is it one scan, given twice?")
@@ -232,11 +232,14 @@ def _odd(baseline: Volume, followup: Volume, registration: Registration, hours: 
     return warnings
 
 
-def _matched(baseline: Measured, followup: Measured, transform: sitk.Transform) -> list[LesionPair]:
-    """Lesions of both, matched on cubes in the space of the baseline."""
-    here = to_itk(baseline.numbers, baseline.volume)
-    there = to_itk(followup.numbers, followup.volume)
-    points = [*_corners(here, baseline.mask, sitk.Transform()), *_corners(there, followup.mask, transform.GetInverse())]
+def _match(baseline: MeasuredScan, followup: MeasuredScan, transform: sitk.Transform) -> list[LesionPair]:
+    """Match the lesions of both on cubes in the space of the baseline."""
+    baseline_image = to_itk(baseline.numbers, baseline.volume)
+    followup_image = to_itk(followup.numbers, followup.volume)
+    points = [
+        *_corners(baseline_image, baseline.mask, sitk.Transform()),
+        *_corners(followup_image, followup.mask, transform.GetInverse()),
+    ]
     if not points:
         return []
     low, high = np.min(points, axis=0) - 2 * MATCHING_MM, np.max(points, axis=0) + 2 * MATCHING_MM
@@ -244,10 +247,10 @@ def _matched(baseline: Measured, followup: Measured, transform: sitk.Transform) 
     cubes.SetSpacing([MATCHING_MM] * 3)
     cubes.SetOrigin([float(v) for v in low])
     numbers = [
-        sitk.GetArrayFromImage(sitk.Resample(image, cubes, way, sitk.sitkNearestNeighbor, 0))
-        for image, way in ((here, sitk.Transform()), (there, transform))
+        sitk.GetArrayFromImage(sitk.Resample(image, cubes, transformation, sitk.sitkNearestNeighbor, 0))
+        for image, transformation in ((baseline_image, sitk.Transform()), (followup_image, transform))
     ]
-    return matched_lesions(numbers[0], numbers[1], (MATCHING_MM,) * 3, (baseline.lesions_ml, followup.lesions_ml))
+    return match_lesions(numbers[0], numbers[1], (MATCHING_MM,) * 3, (baseline.lesions_ml, followup.lesions_ml))
 
 
 def _corners(image: sitk.Image, mask: np.ndarray, transform: sitk.Transform) -> list[tuple[float, ...]]:

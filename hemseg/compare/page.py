@@ -20,7 +20,7 @@ def page(comparison: Comparison, found: dict[str, Any]) -> str:
     """The page as text. Whatever comes from files or headers is escaped.
 
     Args:
-        found: `hemseg.compare.tables.figures`.
+        found: `hemseg.compare.tables.comparison_report`.
     """
     data = _slices(comparison)
     band, percent, hours = found["no_change"], found["change_percent"], found["hours"]

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hemseg.compare.comparison import Comparison, Options, compare, prepared
+from hemseg.compare.comparison import Comparison, Options, compare, prepare_scan
 from hemseg.compare.page import page
-from hemseg.compare.tables import failed_row, figures, row, table
+from hemseg.compare.tables import comparison_report, failed_row, table, table_row
 from hemseg.errors import HemsegError
 from hemseg.folder.table_file import delimiter_of
 from hemseg.io.files import write_json, write_text
@@ -172,7 +172,7 @@ def refuse_conflicts(pairs: Sequence[tuple[Pair, Path]], tables: Iterable[Path],
 
 
 def run_pair(pair: Pair, model: Model, options: Options, folder: Path | None = None) -> dict[str, Any]:
-    """Compare two scans and write what is asked for; returns `hemseg.compare.tables.figures`.
+    """Compare two scans and write what is asked for; returns `hemseg.compare.tables.comparison_report`.
 
     Args:
         folder: where the files of this pair go, if anywhere.
@@ -188,28 +188,28 @@ def run_pair(pair: Pair, model: Model, options: Options, folder: Path | None = N
         with unchanged(scan_files(scan), scan) as fingerprint:
             volume = replace(read(scan, series), fingerprint=fingerprint)
         given = None if mask is None else read_given_mask(mask, volume)[0]
-        sides.append(prepared(volume, model, given))
+        sides.append(prepare_scan(volume, model, given))
     chosen = options if pair.hours is None else replace(options, hours=pair.hours)
     baseline, followup = sides
     comparison = compare(baseline, followup, model, chosen)
-    found = figures(comparison, model, pair.case)
+    report = comparison_report(comparison, model, pair.case)
     if folder is not None:
-        _write(pair, comparison, found, folder)
-    return found
+        _write(pair, comparison, report, folder)
+    return report
 
 
 def run_pairs(
     pairs: Sequence[tuple[Pair, Path]], model: Model, options: Options, target: Path
 ) -> Iterator[tuple[Pair, dict[str, Any] | str]]:
-    """Compare many; yields each with its figures, or with the sentence that says why there are none. The table of all
-    is written anew after each.
+    """Compare many; yields each with its report, or with the sentence that says why there is none. The table of all is
+    rewritten after each.
     """
     rows = []
     for pair, folder in pairs:
         outcome: dict[str, Any] | str
         try:
             outcome = run_pair(pair, model, options, folder)
-            rows.append(row(outcome))
+            rows.append(table_row(outcome))
         except Exception as error:  # a fault of ours, too: name the pair, and go on with the others
             outcome = failure(error, pair.case)
             rows.append(failed_row(pair.case, outcome))
@@ -217,11 +217,11 @@ def run_pairs(
         yield pair, outcome
 
 
-def _write(pair: Pair, comparison: Comparison, found: dict[str, Any], folder: Path) -> None:
+def _write(pair: Pair, comparison: Comparison, report: dict[str, Any], folder: Path) -> None:
     """Masks, page, and JSON last: where that is, everything is."""
     outputs = pair.outputs(folder)
     for name, one in (("baseline", comparison.baseline), ("followup", comparison.followup)):
         if name in outputs:
             write_mask(one.mask, one.volume, outputs[name])
-    write_text(page(comparison, found), outputs["page"])
-    write_json(found, outputs["json"])
+    write_text(page(comparison, report), outputs["page"])
+    write_json(report, outputs["json"])

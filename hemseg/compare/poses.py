@@ -54,7 +54,7 @@ POSES = (
 
 
 @dataclass(frozen=True, eq=False)
-class Halfway:
+class HalfwaySpace:
     """The space between two scans.
 
     Attributes:
@@ -71,7 +71,7 @@ class Halfway:
 
 def halfway(
     transform: sitk.Euler3DTransform, baseline: tuple[Volume, WorkingImage], followup: tuple[Volume, WorkingImage]
-) -> Halfway:
+) -> HalfwaySpace:
     """The space that lies as far from the one scan as from the other.
 
     Args:
@@ -89,7 +89,7 @@ def halfway(
         [_brain_corners(*scan, back.GetInverse()) for scan, back in ((baseline, to_baseline), (followup, to_followup))]
     )
     low, high = corners.min(axis=0) - MARGIN_MM, corners.max(axis=0) + MARGIN_MM
-    return Halfway(to_baseline, to_followup, (low + high) / 2, high - low)
+    return HalfwaySpace(to_baseline, to_followup, (low + high) / 2, high - low)
 
 
 def _affine(matrix: np.ndarray, translation: np.ndarray) -> sitk.AffineTransform:
@@ -112,7 +112,7 @@ def _brain_corners(volume: Volume, working: WorkingImage, to_halfway: sitk.Trans
     return np.array(points)
 
 
-def frame(space: Halfway, pose: Pose, settings: Settings) -> sitk.Image:
+def frame(space: HalfwaySpace, pose: Pose, settings: Settings) -> sitk.Image:
     """An empty image whose voxels are to be filled with a scan in a pose."""
     fine = np.array([settings.in_plane_mm, settings.in_plane_mm, settings.slice_mm / SUBSLICES])
     count = np.ceil(space.size / fine).astype(int)
@@ -144,7 +144,12 @@ def with_bone(volume: Volume, working: WorkingImage) -> np.ndarray:
 
 
 def pose_probabilities(
-    volume: Volume, working: WorkingImage, space: Halfway, followup: bool, model: Model, poses: tuple[Pose, ...] = POSES
+    volume: Volume,
+    working: WorkingImage,
+    space: HalfwaySpace,
+    followup: bool,
+    model: Model,
+    poses: tuple[Pose, ...] = POSES,
 ) -> Iterator[np.ndarray]:
     """For each pose the network's answer, on the scan's own working grid; float32 (z, y, x).
 

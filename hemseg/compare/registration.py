@@ -39,7 +39,7 @@ FAILED_OVERLAP, FAILED_LIKENESS = (
     0.35,
 )  # other patients: 0.90 to 0.97, 0.25 to 0.65; the same: from 0.95, from 0.85
 DOUBTFUL_OVERLAP, DOUBTFUL_LIKENESS = 0.92, 0.65
-LEAST_COMMON = 0.35  # of the smaller of the two cranial cavities
+MIN_COMMON = 0.35  # of the smaller of the two cranial cavities
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class Registration:
     @property
     def problem(self) -> str:
         """Why it did not succeed, as the end of a sentence; empty if it did."""
-        if self.common < LEAST_COMMON:
+        if self.common < MIN_COMMON:
             return f"they show only {100 * self.common:.0f} % of a brain in common"
         if self.overlap < FAILED_OVERLAP:
             return f"after alignment the heads overlap by {self.overlap:.2f} (Dice) only"
@@ -113,7 +113,7 @@ def register(baseline: tuple[Volume, WorkingImage], followup: tuple[Volume, Work
         The best that was found, good or not: see `Registration.problem`.
     """
     fixed, moving = _head(*baseline), _head(*followup)
-    transform = _optimized(fixed, moving)
+    transform = _optimize(fixed, moving)
     return Registration(transform, *_agreement(fixed, moving, transform))
 
 
@@ -177,19 +177,19 @@ def _centre(cavity: sitk.Image) -> np.ndarray:
     return np.array(cavity.TransformContinuousIndexToPhysicalPoint((x, y, z)))
 
 
-def _optimized(fixed: _Head, moving: _Head) -> sitk.Euler3DTransform:
+def _optimize(fixed: _Head, moving: _Head) -> sitk.Euler3DTransform:
     """Coarse to fine; the coarse level from several poses."""
-    pairs = [(_leveled(fixed, factor), _leveled(moving, factor)) for factor in LEVELS]
-    runs = [_run(fixed, pairs, start, 0) for start in _starts(fixed, moving, pairs[0])]
+    pairs = [(_downsample(fixed, factor), _downsample(moving, factor)) for factor in LEVELS]
+    runs = [_optimize_level(fixed, pairs, start, 0) for start in _starting_poses(fixed, moving, pairs[0])]
     _, best = min(runs, key=lambda run: run[0])
     for level in range(1, len(LEVELS)):
-        _, best = _run(fixed, pairs, best, level)
+        _, best = _optimize_level(fixed, pairs, best, level)
     return best
 
 
-def _starts(fixed: _Head, moving: _Head, pair: tuple[sitk.Image, sitk.Image]) -> list[sitk.Euler3DTransform]:
+def _starting_poses(fixed: _Head, moving: _Head, pair: tuple[sitk.Image, sitk.Image]) -> list[sitk.Euler3DTransform]:
     """The poses about the heads' centres with the most mutual information, the best first."""
-    method = _method(fixed, 0)
+    method = _registration_method(fixed, 0)
     found = []
     for x, y, z, shift in itertools.product(TURNS_X, TURNS_Y, TURNS_Z, SHIFTS_Z_MM):
         transform = sitk.Euler3DTransform()
@@ -206,7 +206,7 @@ def _starts(fixed: _Head, moving: _Head, pair: tuple[sitk.Image, sitk.Image]) ->
     return [transform for _, _, transform in found[:STARTS]]
 
 
-def _method(fixed: _Head, level: int) -> sitk.ImageRegistrationMethod:
+def _registration_method(fixed: _Head, level: int) -> sitk.ImageRegistrationMethod:
     """The metric on one level."""
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(MATTES_BINS)
@@ -221,17 +221,17 @@ def _method(fixed: _Head, level: int) -> sitk.ImageRegistrationMethod:
     return method
 
 
-def _leveled(head: _Head, factor: int) -> sitk.Image:
+def _downsample(head: _Head, factor: int) -> sitk.Image:
     if factor == 1:
         return head.hu
     return sitk.Shrink(sitk.DiscreteGaussian(head.hu, [(0.4 * factor * BASE_MM) ** 2] * 3), [factor] * 3)
 
 
-def _run(
+def _optimize_level(
     fixed: _Head, pairs: list[tuple[sitk.Image, sitk.Image]], start: sitk.Euler3DTransform, level: int
 ) -> tuple[float, sitk.Euler3DTransform]:
     """Optimize on one level; the metric (the lower the better) and the transform."""
-    method = _method(fixed, level)
+    method = _registration_method(fixed, level)
     mm = BASE_MM * LEVELS[level]
     transform = sitk.Euler3DTransform(start)
     if level + 1 < len(LEVELS):  # far from the end a line search gets on best

@@ -1,4 +1,4 @@
-"""A comparison as figures: JSON of one pair, a row of the table of many."""
+"""The results of a comparison: JSON of one pair, a row of the table of many."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from hemseg import __version__
-from hemseg.compare.comparison import Comparison, Measured
+from hemseg.compare.comparison import Comparison, MeasuredScan
 from hemseg.io.marks import mark
 from hemseg.names import printable, to_cell
 
@@ -21,8 +21,8 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def figures(comparison: Comparison, model: Model, case: str) -> dict[str, Any]:
-    """For ``compare.json``: mL, percent of the baseline, hours, mm, degrees. No value of a header is in it."""
+def comparison_report(comparison: Comparison, model: Model, case: str) -> dict[str, Any]:
+    """The content of ``compare.json``: mL, percent of the baseline, hours, mm, degrees; no value of a header."""
     change, registration, manifest = comparison.change, comparison.registration, model.manifest
     limits, hours = comparison.limits, comparison.hours
     return {
@@ -74,7 +74,7 @@ def figures(comparison: Comparison, model: Model, case: str) -> dict[str, Any]:
     }
 
 
-def _scan(one: Measured) -> dict[str, Any]:
+def _scan(one: MeasuredScan) -> dict[str, Any]:
     return {
         "volume_ml": round(one.volume_ml, 3),
         "mask": "given" if one.given else "hemseg",
@@ -85,37 +85,37 @@ def _scan(one: Measured) -> dict[str, Any]:
     }
 
 
-def row(found: dict[str, Any]) -> dict[str, str]:
-    """A pair's row of `COLUMNS`, of its `figures`."""
-    kinds = [pair["kind"] for pair in found["lesions"]]
-    band = found["no_change"] or {}
-    warnings = [*found["warnings"]]
+def table_row(report: dict[str, Any]) -> dict[str, str]:
+    """A pair's row of `COLUMNS`, from its `comparison_report`."""
+    kinds = [pair["kind"] for pair in report["lesions"]]
+    band = report["no_change"] or {}
+    warnings = [*report["warnings"]]
     for name in ("baseline", "followup"):
-        side = found[name]
+        side = report[name]
         texts = (*(f"implausible: {text}" for text in side["implausible"]), *side["warnings"])
         warnings += [f"{name}: {text}" for text in texts]
     values = {
-        "case": found["case"],
+        "case": report["case"],
         "status": "done",
-        "baseline_ml": found["baseline"]["volume_ml"],
-        "followup_ml": found["followup"]["volume_ml"],
-        "change_ml": found["change_ml"],
-        "change_percent": found["change_percent"],
-        "hours": found["hours"],
-        "verdict": found["verdict"],
-        "expansion": found["expansion"],
-        "measurable": found["measurable"],
+        "baseline_ml": report["baseline"]["volume_ml"],
+        "followup_ml": report["followup"]["volume_ml"],
+        "change_ml": report["change_ml"],
+        "change_percent": report["change_percent"],
+        "hours": report["hours"],
+        "verdict": report["verdict"],
+        "expansion": report["expansion"],
+        "measurable": report["measurable"],
         "no_change_low_ml": band.get("low_ml"),
         "no_change_high_ml": band.get("high_ml"),
         "lesions_matched": kinds.count("matched"),
         "lesions_new": kinds.count("new"),
         "lesions_gone": kinds.count("gone"),
-        "turned_degrees": found["alignment"]["turned_degrees"],
-        "overlap": found["alignment"]["overlap"],
-        "likeness": found["alignment"]["likeness"],
+        "turned_degrees": report["alignment"]["turned_degrees"],
+        "overlap": report["alignment"]["overlap"],
+        "likeness": report["alignment"]["likeness"],
         "warnings": " ".join(warnings),
         "error": "",
-        "made_by": found["made_by"],
+        "made_by": report["made_by"],
     }
     return {name: _cell(values[name]) for name in COLUMNS}
 
@@ -143,32 +143,32 @@ def table(rows: list[dict[str, str]]) -> str:
     return text.getvalue()
 
 
-def messages(found: dict[str, Any]) -> list[str]:
+def messages(report: dict[str, Any]) -> list[str]:
     """Warnings of a comparison and of its scans, a line each."""
-    case = printable(found["case"])
-    lines = [f"warning: {case}: {text}" for text in found["warnings"]]
+    case = printable(report["case"])
+    lines = [f"warning: {case}: {text}" for text in report["warnings"]]
     for name in ("baseline", "followup"):
-        lines += [f"implausible: {case}, {name}: {text}" for text in found[name]["implausible"]]
-        lines += [f"warning: {case}, {name}: {text}" for text in found[name]["warnings"]]
+        lines += [f"implausible: {case}, {name}: {text}" for text in report[name]["implausible"]]
+        lines += [f"warning: {case}, {name}: {text}" for text in report[name]["warnings"]]
     return lines
 
 
-def summary(found: dict[str, Any]) -> str:
+def summary(report: dict[str, Any]) -> str:
     """A comparison in a few lines, for the terminal."""
-    percent, hours, band = found["change_percent"], found["hours"], found["no_change"]
+    percent, hours, band = report["change_percent"], report["hours"], report["no_change"]
     share = "" if percent is None else f" ({percent:+.0f} %)"
     time = "" if hours is None else f" in {hours:.1f} h"
-    before, after = found["baseline"]["volume_ml"], found["followup"]["volume_ml"]
-    kinds = [pair["kind"] for pair in found["lesions"]]
+    before, after = report["baseline"]["volume_ml"], report["followup"]["volume_ml"]
+    kinds = [pair["kind"] for pair in report["lesions"]]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("matched", "new", "gone") if kind in kinds) or "none"
-    alike = (
+    no_change = (
         "not known for these masks"
         if band is None
         else f"{band['low_ml']:+.1f} to {band['high_ml']:+.1f} mL (95 % of {band['pairs_measured']} pairs measured)"
     )
     return (
-        f"{printable(found['case'])}: {found['verdict']}\n"
-        f"  volume    {before:.1f} mL -> {after:.1f} mL, {found['change_ml']:+.1f} mL{share}{time}\n"
-        f"  no change would give {alike}\n"
+        f"{printable(report['case'])}: {report['verdict']}\n"
+        f"  volume    {before:.1f} mL -> {after:.1f} mL, {report['change_ml']:+.1f} mL{share}{time}\n"
+        f"  no change would give {no_change}\n"
         f"  lesions   {counts}\n"
     )

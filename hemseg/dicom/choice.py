@@ -14,19 +14,19 @@ from hemseg.dicom.stacks import Instance, Series, slices
 from hemseg.errors import HemsegError
 
 MIN_SLICES = 5  # fewer are taken only where no series has as many
-MOST_NAMED = 5  # series in a sentence
+MAX_NAMED = 5  # series in a sentence
 AXIAL_DEGREES = 45.0  # gantries tilt by up to 30 degrees, heads by more
-_WITHOUT = re.compile(
+_NO_CONTRAST_WORDS = re.compile(
     r"\b(non?|w/?o|without|sans|ohne|sin|senza)\b[\s_-]*(iv\b|i\.v\.)?[\s_-]*(con|contrast|contraste|kontrast\w*|km|kst|cm|c\+?)?\b"
     r"|non[\s_-]?contrast|\bnc+t?\b|\bncct\b|native?\b|nativ\b|unenhanced|\bpre[\s_-]?contrast|\bC-",
     re.IGNORECASE,
 )
-_WITH = re.compile(
+_CONTRAST_WORDS = re.compile(
     r"\bCTA\b|\bCTV\b|\bCTP\b|angio|\bMRA\b|perf(usion)?\b|perfus|\bC\s?\+|\+\s?C\b|contrast|kontrast|\bpost\b|\bKM\b|\bKST\b"
     r"|arterial|arteriell|venous|ven[oö]s|\bcow\b|willis|carotid|\bTTP\b|\bTMAX\b|\bCBF\b|\bCBV\b|\bMTT\b",
     re.IGNORECASE,
 )
-_HEAD = re.compile(r"head|brain|skull|cran|neuro|kopf|sch[aä]del|cerebr|hirn|t[eê]te|cabeza|encef", re.IGNORECASE)
+_HEAD_WORDS = re.compile(r"head|brain|skull|cran|neuro|kopf|sch[aä]del|cerebr|hirn|t[eê]te|cabeza|encef", re.IGNORECASE)
 
 
 def choose_series(series: Sequence[Series], requested: str = "") -> tuple[Series, str]:
@@ -50,7 +50,7 @@ def choose_series(series: Sequence[Series], requested: str = "") -> tuple[Series
         if len({s.uid for s in found}) > 1:
             raise HemsegError(f"series {requested} may be any of: {'; '.join(s.uid for s in found)}; give more of it.")
         if not found:
-            raise HemsegError(f"there is no series {requested}; there are: {_named(series)}.")
+            raise HemsegError(f"there is no series {requested}; there are: {_descriptions(series)}.")
         most = max(len(s.instances) for s in found)
         return min((s for s in found if 2 * len(s.instances) > most), key=_rank), f"{requested} was asked for"
     axial = [s for s in series if _is_axial(s)]
@@ -61,7 +61,7 @@ def choose_series(series: Sequence[Series], requested: str = "") -> tuple[Series
             "series of its own? Give a scan whose slices have one SeriesInstanceUID, or --series."
         )
     if not axial:
-        raise HemsegError(f"there is no axial CT series; there are: {_named(series)}.")
+        raise HemsegError(f"there is no axial CT series; there are: {_descriptions(series)}.")
     best = min(long or axial, key=_rank)
     rule = "original, soft kernel, no contrast agent, head, thinnest"
     if len(long or axial) == 1:
@@ -80,9 +80,9 @@ def require_one_patient(series: Sequence[Series], path: Path) -> None:
         patients.setdefault(one.patient, []).append(one)
     if len(patients) <= 1:
         return
-    places = [f"{_place(of, path)} ({slices(sum(len(s.instances) for s in of))})" for of in patients.values()]
-    more = f" and {len(places) - MOST_NAMED} more" if len(places) > MOST_NAMED else ""
-    named = ", ".join(sorted(places)[:MOST_NAMED]) + more
+    places = [f"{_location(of, path)} ({slices(sum(len(s.instances) for s in of))})" for of in patients.values()]
+    more = f" and {len(places) - MAX_NAMED} more" if len(places) > MAX_NAMED else ""
+    named = ", ".join(sorted(places)[:MAX_NAMED]) + more
     raise HemsegError(f"{path}: holds CT of {len(patients)} patients: {named}; give one of them.")
 
 
@@ -96,7 +96,8 @@ def series_warnings(series: Series, others: Sequence[Series]) -> tuple[str, ...]
     if any_of(lambda i: is_sharp(i.get("ConvolutionKernel"))):
         soft = [s for s in others if s.patient == series.patient and _is_axial(s) and len(s.instances) >= MIN_SLICES]
         soft = [s for s in soft if not is_sharp(s.instances[0].get("ConvolutionKernel"))]
-        hint = f" Compare with --series {_key(min(soft, key=_rank), others)}, which has a soft one." if soft else ""
+        best = _series_option(min(soft, key=_rank), others) if soft else ""
+        hint = f" Compare with --series {best}, which has a soft one." if soft else ""
         warnings.append(f"It has a sharp kernel, for bone or lung: its noise hides blood.{hint}")
     if any_of(lambda i: i.contrast):
         warnings.append("Its header names a contrast agent, which may be taken for blood.")
@@ -104,7 +105,7 @@ def series_warnings(series: Series, others: Sequence[Series]) -> tuple[str, ...]
         warnings.append("Its description names angiography, perfusion or contrast, whose agent may be taken for blood.")
     if any_of(lambda i: bool(re.search(r"\b(MIP|MINIP|PROJECTION IMAGE)\b", i.get("ImageType").upper()))):
         warnings.append("Its slices are projections of others, as ImageType says: volumes are wrong.")
-    if any_of(lambda i: bool(i.get("BodyPartExamined")) and not _HEAD.search(i.get("BodyPartExamined"))):
+    if any_of(lambda i: bool(i.get("BodyPartExamined")) and not _HEAD_WORDS.search(i.get("BodyPartExamined"))):
         warnings.append("BodyPartExamined is not the head.")
     if any_of(lambda i: i.get("RescaleType").upper() not in ("", "HU")):
         warnings.append("RescaleType is not HU: are its values?")
@@ -119,21 +120,21 @@ def series_warnings(series: Series, others: Sequence[Series]) -> tuple[str, ...]
     return tuple(warnings)
 
 
-def _key(series: Series, others: Sequence[Series]) -> str:
-    """What ``--series`` takes for it: its number, or its UID where others have that number, too."""
+def _series_option(series: Series, others: Sequence[Series]) -> str:
+    """The value of ``--series`` that selects it: its number, or its UID where others have that number, too."""
     number = series.instances[0].get("SeriesNumber")
     alone = sum(s.instances[0].get("SeriesNumber") == number for s in others) == 1
     return number if number and alone else series.uid
 
 
-def _named(series: Sequence[Series]) -> str:
-    """Some series in words, the largest first."""
+def _descriptions(series: Sequence[Series]) -> str:
+    """Descriptions of some series, the largest first."""
     ordered = sorted(series, key=lambda s: -len(s.instances))
-    more = f"; and {len(series) - MOST_NAMED} more" if len(series) > MOST_NAMED else ""
-    return "; ".join(s.describe() for s in ordered[:MOST_NAMED]) + more if series else "none"
+    more = f"; and {len(series) - MAX_NAMED} more" if len(series) > MAX_NAMED else ""
+    return "; ".join(s.describe() for s in ordered[:MAX_NAMED]) + more if series else "none"
 
 
-def _place(series: Sequence[Series], path: Path) -> str:
+def _location(series: Sequence[Series], path: Path) -> str:
     """Where series lie, below the path that holds them: their folder, or their first file where they share it."""
     sources = [instance.source for one in series for instance in one.instances]
     folder = Path(os.path.commonpath([source.place for source in sources]))
@@ -152,7 +153,7 @@ def _is_enhanced(instance: Instance) -> bool:
     """Whether a description names contrast agent. A study's and a protocol's hold for native series beside, too."""
     about = instance.get("SeriesDescription") or instance.get("ProtocolName")
     about = f"{about} {instance.get('ImageType')}".replace("_", " ")
-    return bool(_WITH.search(_WITHOUT.sub(" ", about)))
+    return bool(_CONTRAST_WORDS.search(_NO_CONTRAST_WORDS.sub(" ", about)))
 
 
 def _rank(series: Series) -> tuple[Any, ...]:
@@ -164,7 +165,7 @@ def _rank(series: Series) -> tuple[Any, ...]:
         "ORIGINAL" not in first.get("ImageType").upper(),
         is_sharp(first.get("ConvolutionKernel")),
         first.contrast or _is_enhanced(first),
-        _HEAD.search(about) is None and bool(about.strip()),
+        _HEAD_WORDS.search(about) is None and bool(about.strip()),
         max(0.0, first.header.get("SliceThickness") or 0.0) or 99.0,
         -len(series.instances),
         int(number) if number.isdecimal() else 10**9,

@@ -23,17 +23,17 @@ _SEGMENTS = {0xC4, 0xCC, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xF8, 0xFE}
 _LOSSY, _LOSSY_BITS = {*range(0xC0, 0xD0)} - {0xC3, 0xC7, 0xCB, 0xCF}, (8, 12)
 _JFIF, _JFIF_VERSION = b"JFIF\0", 1
 _SIZE_2000 = b"\xff\x4f\xff\x51"
-LEAST_BITS, MOST_BITS, MOST_TILES = 8, 16, 4096  # GDCM ends the process over fewer bits in a byte
+MIN_BITS, MAX_BITS, MAX_TILES = 8, 16, 4096  # GDCM ends the process over fewer bits in a byte
 ALLOCATED_BITS = (8, 16, 32)
 GRAY = ("MONOCHROME1", "MONOCHROME2")
 # how libjpeg (in GDCM) and OpenJPEG begin what they print on standard error; of the second kind, they give pixels all
 # the same, made up from where the damage is. Bytes before the end (D9) are padding.
-_SAID = re.compile(
+_DECODER_LINES = re.compile(
     "A marker ID|Bogus|Cannot|Caution|Corrupt JPEG|Didn't expect|Empty|Error |Fail|Huffman table|Improper|Inconsistent|"
     "Input|Insufficient|Invalid|Marker handler|Missing|Must downscale|Not |Premature end|Quantization|Requested|Sorry|"
     "Stream|Suspension|Tile|Too |Unexpected|Unknown|Unsupported|Warning|Wrong|read: |required"
 )
-_DAMAGED = re.compile(
+_DAMAGE_LINES = re.compile(
     r"Corrupt JPEG data: (?!\d+ extraneous bytes before marker 0xd9)|Premature end|Fail(ed)? to (decode|read)|"
     "Stream too|Tile part length|read: segment"
 )
@@ -56,7 +56,7 @@ def check_bits(dataset: Dataset) -> None:
         raise ValueError("BitsAllocated, BitsStored and HighBit do not fit together")
 
 
-def decoded(dataset: Dataset) -> np.ndarray:
+def decode_pixels(dataset: Dataset) -> np.ndarray:
     """The stored values, (row, column) or (frame, row, column); decoders print nothing.
 
     Raises:
@@ -65,9 +65,9 @@ def decoded(dataset: Dataset) -> np.ndarray:
     """
     if not str(dataset.file_meta.TransferSyntaxUID).startswith((*JPEG, *JPEG_2000)):
         return dataset.pixel_array
-    with caught_library_lines(_SAID) as said:
+    with caught_library_lines(_DECODER_LINES) as decoder_lines:
         stored = dataset.pixel_array
-    if damage := next((line for line in said if _DAMAGED.match(line)), ""):
+    if damage := next((line for line in decoder_lines if _DAMAGE_LINES.match(line)), ""):
         raise ValueError(damage)
     return stored
 
@@ -86,26 +86,24 @@ def check_codestreams(dataset: Dataset) -> None:
     if not (syntax in JPEG_2000 or syntax.startswith(JPEG)) or "PixelData" not in dataset:
         return
     gray = int(dataset.SamplesPerPixel) == 1 and dataset.PhotometricInterpretation in GRAY
-    bits = int(dataset.BitsAllocated) <= MOST_BITS and int(dataset.BitsStored) >= LEAST_BITS
+    bits = int(dataset.BitsAllocated) <= MAX_BITS and int(dataset.BitsStored) >= MIN_BITS
     if not gray or not bits or int(dataset.PixelRepresentation) not in (0, 1):
-        raise ValueError(
-            f"the header says that its compressed pixels are not gray, of {LEAST_BITS} to {MOST_BITS} bits"
-        )
+        raise ValueError(f"the header says that its compressed pixels are not gray, of {MIN_BITS} to {MAX_BITS} bits")
     number = int(dataset.get("NumberOfFrames") or 1)
     shape = (int(dataset.Rows), int(dataset.Columns))
     for frame in generate_frames(dataset.PixelData, number_of_frames=number):
-        found = _of_jpeg_2000(frame) if syntax in JPEG_2000 else _of_jpeg(frame)
+        found = _jpeg_2000_size(frame) if syntax in JPEG_2000 else _jpeg_frame_header(frame)
         if found is None:
             raise ValueError("the compressed pixels do not begin as they should")
         if found[:2] != shape:
             raise ValueError(
                 f"the compressed pixels are {found[0]} x {found[1]}, the header says {shape[0]} x {shape[1]}"
             )
-        if found[2] != 1 or not LEAST_BITS <= found[3] <= int(dataset.BitsAllocated):
+        if found[2] != 1 or not MIN_BITS <= found[3] <= int(dataset.BitsAllocated):
             raise ValueError(f"the compressed pixels have {found[2]} values of {found[3]} bits each")
 
 
-def _of_jpeg(stream: bytes) -> tuple[int, int, int, int] | None:
+def _jpeg_frame_header(stream: bytes) -> tuple[int, int, int, int] | None:
     """Rows, columns, values per pixel and bits per value by the frame header; None if there is not one, or anything
     but whole segments before the voxels begin.
 
@@ -141,12 +139,12 @@ def _of_jpeg(stream: bytes) -> tuple[int, int, int, int] | None:
     return None
 
 
-def _of_jpeg_2000(stream: bytes) -> tuple[int, int, int, int] | None:
-    """As `_of_jpeg`, by the size segment; None too where there are so many tiles that their tables fill the memory."""
+def _jpeg_2000_size(stream: bytes) -> tuple[int, int, int, int] | None:
+    """As `_jpeg_frame_header`, by the size segment; None too where the tables of many tiles would fill the memory."""
     at = stream.find(_SIZE_2000, 0, 4096)  # at once, or after the boxes of a JP2 file
     if at < 0 or len(stream) < at + 45:
         return None
     x, y, x0, y0, tile_x, tile_y, tile_x0, tile_y0, values, bits = struct.unpack_from(">8IHB", stream, at + 8)
-    if min(tile_x, tile_y) == 0 or -(-(x - tile_x0) // tile_x) * -(-(y - tile_y0) // tile_y) > MOST_TILES:
+    if min(tile_x, tile_y) == 0 or -(-(x - tile_x0) // tile_x) * -(-(y - tile_y0) // tile_y) > MAX_TILES:
         return None
     return y - y0, x - x0, values, (bits & 0x7F) + 1

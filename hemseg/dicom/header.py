@@ -1,7 +1,7 @@
-"""What DICOM headers say of CT slices, as plain values: whatever is wrong with them is found out here, and not later.
+"""What DICOM headers say of CT slices, as plain values: whatever is wrong with them is found here, and not later.
 
 In enhanced CT one file holds the slices of a series as its frames; what a classic slice says of itself stands in
-functional groups there, shared by all frames or of each (DICOM PS3.3, A.38 and C.7.6.16). `of_frames` gives it as
+functional groups there, shared by all frames or of each (DICOM PS3.3, A.38 and C.7.6.16). `frame_headers` gives it as
 classic headers do, so that `hemseg.dicom.reading` needs not know the rest.
 """
 
@@ -98,7 +98,7 @@ REQUIRED = (
     "RescaleSlope", "RescaleIntercept", "PixelRepresentation",
 )  # fmt: skip
 _QUOTED = re.compile(r"(?<!\w)'[^']*'?|\"[^\"]*\"?")  # to the end where a message was cut
-LONGEST_TEXT = 1 << 16  # bytes; pixels are no text
+MAX_TEXT_BYTES = 1 << 16  # bytes; pixels are no text
 ILL_FORMED = "ill-formed"  # key of a header for the names of the attributes that count as absent
 GROUPS = {
     "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
@@ -111,20 +111,20 @@ GROUPS = {
 }
 
 
-def of_slice(dataset: Dataset) -> Header:
+def slice_header(dataset: Dataset) -> Header:
     """The header of a classic CT slice; what is absent or empty is absent.
 
     Raises:
         IllFormedError: of a value that must be there.
     """
-    return _plain({name: _value(dataset, name) for name in FIELDS})
+    return _convert_values({name: _value(dataset, name) for name in FIELDS})
 
 
-def of_frames(dataset: Dataset) -> list[Header]:
+def frame_headers(dataset: Dataset) -> list[Header]:
     """The header of each frame of an enhanced CT, in the order of the file, as its slice would have it in classic CT.
 
     Raises:
-        IllFormedError: as `of_slice`.
+        IllFormedError: as `slice_header`.
         Exception: of many kinds, pydicom's own among them: the functional groups are damaged.
     """
     common = {name: _value(dataset, name) for name in FIELDS if name != "NumberOfFrames"}
@@ -139,28 +139,28 @@ def of_frames(dataset: Dataset) -> list[Header]:
             values |= {name: _value(group, name) for name in names if name in group}
         values["ImageType"] = values.pop("FrameType", None) or values["ImageType"]
         values["AcquisitionNumber"] = values.pop("FrameAcquisitionNumber", None) or values["AcquisitionNumber"]
-        found.append(_plain(values))
-    claimed = _plain({"NumberOfFrames": _value(dataset, "NumberOfFrames")}).get("NumberOfFrames", 0)
+        found.append(_convert_values(values))
+    claimed = _convert_values({"NumberOfFrames": _value(dataset, "NumberOfFrames")}).get("NumberOfFrames", 0)
     if len(found) != claimed:
         raise HemsegError(f"it describes {len(found)} frames and claims to have {claimed}")
     return found
 
 
-def without_values(error: BaseException, dataset: Dataset, most: int = 120) -> str:
-    """What a library says about a dataset, for a sentence: no text of a value is in it, as that may be the patient's.
+def redacted_error(error: BaseException, dataset: Dataset, most: int = 120) -> str:
+    """A library's error about a dataset, for a sentence, without the text of any value: that may be the patient's.
 
     Args:
         most: characters.
     """
-    said = _QUOTED.sub("...", first_line(error, most))
-    return type(error).__name__ if any(text in said for text in _texts(dataset)) else said
+    message = _QUOTED.sub("...", first_line(error, most))
+    return type(error).__name__ if any(text in message for text in _texts(dataset)) else message
 
 
 def _texts(dataset: Dataset) -> Iterator[str]:
     """The values with letters in them, as they are stored."""
     for tag in dataset.keys():  # noqa: SIM118  its items would be parsed, and may not be what they claim
         value = dataset.get_item(tag).value
-        text = value.decode("latin-1") if isinstance(value, bytes) and len(value) < LONGEST_TEXT else value
+        text = value.decode("latin-1") if isinstance(value, bytes) and len(value) < MAX_TEXT_BYTES else value
         if isinstance(text, str) and re.search("[^\\W\\d_]{2}", text):
             yield text.strip(" \0")
 
@@ -173,7 +173,7 @@ def _value(dataset: Dataset, name: str) -> Any:
         return error
 
 
-def _plain(values: dict[str, Any]) -> Header:
+def _convert_values(values: dict[str, Any]) -> Header:
     header: Header = {}
     ill_formed = []
     for name, value in values.items():

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from hemseg.dicom.header import ENHANCED, FIELDS, IllFormedError, of_frames, of_slice
+from hemseg.dicom.header import ENHANCED, FIELDS, IllFormedError, frame_headers, slice_header
 from hemseg.dicom.source import Source, require_pydicom
-from hemseg.dicom.stacks import Instance, Series, listed, stacks_of, study_of
+from hemseg.dicom.stacks import Instance, Series, left_out_summary, stacks_of, study_of
 from hemseg.errors import HemsegError
 
 CT_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", *ENHANCED)
@@ -50,7 +50,7 @@ def find_series(sources: Iterable[Source], damaged: dict[Path, str] | None = Non
             lost[study_of(instances[0])] += unplaced
     if not series and lost:
         counts = Counter(reason for unplaced in lost.values() for _, reason in unplaced)
-        raise HemsegError(f"holds no CT series that can be read: {listed(counts)}.")
+        raise HemsegError(f"holds no CT series that can be read: {left_out_summary(counts)}.")
     if not series and damaged:
         raise HemsegError(next(iter(damaged.values())))
     warnings = _damage_warnings(damaged)
@@ -87,7 +87,7 @@ def _with_lost(series: Series, warnings: tuple[str, ...], lost: list[tuple[Insta
     """
     counts = Counter(reason for instance, reason in lost if "SECONDARY" not in instance.get("ImageType").upper())
     if counts:
-        warnings = (*warnings, f"Of other series of the study stayed out: {listed(counts)}.")
+        warnings = (*warnings, f"Of other series of the study stayed out: {left_out_summary(counts)}.")
     left_out = (*series.left_out, *(instance.source for instance, _ in lost))
     return replace(series, warnings=(*warnings, *series.warnings), left_out=left_out) if warnings or lost else series
 
@@ -107,9 +107,9 @@ def _instances(source: Source) -> list[Instance]:
         if kind and kind not in CT_CLASSES and picture:
             return []  # secondary captures, reports and the like
         if kind in ENHANCED:
-            found = [Instance(source, h, number) for number, h in enumerate(of_frames(source.read(pixels=False)))]
+            found = [Instance(source, h, number) for number, h in enumerate(frame_headers(source.read(pixels=False)))]
         else:
-            found = [Instance(source, of_slice(dataset))]
+            found = [Instance(source, slice_header(dataset))]
     except IllFormedError as error:
         raise HemsegError(f"{source}: its DICOM header is damaged ({error} is ill-formed).") from None
     except HemsegError as error:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hemseg.dicom.codestream import check_bits, check_codestreams, decoded
-from hemseg.dicom.header import without_values
+from hemseg.dicom.codestream import check_bits, check_codestreams, decode_pixels
+from hemseg.dicom.header import redacted_error
 from hemseg.dicom.stacks import Instance, Series
 from hemseg.errors import HemsegError
 from hemseg.resources import check_memory
@@ -26,10 +26,10 @@ from hemseg.volume import Volume
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-EVEN = 0.05  # gaps that differ by less than this share of the median count as even
-COINCIDENT, MISSING = 0.3, 1.7  # gaps, as shares of the median, that are worth a warning
+GAP_TOLERANCE = 0.05  # gaps that differ by less than this share of the median count as even
+COINCIDENT_GAP, MISSING_GAP = 0.3, 1.7  # gaps, as shares of the median, that are worth a warning
 SPARSE = 1.9  # thicknesses between slices that are worth a warning
-LONGEST_MM = 3000.0  # of what is scanned at once
+MAX_STACK_MM = 3000.0  # of what is scanned at once
 PADDING_HU = -1024.0
 _ALL_FAILED = "exceptions were raised by all available plugins"  # pydicom, of decoders that are there
 
@@ -79,8 +79,8 @@ def build_volume(series: Series, path: Path) -> Volume:
     step = _step(gaps) if len(gaps) else alone if alone > 0 else thickness
     if not len(gaps) and step <= 0:
         raise HemsegError(f"{path}: holds one slice, and its header does not say how thick it is (SliceThickness).")
-    if np.ptp(depth) > LONGEST_MM:
-        raise HemsegError(f"{path}: its slices lie over more than {LONGEST_MM / 1000:g} m; fix ImagePositionPatient.")
+    if np.ptp(depth) > MAX_STACK_MM:
+        raise HemsegError(f"{path}: its slices lie over more than {MAX_STACK_MM / 1000:g} m; fix ImagePositionPatient.")
     if not np.isfinite(positions).all() or min(step, mm_x, mm_y) <= 0:
         raise HemsegError(f"{path}: the positions or the pixel size of its slices make no sense; fix the headers.")
     warnings = list(series.warnings) + _gap_warnings(gaps, step, depth)
@@ -88,7 +88,7 @@ def build_volume(series: Series, path: Path) -> Volume:
         warnings.append(
             f"Its slices are {step:.1f} mm apart and {thickness:.1f} mm thick: was every second one left out?"
         )
-    even = bool((np.abs(gaps - step) <= EVEN * step).all())
+    even = bool((np.abs(gaps - step) <= GAP_TOLERANCE * step).all())
     count = len(depth) if even else int(np.floor((depth[-1] - depth[0]) / step + 0.5)) + 1
     rows, columns = first.header["Rows"], first.header["Columns"]
     moved = positions - positions[0]
@@ -101,23 +101,23 @@ def build_volume(series: Series, path: Path) -> Volume:
     depths = depth if even else depth[0] + step * np.arange(count)
     hu = np.stack(list(_planes(series)))
     if corner.any():
-        lean = np.polyfit(depth, moved @ first.orientation.T, 1)[0]  # along a row, along a column
-        tilt = np.degrees(np.arctan(np.linalg.norm(lean)))
+        in_plane_slope = np.polyfit(depth, moved @ first.orientation.T, 1)[0]  # along a row, along a column
+        tilt = np.degrees(np.arctan(np.linalg.norm(in_plane_slope)))
         warnings.append(f"The gantry was tilted by {tilt:.1f} degrees; slices were shifted back.")
-        hu = _shifted(hu, corner)
+        hu = _shift_slices(hu, corner)
     if not even:
         warnings.append(
             f"Gaps between slices go from {gaps.min():.1f} to {gaps.max():.1f} mm; made even, {step:.2f} mm."
         )
-        hu = _interpolated(hu, depth, np.minimum(depths, depth[-1]))
-    at = positions[0]
+        hu = _interpolate(hu, depth, np.minimum(depths, depth[-1]))
+    origin = positions[0]
     if corner.any():
         low = shift.min(axis=0)
-        at = at + along_column * (low[0] * mm_y) + along_row * (low[1] * mm_x)
+        origin = origin + along_column * (low[0] * mm_y) + along_row * (low[1] * mm_x)
     return Volume(
         hu=hu,
         spacing=(mm_x, mm_y, step),
-        origin=tuple(float(v) for v in at),  # type: ignore[arg-type]
+        origin=tuple(float(v) for v in origin),  # type: ignore[arg-type]
         direction=tuple(float(v) for v in np.stack([along_row, along_column, normal], axis=1).ravel()),
         path=path,
         warnings=tuple(warnings),
@@ -128,7 +128,7 @@ def build_volume(series: Series, path: Path) -> Volume:
 def _step(gaps: np.ndarray) -> float:
     """The usual gap (mm). Where slices come in pairs that nearly coincide, it is the one between the pairs."""
     step, large = float(np.median(gaps)), float(np.percentile(gaps, 75))
-    return float(np.median(gaps[gaps >= COINCIDENT * large])) if step < COINCIDENT * large else step
+    return float(np.median(gaps[gaps >= COINCIDENT_GAP * large])) if step < COINCIDENT_GAP * large else step
 
 
 def _gap_warnings(gaps: np.ndarray, step: float, depth: np.ndarray) -> list[str]:
@@ -137,7 +137,10 @@ def _gap_warnings(gaps: np.ndarray, step: float, depth: np.ndarray) -> list[str]
     if not len(gaps):
         return warnings
     around = _running_median(gaps)  # the plan may change on the way, from 4 to 7 mm, say
-    odd = ((gaps < COINCIDENT * step, "nearly coincide"), (gaps > MISSING * around, "have others missing between them"))
+    odd = (
+        (gaps < COINCIDENT_GAP * step, "nearly coincide"),
+        (gaps > MISSING_GAP * around, "have others missing between them"),
+    )
     for near, what in odd:
         if near.any():
             places = ", ".join(f"{depth[k]:.1f} and {depth[k + 1]:.1f} mm" for k in np.flatnonzero(near)[:3])
@@ -166,7 +169,7 @@ def _planes(series: Series) -> Iterator[np.ndarray]:
                 check_codestreams(dataset)
             except Exception as error:  # of many kinds where the frames are damaged
                 raise HemsegError(
-                    f"{source}: its pixels cannot be decoded ({without_values(error, dataset)})."
+                    f"{source}: its pixels cannot be decoded ({redacted_error(error, dataset)})."
                 ) from None
         yield _pixels(instance, dataset)
 
@@ -174,23 +177,23 @@ def _planes(series: Series) -> Iterator[np.ndarray]:
 def _pixels(instance: Instance, dataset: Dataset) -> np.ndarray:
     """A slice in HU, float32 (row, column); padding becomes air."""
     try:
-        stored = decoded(dataset) if instance.frame is None else decoded(dataset)[instance.frame]
+        stored = decode_pixels(dataset) if instance.frame is None else decode_pixels(dataset)[instance.frame]
     except (NotImplementedError, RuntimeError, ImportError) as error:
         name = getattr(dataset.file_meta.TransferSyntaxUID, "name", "unknown")
         first, *others = str(error).splitlines() or [""]
         if _ALL_FAILED in first:
-            said = (line.strip() for line in others if "NoneType" not in line)  # GDCM gives no reason
-            reasons = (without_values(RuntimeError(line), dataset, 80) for line in said)
+            decoder_lines = (line.strip() for line in others if "NoneType" not in line)  # GDCM gives no reason
+            reasons = (redacted_error(RuntimeError(line), dataset, 80) for line in decoder_lines)
             raise HemsegError(
                 f"{instance.source}: its pixels ({name}) cannot be decoded; they are damaged, or of a kind that the "
                 f"decoders do not know ({next(reasons, 'no reason given')}). Copy it again, or convert it to NIfTI."
             ) from None
         raise HemsegError(
             f"{instance.source}: its pixels ({name}) cannot be decoded; `pip install 'hemseg[dicom]'` brings the "
-            f"decoders ({without_values(error, dataset, 80)})."
+            f"decoders ({redacted_error(error, dataset, 80)})."
         ) from None
     except Exception as error:  # cut short, or not what the header says
-        reason = without_values(error, dataset)
+        reason = redacted_error(error, dataset)
         raise HemsegError(f"{instance.source}: its pixels cannot be decoded ({reason}).") from None
     shape = instance.header["Rows"], instance.header["Columns"]
     if stored.shape != shape:
@@ -211,7 +214,7 @@ def _pixels(instance: Instance, dataset: Dataset) -> np.ndarray:
     return np.maximum(hu, PADDING_HU, out=hu)  # outside the field of view some scanners store -2000 and less
 
 
-def _shifted(hu: np.ndarray, corner: np.ndarray) -> np.ndarray:
+def _shift_slices(hu: np.ndarray, corner: np.ndarray) -> np.ndarray:
     """Slices (slice, row, column) on one canvas, each with its first pixel at its corner; air around them."""
     rows, columns = hu.shape[1:]
     canvas = np.full((len(hu), rows + corner[:, 0].max(), columns + corner[:, 1].max()), PADDING_HU, np.float32)
@@ -220,8 +223,8 @@ def _shifted(hu: np.ndarray, corner: np.ndarray) -> np.ndarray:
     return canvas
 
 
-def _interpolated(hu: np.ndarray, depth: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def _interpolate(hu: np.ndarray, depth: np.ndarray, target_depths: np.ndarray) -> np.ndarray:
     """Slices at the wanted depths, linearly between their neighbours."""
-    above = np.clip(np.searchsorted(depth, wanted), 1, len(depth) - 1)
-    share = ((wanted - depth[above - 1]) / (depth[above] - depth[above - 1])).astype(np.float32)
+    above = np.clip(np.searchsorted(depth, target_depths), 1, len(depth) - 1)
+    share = ((target_depths - depth[above - 1]) / (depth[above] - depth[above - 1])).astype(np.float32)
     return hu[above - 1] * (1 - share)[:, None, None] + hu[above] * share[:, None, None]

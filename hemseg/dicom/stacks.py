@@ -20,15 +20,18 @@ from hemseg.dicom.header import ILL_FORMED, Header
 from hemseg.dicom.source import Source
 
 NEEDED = ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient")
-COSINES, SPACING = 1e-2, 1e-3  # direction cosines, and pixel spacing relative, that differ by less are the same
+COSINE_TOLERANCE, SPACING_TOLERANCE = (
+    1e-2,
+    1e-3,
+)  # direction cosines, and pixel spacing relative, that differ by less are the same
 COINCIDENT_MM = 0.05  # slices nearer than this lie at one place
-MOST_PARTS = 64  # of one SeriesInstanceUID: perfusion has some 30 phases
+MAX_STACKS = 64  # of one SeriesInstanceUID: perfusion has some 30 phases
 COMPLETE = 1.5  # gaps of at most so many thicknesses: no slice is missing between
 OVERLAPPING = 0.75  # steps of less than so many thicknesses
 NO_AGENT = ("", "no", "none", "n", "na", "n/a", "0", "nein", "without")  # as ContrastBolusAgent
 MANY_FRAMES = "with many slices in one file that is not enhanced CT (convert it to NIfTI, with dcm2niix for instance)"
 # what separates the reconstructions and phases of one SeriesInstanceUID, in this order, and its name in a sentence
-PARTED_BY: tuple[tuple[str, Callable[[Instance], object]], ...] = (
+STACK_ATTRIBUTES: tuple[tuple[str, Callable[[Instance], object]], ...] = (
     ("convolution kernel", lambda i: i.get("ConvolutionKernel")),
     ("contrast agent", lambda i: i.contrast),
     ("image type", lambda i: i.get("ImageType")),
@@ -135,7 +138,7 @@ def study_of(instance: Instance) -> tuple[str, ...]:
     return (instance.get("PatientID"), uid) if uid else (instance.get("PatientID"), "", str(instance.source.place))
 
 
-def listed(counts: Counter[str]) -> str:
+def left_out_summary(counts: Counter[str]) -> str:
     """Numbers of slices, each with the reason why they stayed out, in words."""
     files = {reason: f"{n} file{'s' * (n != 1)}" for reason, n in counts.items() if reason == MANY_FRAMES}
     return ", ".join(f"{files.get(reason) or slices(count)} {reason}" for reason, count in sorted(counts.items()))
@@ -160,8 +163,8 @@ def stacks_of(instances: Sequence[Instance]) -> tuple[list[Series], list[tuple[I
             continue
         counts = Counter(_difference(cluster[0], i) for c in clusters if c is not cluster for i in c)
         counts += Counter(reason for _, reason in unplaced)
-        warnings = (f"Of the same series stayed out: {listed(counts)}.",) if counts else ()
-        parts = _parts(cluster)
+        warnings = (f"Of the same series stayed out: {left_out_summary(counts)}.",) if counts else ()
+        parts = _split_into_stacks(cluster)
         for part, differ in parts:
             why = f"The series holds {len(parts)} stacks in one place that differ ({', '.join(differ)}); "
             own = (*warnings, f"{why}one of {slices(len(part))} was taken.") if differ else warnings
@@ -185,9 +188,9 @@ def _difference(a: Instance, b: Instance) -> str:
     """How the pixel grids of two slices differ, as the end of a sentence; '' if they do not but for rounding."""
     if any(a.header[name] != b.header[name] for name in ("Rows", "Columns")):
         return "of another matrix"
-    if not np.allclose(a.header["PixelSpacing"], b.header["PixelSpacing"], rtol=SPACING, atol=0):
+    if not np.allclose(a.header["PixelSpacing"], b.header["PixelSpacing"], rtol=SPACING_TOLERANCE, atol=0):
         return "of another pixel spacing"
-    return "at another angle" if np.abs(a.orientation - b.orientation).max() > COSINES else ""
+    return "at another angle" if np.abs(a.orientation - b.orientation).max() > COSINE_TOLERANCE else ""
 
 
 def _depths(instances: Sequence[Instance], normal: np.ndarray) -> np.ndarray:
@@ -208,21 +211,21 @@ def _places(instances: Sequence[Instance]) -> list[list[Instance]]:
     return places
 
 
-def _parts(instances: list[Instance]) -> list[tuple[list[Instance], tuple[str, ...]]]:
+def _split_into_stacks(instances: list[Instance]) -> list[tuple[list[Instance], tuple[str, ...]]]:
     """The reconstructions or phases among slices of one grid, each with what separates them; () if there is one."""
-    for name, key in PARTED_BY:
+    for name, key in STACK_ATTRIBUTES:
         groups: dict[object, list[Instance]] = defaultdict(list)
         for instance in instances:
             groups[key(instance)].append(instance)
         parts = list(groups.values())
-        if not 1 < len(parts) <= max(2, min(MOST_PARTS, len(instances) // 3)):
+        if not 1 < len(parts) <= max(2, min(MAX_STACKS, len(instances) // 3)):
             continue  # a value of its own for each slice separates nothing
-        if any(_apart(a, b, name) for a, b in combinations(parts, 2)):
-            return [(inner, (name, *also)) for part in parts for inner, also in _parts(part)]
+        if any(_are_separate_stacks(a, b, name) for a, b in combinations(parts, 2)):
+            return [(inner, (name, *also)) for part in parts for inner, also in _split_into_stacks(part)]
     return [(instances, ())]
 
 
-def _apart(a: list[Instance], b: list[Instance], name: str) -> bool:
+def _are_separate_stacks(a: list[Instance], b: list[Instance], name: str) -> bool:
     """Whether slices that differ in an attribute are stacks of their own: at the same positions, or in between."""
     few, many = sorted((a, b), key=len)
     normal = np.cross(*many[0].orientation)
@@ -239,10 +242,10 @@ def _apart(a: list[Instance], b: list[Instance], name: str) -> bool:
     thickness = many[0].header.get("SliceThickness") or 0.0
     if name == "acquisition" and np.median(np.diff(np.sort([*x, *y]))) >= OVERLAPPING * thickness:
         return False  # taken in turns, odd and even slices: together they are the stack
-    return _complete(x, thickness) and _complete(y, thickness)
+    return _is_complete_stack(x, thickness) and _is_complete_stack(y, thickness)
 
 
-def _complete(depths: np.ndarray, thickness: float) -> bool:
+def _is_complete_stack(depths: np.ndarray, thickness: float) -> bool:
     """Whether slices at these depths (sorted, mm) are a stack by themselves, rather than what is missing in another."""
     gaps = np.diff(depths)
     if thickness <= 0:
@@ -253,9 +256,9 @@ def _complete(depths: np.ndarray, thickness: float) -> bool:
 def _series(instances: list[Instance], warnings: tuple[str, ...]) -> Series:
     """In order; of slices at one place the first is kept, with a warning."""
     kept = [min(place, key=lambda i: i.header.get("InstanceNumber", 0)) for place in _places(instances)]
-    if twice := len(instances) - len(kept):
-        lie, were = ("lies", "was") if twice == 1 else ("lie", "were")
-        warnings = (*warnings, f"{slices(twice)} {lie} where another one lies and {were} left out.")
+    if duplicates := len(instances) - len(kept):
+        lie, were = ("lies", "was") if duplicates == 1 else ("lie", "were")
+        warnings = (*warnings, f"{slices(duplicates)} {lie} where another one lies and {were} left out.")
     ill_formed = Counter(name for i in kept for name in i.header.get(ILL_FORMED, ()))
     warnings = (
         *warnings,

@@ -121,7 +121,9 @@ def _of_scan(result: Segmentation, segmentation: Dataset) -> Any:
     from pydicom.sr.codedict import codes
 
     absent = not result.lesions and not result.doubtful_slices
-    said = [codes.DCM.Present] * bool(result.lesions) + [codes.DCM.Absent] * absent  # neither where slices are doubtful
+    findings = [codes.DCM.Present] * bool(result.lesions) + [
+        codes.DCM.Absent
+    ] * absent  # neither where slices are doubtful
     group = hd.sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking("All hemorrhage"),
         finding_category=codes.SCT.MorphologicallyAbnormalStructure,
@@ -129,7 +131,7 @@ def _of_scan(result: Segmentation, segmentation: Dataset) -> Any:
         finding_sites=[hd.sr.FindingSite(codes.SCT.Intracranial)],
         algorithm_id=_algorithm(result),
         measurements=[_measurement(codes.SCT.Volume, result.volume_ml, hd.sr.CodedConcept(*_MILLILITER))],
-        qualitative_evaluations=[hd.sr.QualitativeEvaluation(codes.DCM.PresenceOfProperty, one) for one in said],
+        qualitative_evaluations=[hd.sr.QualitativeEvaluation(codes.DCM.PresenceOfProperty, one) for one in findings],
         source_images=[
             hd.sr.SourceImageForMeasurementGroup(segmentation.SOPClassUID, segmentation.SOPInstanceUID),
         ],
@@ -142,7 +144,7 @@ def _of_scan(result: Segmentation, segmentation: Dataset) -> Any:
 
 
 def _of_lesion(number: int, measured: MeasuredLesion, result: Segmentation, segmentation: Dataset, series: str) -> Any:
-    """The figures of a lesion (TID 1411), which is segment ``number``."""
+    """The measurements of a lesion (TID 1411), which is segment ``number``."""
     import highdicom as hd
     from pydicom.sr.codedict import codes
 

@@ -26,7 +26,7 @@ def messages(row: Row, printed: PrintOptions) -> list[tuple[str, str, str]]:
     about = [("implausible", row.implausible, "red", shown), ("warning", row.warnings, "yellow", shown)]
     about.append(("series", row.series, "", printed.verbose))
     errors = [("error", row.error, "red")] if row.error else []
-    return errors + [(kind, f"{row.case}: {text}", style) for kind, text, style, wanted in about if text and wanted]
+    return errors + [(kind, f"{row.case}: {text}", style) for kind, text, style, is_shown in about if text and is_shown]
 
 
 def print_json(rows: Sequence[Row]) -> None:

@@ -30,7 +30,7 @@ from hemseg.report.viewer import write_page
 from hemseg.resources import failure, release_memory
 from hemseg.scan import read
 from hemseg.segmentation import Segmentation, lesion_kinds, require_plausible, segment
-from hemseg.signals import at_once, stop_if_asked
+from hemseg.signals import exit_on_first_signal, raise_pending_signal
 from hemseg.volume import Volume
 from hemseg.volume_range import volume_range
 
@@ -59,7 +59,9 @@ class Outcome:
         return [one_line(line) for line in lines]
 
 
-def run_jobs(jobs: Iterable[Job], model: Model, ended: Callable[[Outcome], object] | None = None) -> Generator[Outcome]:
+def run_jobs(
+    jobs: Iterable[Job], model: Model, on_outcome: Callable[[Outcome], object] | None = None
+) -> Generator[Outcome]:
     """Do the jobs; outcomes come in their order. A job's files are written, whole, before its outcome is given.
 
     ``model.concurrent_scans`` scans are under way at once, each in a thread from the file to the mask, so that reading,
@@ -67,21 +69,24 @@ def run_jobs(jobs: Iterable[Job], model: Model, ended: Callable[[Outcome], objec
     What goes wrong with a scan becomes a sentence. Closed early, it lets what is under way end, and begins no more.
 
     Args:
-        ended: is called with every outcome as soon as there is one, from its thread: also with those that nobody takes.
+        on_outcome: is called with every outcome as soon as there is one, from its thread, also if nobody consumes it.
     """
     cv2.setNumThreads(1)  # its threads would wait, spinning, for those of other scans and of the network
     jobs = list(jobs)
     reasons = output_conflicts(jobs)
-    coming: deque[Future[Outcome]] = deque()
-    with at_once() if len(jobs) == 1 else nullcontext(), ThreadPoolExecutor(model.concurrent_scans) as threads:
+    pending: deque[Future[Outcome]] = deque()
+    with (
+        exit_on_first_signal() if len(jobs) == 1 else nullcontext(),
+        ThreadPoolExecutor(model.concurrent_scans) as threads,
+    ):
         try:
             for job in jobs:
-                stop_if_asked()
-                coming.append(threads.submit(_run_one, job, model, reasons.get(job, ""), ended))
-                if len(coming) > model.concurrent_scans:
-                    yield coming.popleft().result()
-            while coming:
-                yield coming.popleft().result()
+                raise_pending_signal()
+                pending.append(threads.submit(_run_unless_refused, job, model, reasons.get(job, ""), on_outcome))
+                if len(pending) > model.concurrent_scans:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -92,16 +97,18 @@ def run_job(job: Job, model: Model) -> Outcome:
     return outcome
 
 
-def _run_one(job: Job, model: Model, refusal: str, ended: Callable[[Outcome], object] | None) -> Outcome:
-    outcome = Outcome(job, None, refusal) if refusal else _safely(job, model)
+def _run_unless_refused(
+    job: Job, model: Model, refusal: str, on_outcome: Callable[[Outcome], object] | None
+) -> Outcome:
+    outcome = Outcome(job, None, refusal) if refusal else _run_catching_errors(job, model)
     if model.concurrent_scans > 1:
         release_memory()
-    if ended:
-        ended(outcome)
+    if on_outcome:
+        on_outcome(outcome)
     return outcome
 
 
-def _safely(job: Job, model: Model) -> Outcome:
+def _run_catching_errors(job: Job, model: Model) -> Outcome:
     """Do a job; what goes wrong becomes a sentence."""
     try:
         return Outcome(job, _segment_and_write(job, model))
@@ -115,7 +122,7 @@ def _segment_and_write(job: Job, model: Model) -> Segmentation:
     """Read, segment, write."""
     model = model.at(job.operating_point)
     with unchanged(files_of(job), job.scan) as fingerprint:
-        volume = replace(_read(job), fingerprint=fingerprint)
+        volume = replace(_read_volume(job), fingerprint=fingerprint)
     start = time.perf_counter()
     volume, working = check_scan(volume, model.manifest.preprocessing, job.strict, model.strip)
     if job.given:
@@ -148,7 +155,7 @@ def _segment_and_write(job: Job, model: Model) -> Segmentation:
     return result
 
 
-def _read(job: Job) -> Volume:
+def _read_volume(job: Job) -> Volume:
     if not job.files:
         return read(job.scan, job.series)
     return read_series([Source(path) for path in job.files], job.scan, job.series)

@@ -127,7 +127,7 @@ class Journal:
         return [row for case, row in self.rows.items() if case in still | others]
 
     def start(self, rows: Iterable[Row]) -> None:
-        """Write the file anew with the rows that still hold."""
+        """Rewrite the file with the rows that still hold."""
         self.rows = {row.case: row for row in rows}
         self.lesions.start(self.rows)
         self._write()

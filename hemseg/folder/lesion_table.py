@@ -58,7 +58,7 @@ class LesionTable:
         return not checksum or checksum == checksum_of(self.lines.get(case, ()))
 
     def start(self, cases: Iterable[str]) -> None:
-        """Write the file anew with the lines of cases that need not be done again."""
+        """Rewrite the file with the lines of cases that need not be done again."""
         self.lines = {case: self.lines[case] for case in cases if case in self.lines}
         self._write()
 

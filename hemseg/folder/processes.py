@@ -22,38 +22,38 @@ from hemseg.folder.plan import Job
 from hemseg.folder.rows import Row, failed_row, row_of, settings_key
 from hemseg.model import Model, load
 from hemseg.resources import cores
-from hemseg.signals import leave_to_parent, signals_blocked
+from hemseg.signals import handle_signals_as_worker, signals_blocked
 
 _model: Model | None = None  # of a worker process
 
 
-def run_here(
+def run_in_this_process(
     jobs: Sequence[Job],
     model: Model,
     target: Path,
-    late: Callable[[Row], object] | None = None,
+    on_unclaimed: Callable[[Row], object] | None = None,
     key: str = "",
 ) -> Generator[Row]:
     """Do the jobs in this process, in order.
 
     Args:
         key: `hemseg.folder.rows.settings_key`; that of the model and no options when empty.
-        late: when the rows are not taken to the end, it gets those of the scans that were under way then.
+        on_unclaimed: where the rows are not consumed to the end, gets those of the scans that were under way then.
     """
     key = key or settings_key(model.manifest)
-    ended: dict[Job, Row] = {}
+    finished: dict[Job, Row] = {}
 
-    def note(outcome: Outcome) -> None:
-        ended[outcome.job] = row_of(outcome, key, target)
+    def record(outcome: Outcome) -> None:
+        finished[outcome.job] = row_of(outcome, key, target)
 
     try:
-        with closing(run_jobs(jobs, model, note)) as outcomes:
+        with closing(run_jobs(jobs, model, record)) as outcomes:
             for outcome in outcomes:
-                yield ended.pop(outcome.job)
+                yield finished.pop(outcome.job)
     finally:
-        if late:
-            for row in ended.values():
-                late(row)
+        if on_unclaimed:
+            for row in finished.values():
+                on_unclaimed(row)
 
 
 def run_in_processes(
@@ -70,33 +70,33 @@ def run_in_processes(
         processes: how many.
     """
 
-    def batch(todo: Sequence[Job], processes: int) -> Generator[Row, None, tuple[list[Job], list[Job]]]:
+    def run_batch(todo: Sequence[Job], processes: int) -> Generator[Row, None, tuple[list[Job], list[Job]]]:
         """Until all is done or a process dies; returns the jobs that were under way then, and those not begun."""
-        left, busy = deque(todo), dict[Future[Row], Job]()
+        remaining, submitted = deque(todo), dict[Future[Row], Job]()
         threads = max(1, cores() // processes)
         pool = _pool(processes, weights, device, threads)
         try:
-            while left or busy:
+            while remaining or submitted:
                 with signals_blocked():  # a process may begin here: a signal is for this one, and waits
-                    while left and len(busy) < 2 * processes:
-                        busy[pool.submit(_do, left[0], key, target)] = left[0]
-                        left.popleft()
-                ready, _ = wait(busy, return_when=FIRST_COMPLETED)
+                    while remaining and len(submitted) < 2 * processes:
+                        submitted[pool.submit(_run_in_worker, remaining[0], key, target)] = remaining[0]
+                        remaining.popleft()
+                ready, _ = wait(submitted, return_when=FIRST_COMPLETED)
                 for future in ready:
                     row = future.result()
-                    del busy[future]
+                    del submitted[future]
                     yield row
         except BrokenProcessPool:
             pass
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-        return list(busy.values()), list(left)
+        return list(submitted.values()), list(remaining)
 
-    left = list(jobs)
-    while left:
-        in_flight, left = yield from batch(left, processes)
+    remaining = list(jobs)
+    while remaining:
+        in_flight, remaining = yield from run_batch(remaining, processes)
         for job in in_flight:  # one of them is to blame: each alone
-            crashed, _ = yield from batch([job], 1)
+            crashed, _ = yield from run_batch([job], 1)
             if crashed:
                 why = "its process died while it was under way, perhaps for want of memory."
                 yield failed_row(job, key, target, f"{job.scan}: {why}")
@@ -104,26 +104,26 @@ def run_in_processes(
 
 def _pool(processes: int, weights: Path, device: str, threads: int) -> ProcessPoolExecutor:
     try:
-        return ProcessPoolExecutor(processes, get_context("spawn"), _start, (weights, device, threads))
+        return ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, (weights, device, threads))
     except (OSError, ImportError) as error:  # semaphores lie in /dev/shm, which some containers do not have
         reason = getattr(error, "strerror", None) or error
         raise HemsegError(f"--jobs needs shared memory (/dev/shm), which does not work here ({reason}).") from None
 
 
-def _start(weights: Path, device: str, threads: int) -> None:
+def _start_worker(weights: Path, device: str, threads: int) -> None:
     global _model
-    leave_to_parent()
-    Thread(target=_end_with_parent, daemon=True).start()
+    handle_signals_as_worker()
+    Thread(target=_exit_with_parent, daemon=True).start()
     _model = load(weights, device, threads)
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     """A worker waits for work for ever: if its parent is killed, nobody else would end it."""
     if parent := parent_process():
         parent.join()
         os._exit(1)
 
 
-def _do(job: Job, key: str, target: Path) -> Row:
+def _run_in_worker(job: Job, key: str, target: Path) -> Row:
     assert _model
     return row_of(run_job(job, _model), key, target)

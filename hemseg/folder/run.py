@@ -13,13 +13,13 @@ from hemseg.folder.console import PrintOptions, messages, print_json, print_tabl
 from hemseg.folder.journal import Journal
 from hemseg.folder.outputs import refuse_conflicts
 from hemseg.folder.plan import Job, OutputOptions
-from hemseg.folder.processes import run_here, run_in_processes
+from hemseg.folder.processes import run_in_processes, run_in_this_process
 from hemseg.folder.rows import Row, settings_key_of_weights
 from hemseg.io.files import exclusive_access, remove_leftovers
 from hemseg.manifest import Manifest, default_weights
 from hemseg.model import load
 from hemseg.names import printable
-from hemseg.signals import stop_if_asked
+from hemseg.signals import raise_pending_signal
 from hemseg.startup import import_nibabel
 from hemseg.streams import print_text
 
@@ -91,8 +91,8 @@ def run_plan(
             refuse_conflicts(planned, overwrite=run.overwrite)
         rows = []
         if todo:
-            coming = _rows(todo, folder, key, target, run, journal, printed)
-            rows = _with_progress(coming, len(todo), journal, printed)
+            incoming = _run_jobs(todo, folder, key, target, run, journal, printed)
+            rows = _with_progress(incoming, len(todo), journal, printed)
         if journal:
             journal.finish(planned)
             rows = list(journal.rows.values())
@@ -110,7 +110,7 @@ def run_plan(
     return failed
 
 
-def _rows(
+def _run_jobs(
     todo: list[Job],
     weights: Path,
     key: str,
@@ -119,7 +119,7 @@ def _rows(
     journal: Journal | None,
     printed: PrintOptions,
 ) -> Generator[Row]:
-    """Rows as they come, of whoever does the jobs."""
+    """Rows as they come, from this process, from several, or from Ray."""
     if run.ray:
         from hemseg.folder.ray_cluster import run_on_ray
 
@@ -130,10 +130,10 @@ def _rows(
     model = load(weights, run.device, scans=len(todo))
     if printed.verbose:
         print(f"weights {model.manifest.name} {model.manifest.version}, {model.provider}", file=sys.stderr)
-    return run_here(todo, model, target, journal.add if journal else None, key)
+    return run_in_this_process(todo, model, target, journal.add if journal else None, key)
 
 
-def _with_progress(coming: Generator[Row], total: int, journal: Journal | None, printed: PrintOptions) -> list[Row]:
+def _with_progress(incoming: Generator[Row], total: int, journal: Journal | None, printed: PrintOptions) -> list[Row]:
     """The rows, with a progress bar; errors go to stderr as they come, rows to the journal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -141,14 +141,14 @@ def _with_progress(coming: Generator[Row], total: int, journal: Journal | None, 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console, rows = Console(stderr=True), []
     hidden = printed.quiet or total == 1 or not console.is_terminal  # in a file it would leave an empty line
-    with closing(coming), Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+    with closing(incoming), Progress(*columns, console=console, disable=hidden, transient=True) as bar:
         task = bar.add_task("segmenting", total=total)
-        for row in coming:
+        for row in incoming:
             rows.append(row)
             if journal:
                 journal.add(row)
             for kind, text, style in messages(row, printed):
                 bar.console.print(f"{kind}: {text}", style=style, markup=False, highlight=False, soft_wrap=True)
             bar.advance(task)
-            stop_if_asked()  # whoever does the jobs
+            raise_pending_signal()
     return rows

@@ -45,7 +45,7 @@ from hemseg.io.marks import read_mark
 from hemseg.manifest import default_weights
 from hemseg.model import load
 from hemseg.resources import is_out_of_memory
-from hemseg.segmentation import numbered
+from hemseg.segmentation import slice_numbers
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -55,44 +55,44 @@ if TYPE_CHECKING:
     from hemseg.model import Model
 
 logger = logging.getLogger("hemseg")
-WAITING = 16  # requests that may wait for their turn; the platform sends one at a time
+MAX_WAITING_REQUESTS = 16  # requests that may wait for their turn; the platform sends one at a time
 FINISH_SECONDS = 3  # that a running case has after SIGTERM; the platform kills after 5
-LONGEST_SECONDS = 1800  # from a request to its answer
-SILENT_SECONDS = 20  # until a connection without a whole request is closed, at least; twice as long at most
-CONNECTIONS = 512  # at once; the rest get 503
-BODY_BYTES = 1 << 20
+MAX_ANSWER_SECONDS = 1800  # from a request to its answer
+IDLE_SECONDS = 20  # until a connection without a whole request is closed, at least; twice as long at most
+MAX_CONNECTIONS = 512  # at once; the rest get 503
+MAX_BODY_BYTES = 1 << 20
 FileState = tuple[int, int, int, int]  # device, inode, bytes, time of the content (ns)
 
 
 class UnexpectedError(Exception):
-    """Not the input is at fault, but we are."""
+    """The fault is ours, not the input's."""
 
 
-class Cases:
+class CaseRunner:
     """The one case that is mounted, again and again.
 
     Attributes:
         source, target: ``/input`` and ``/output``.
-        under_way: calls that wait for their turn, or have it.
+        pending: calls that wait for their turn, or have it.
     """
 
     def __init__(self, model: Model, source: Path, target: Path, sockets: Sockets) -> None:
         self.model, self.source, self.target, self._sockets = model, source, target, sockets
-        self.under_way: set[Future[str]] = set()
-        self._turn = ThreadPoolExecutor(1)
+        self.pending: set[Future[str]] = set()
+        self._executor = ThreadPoolExecutor(1)
         self._written: dict[Path, FileState] = {}  # by the case before, and as it was then
 
     def submit(self) -> Future[str]:
         """Put a call of `invoke` into the queue."""
-        case = self._turn.submit(self.invoke)
-        self.under_way.add(case)
-        case.add_done_callback(self.under_way.discard)
+        case = self._executor.submit(self.invoke)
+        self.pending.add(case)
+        case.add_done_callback(self.pending.discard)
         return case
 
     def close(self) -> bool:
         """Begin nothing more; returns whether a case still runs."""
-        self._turn.shutdown(wait=False, cancel_futures=True)
-        return bool(self.under_way)
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        return bool(self.pending)
 
     def invoke(self) -> str:
         """Segment the case; returns a sentence about it. What an earlier one has written is removed first.
@@ -106,7 +106,7 @@ class Cases:
         paths, dicom = survey(self.source)
         own = {*self._written, *self._sockets.outputs(self.target)}
         check_outputs(own, self.source, paths, (self.target,))
-        self._remove(own)
+        self._remove_own(own)
         if leaving := next((p for p in paths if not self._is_inside(self.source / p)), None):
             raise HemsegError(f"{leaving}: is a link that leaves the input folder.")
         inputs = read_inputs(self.source)
@@ -115,26 +115,26 @@ class Cases:
         results = self.target / RESULTS if run_plan.mode == "gc-generic" else None
         outputs = {*job.outputs, *([results] if results else [])}
         check_outputs(outputs, self.source, paths, (self.target,))
-        self._remove(outputs, results)
-        _refuse_what_is_left(job, results)
+        self._remove_own(outputs, results)
+        _refuse_foreign_outputs(job, results)
         try:
             outcome = run_job(job, self.model)
             if results:
                 write_json([results_entry(job, outcome.error)], results)
         finally:
-            self._written = {path: state for path in outputs if (state := _state(path))}
+            self._written = {path: state for path in outputs if (state := _file_state(path))}
         if outcome.result is None:
             raise (UnexpectedError if outcome.unexpected else HemsegError)(outcome.error)
         print_messages(outcome)
         doubtful = outcome.result.doubtful_slices
         return f"{job.case}: {outcome.result.volume_ml:.1f} mL" + (
-            f", doubtful: {numbered(doubtful)}" if doubtful else ""
+            f", doubtful: {slice_numbers(doubtful)}" if doubtful else ""
         )
 
     def _is_inside(self, path: Path) -> bool:
         return path.resolve().is_relative_to(self.source.resolve())
 
-    def _remove(self, outputs: Iterable[Path], results: Path | None = None) -> None:
+    def _remove_own(self, outputs: Iterable[Path], results: Path | None = None) -> None:
         """Remove those of these files that hemseg wrote; others stay.
 
         Args:
@@ -150,11 +150,11 @@ class Cases:
 
     def _is_ours(self, path: Path) -> bool:
         """Whether this server wrote a file, and nobody since, or hemseg's mark is in it."""
-        state = _state(path)
+        state = _file_state(path)
         return state is not None and (state == self._written.get(path) or read_mark(path) is not None)
 
 
-def _state(path: Path) -> FileState | None:
+def _file_state(path: Path) -> FileState | None:
     """Of a file itself, were it a link; None where there is none."""
     try:
         found = path.lstat()
@@ -163,7 +163,7 @@ def _state(path: Path) -> FileState | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _refuse_what_is_left(job: Job, results: Path | None) -> None:
+def _refuse_foreign_outputs(job: Job, results: Path | None) -> None:
     """Raise OutputError where files are in the way of a job's: in the words that a batch has for them."""
     try:
         refuse_conflicts([job], tables=[results] if results else [], may_overwrite=False)
@@ -171,7 +171,7 @@ def _refuse_what_is_left(job: Job, results: Path | None) -> None:
         raise OutputError(str(error)) from None
 
 
-def prepare(source: Path, target: Path, weights: Path | None, device: str, operating_point: str = "") -> Cases:
+def load_runner(source: Path, target: Path, weights: Path | None, device: str, operating_point: str = "") -> CaseRunner:
     """Load the model; all that may fail before the server can answer.
 
     Raises:
@@ -180,62 +180,62 @@ def prepare(source: Path, target: Path, weights: Path | None, device: str, opera
     check_mounts(source, (target,))
     weights = weights or default_weights()
     sockets = load_sockets(os.environ, weights)
-    return Cases(load(weights, device).at(operating_point), source, target, sockets)
+    return CaseRunner(load(weights, device).at(operating_point), source, target, sockets)
 
 
-def application(cases: Cases) -> Starlette:
+def application(runner: CaseRunner) -> Starlette:
     """The ASGI application."""
 
     async def health(_: Request) -> Response:
         return Response(status_code=200)
 
-    async def call(request: Request) -> Response:
+    async def invoke(request: Request) -> Response:
         try:
-            if await asyncio.wait_for(_is_too_large(request), 2 * SILENT_SECONDS):
-                return _answer(413, "the body is too large; send none, it is not used.", close=True)
+            if await asyncio.wait_for(_is_too_large(request), 2 * IDLE_SECONDS):
+                return _json_response(413, "the body is too large; send none, it is not used.", close=True)
         except (TimeoutError, ClientDisconnect):
-            return _answer(408, "the body did not come; send none, it is not used.", close=True)
-        if len(cases.under_way) > WAITING:
-            return _answer(503, "too many requests are waiting; one case is segmented at a time.")
-        case = cases.submit()
+            return _json_response(408, "the body did not come; send none, it is not used.", close=True)
+        if len(runner.pending) > MAX_WAITING_REQUESTS:
+            return _json_response(503, "too many requests are waiting; one case is segmented at a time.")
+        case = runner.submit()
         try:
-            message = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(case)), LONGEST_SECONDS)
+            message = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(case)), MAX_ANSWER_SECONDS)
         except TimeoutError:
             case.cancel()  # unless it has begun: then it goes on, and has its place in the queue
-            return _failed(503, f"there is no answer after {LONGEST_SECONDS} seconds; ask again later.")
+            return _failure_response(503, f"there is no answer after {MAX_ANSWER_SECONDS} seconds; ask again later.")
         except asyncio.CancelledError:  # the server stops; what became of the case is logged at its end
-            return _answer(503, "the server stops.", close=True)
+            return _json_response(503, "the server stops.", close=True)
         except (OutputError, UnexpectedError) as error:
-            return _failed(500, str(error))
+            return _failure_response(500, str(error))
         except (HemsegError, OSError) as error:
-            return _failed(422, str(error))
+            return _failure_response(422, str(error))
         except Exception as error:  # say so, and live on
             if is_out_of_memory(error):
-                return _failed(500, "there is not enough memory; give the container more.")
+                return _failure_response(500, "there is not enough memory; give the container more.")
             logger.exception("/invoke failed unexpectedly")
-            return _failed(500, f"failed unexpectedly ({type(error).__name__}: {error}); please report it.")
+            return _failure_response(500, f"failed unexpectedly ({type(error).__name__}: {error}); please report it.")
         logger.info("%s", message)
-        return _answer(201, message)
+        return _json_response(201, message)
 
-    routes = [Route("/health", health, methods=["GET"]), Route("/invoke", call, methods=["POST"])]
-    return Starlette(routes=routes, middleware=[Middleware(OneLength)])
+    routes = [Route("/health", health, methods=["GET"]), Route("/invoke", invoke, methods=["POST"])]
+    return Starlette(routes=routes, middleware=[Middleware(RejectAmbiguousLength)])
 
 
 async def _is_too_large(request: Request) -> bool:
     """Read a body to its end, or until it is too large; nothing of it is kept."""
     length = request.headers.get("content-length", "0")
-    if not length.isdecimal() or int(length) > BODY_BYTES:
+    if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
         return True
     size = 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > BODY_BYTES:
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
             return True
     return False
 
 
-class OneLength:
-    """Turns away requests that say in two ways how long they are: a proxy may believe the other one."""
+class RejectAmbiguousLength:
+    """Rejects requests that give their length in two ways: a proxy may believe the other one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -244,47 +244,47 @@ class OneLength:
         """ASGI."""
         names = [name for name, _ in scope.get("headers", ())]
         if b"transfer-encoding" in names and b"content-length" in names:
-            app: ASGIApp = _answer(400, "give Content-Length or Transfer-Encoding, not both.", close=True)
+            app: ASGIApp = _json_response(400, "give Content-Length or Transfer-Encoding, not both.", close=True)
         else:
             app = self._app
         await app(scope, receive, send)
 
 
-class ImpatientProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, which would wait for ever for a request's headers."""
+class IdleTimeoutProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1 with a timeout: alone it would wait for ever for a request's headers."""
 
-    _seen: Any = ...  # what was under way at the last look
+    _last_cycle: Any = ...  # the request at the last check
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # noqa: D102
         super().connection_made(transport)
-        self._look()
+        self._close_if_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102
         if self._timer:
             self._timer.cancel()
         super().connection_lost(exc)
 
-    def _look(self) -> None:
+    def _close_if_idle(self) -> None:
         idle = self.cycle is None or self.cycle.response_complete
-        if idle and self._seen is self.cycle:
+        if idle and self._last_cycle is self.cycle:
             self.transport.abort()
             return
-        self._seen = self.cycle
-        self._timer = self.loop.call_later(SILENT_SECONDS, self._look)
+        self._last_cycle = self.cycle
+        self._timer = self.loop.call_later(IDLE_SECONDS, self._close_if_idle)
 
 
-def _answer(status: int, message: str, close: bool = False) -> Response:
+def _json_response(status: int, message: str, close: bool = False) -> Response:
     return JSONResponse({"detail": one_line(message)}, status, headers={"connection": "close"} if close else None)
 
 
-def _failed(status: int, reason: str) -> Response:
+def _failure_response(status: int, reason: str) -> Response:
     """The answer for a case that failed; its reason is on stderr before the answer is sent."""
     print(f"error: {one_line(reason)}", file=sys.stderr, flush=True)
-    return _answer(status, reason)
+    return _json_response(status, reason)
 
 
-def serve(cases: Cases, listener: socket.socket) -> int:
+def serve(runner: CaseRunner, listener: socket.socket) -> int:
     """Answer until SIGTERM or SIGINT; a case that runs then has `FINISH_SECONDS` to end.
 
     Args:
@@ -293,16 +293,16 @@ def serve(cases: Cases, listener: socket.socket) -> int:
     Returns:
         The exit code. A case that did not end in time ends with the process: then this does not return.
     """
-    model = cases.model
+    model = runner.model
     logger.info("weights %s %s on %s", model.manifest.name, model.manifest.version, model.provider)
     logger.info("mode serve, port %d", listener.getsockname()[1])
     server = uvicorn.Server(
         uvicorn.Config(
-            application(cases),
+            application(runner),
             access_log=False,
-            http=ImpatientProtocol,
+            http=IdleTimeoutProtocol,
             ws="none",
-            limit_concurrency=CONNECTIONS,
+            limit_concurrency=MAX_CONNECTIONS,
             log_config=None,  # its messages go where ours go: stderr is for the reasons of cases
             log_level="warning",
             timeout_graceful_shutdown=FINISH_SECONDS,
@@ -313,8 +313,8 @@ def serve(cases: Cases, listener: socket.socket) -> int:
     except (KeyboardInterrupt, SystemExit):  # it raises the signal again when it is done
         if not server.started:
             raise
-    if cases.close():
-        files.abandon()
+    if runner.close():
+        files.remove_partial_files()
         print(f"error: stopped; the case had not ended after {FINISH_SECONDS} seconds.", file=sys.stderr, flush=True)
         os._exit(143)
     return 0

@@ -23,7 +23,7 @@ from hemseg.errors import HemsegError, OutputError
 _PARTIAL = re.compile(r"\.hemseg-[0-9a-f]{16}\.part")
 _live: set[Path] = set()  # temporary files of this process
 _abandoned = False
-LONGEST_WRITE_SECONDS = 24 * 3600  # where there are no locks, a temporary file this old is a dead one's
+MAX_WRITE_SECONDS = 24 * 3600  # where there are no locks, a temporary file this old is a dead one's
 
 
 @contextlib.contextmanager
@@ -94,8 +94,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def abandon() -> None:
-    """Remove this process's temporary files and let it make no others: for an end that waits for no thread."""
+def remove_partial_files() -> None:
+    """Remove this process's temporary files and let it create no others: before an exit that waits for no thread."""
     global _abandoned
     _abandoned = True
     for partial in list(_live):
@@ -122,7 +122,7 @@ def _remove_if_dead(partial: Path) -> bool:
         except BlockingIOError:
             return False
         except OSError:
-            if time.time() - partial.stat().st_mtime < LONGEST_WRITE_SECONDS:
+            if time.time() - partial.stat().st_mtime < MAX_WRITE_SECONDS:
                 return False
         partial.unlink()
         return True

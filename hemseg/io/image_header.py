@@ -18,16 +18,16 @@ from typing import Any
 
 import numpy as np
 
-SHEAR = 0.01  # cosine between axes, up to which they count as perpendicular
-ALONG = 0.05  # least cosine between an axis and the direction that a letter gives it
-SCALED = 0.01  # relative difference of two spacings
-SHIFTED_MM, TURNED = 1.0, 0.01  # of two positions, and of two directions, that agree but for rounding
-NIFTI_VOXELS = 352  # where they begin, at the earliest
-MOST_OFFSET = 1 << 31  # beyond it ITK's number is another one
+MAX_SHEAR = 0.01  # cosine between axes, up to which they count as perpendicular
+MIN_AXIS_COSINE = 0.05  # least cosine between an axis and the direction that a letter gives it
+SPACING_TOLERANCE = 0.01  # relative difference of two spacings
+POSITION_TOLERANCE_MM, DIRECTION_TOLERANCE = 1.0, 0.01  # between qform and sform; less is rounding
+MIN_OFFSET = 352  # of the voxels in a NIfTI
+MAX_OFFSET = 1 << 31  # beyond it ITK's number is another one
 HEADER_BYTES = 1 << 20  # of text, at most
 CHUNK = 1 << 22
 TILTED = "are not at right angles: probably a tilted gantry; give the DICOM series, whose slices can be shifted back"
-_UNSAID = "The file does not say how the patient lies in it ({}): the side of a lesion is unknown."
+_UNKNOWN_ORIENTATION = "The file does not say how the patient lies in it ({}): the side of a lesion is unknown."
 _ANATOMICAL = ("left-posterior-superior", "lps", "right-anterior-superior", "ras", "left-anterior-superior", "las")
 MILLIMETRES = ("", "?", "???", "mm", "millimeter", "millimeters", "millimetre", "millimetres")
 _CODES = ("RL", "AP", "IS")  # where the axes of LPS come from: increasing, decreasing
@@ -79,13 +79,13 @@ def nifti_orientation(path: Path) -> Orientation:
         raise HeaderError("has a slope of 0 and an intercept (scl_slope, scl_inter): are voxels scaled or not? Fix it")
     if np.isfinite(slope) and slope != 0 and not np.isfinite(intercept):
         raise HeaderError("has a slope and an intercept that are not numbers (scl_slope, scl_inter); fix it")
-    if not NIFTI_VOXELS <= float(header["vox_offset"]) < MOST_OFFSET:  # not for NaN either
+    if not MIN_OFFSET <= float(header["vox_offset"]) < MAX_OFFSET:  # not for NaN either
         raise HeaderError(
-            f"does not say where its voxels begin (vox_offset is below {NIFTI_VOXELS} or no number); fix it"
+            f"does not say where its voxels begin (vox_offset is below {MIN_OFFSET} or no number); fix it"
         )
     codes = int(header["qform_code"]), int(header["sform_code"])
     if codes[0] <= 0 and codes[1] <= 0:
-        return Orientation(False, (_UNSAID.format("qform_code and sform_code are 0"),))
+        return Orientation(False, (_UNKNOWN_ORIENTATION.format("qform_code and sform_code are 0"),))
     try:
         qform, sform = header.get_qform() if codes[0] > 0 else None, header.get_sform() if codes[1] > 0 else None
     except Exception:  # its quaternion is none
@@ -94,22 +94,26 @@ def nifti_orientation(path: Path) -> Orientation:
         return Orientation()
     columns = sform[:3, :3].astype(float)
     norms = np.linalg.norm(columns, axis=0)
-    if not np.isfinite(sform).all() or (norms == 0).any() or np.abs(norms / sizes - 1).max() > SCALED + SHEAR**2:
+    if (
+        not np.isfinite(sform).all()
+        or (norms == 0).any()
+        or np.abs(norms / sizes - 1).max() > SPACING_TOLERANCE + MAX_SHEAR**2
+    ):
         if not np.isfinite(sform).all():
             raise HeaderError("has an sform that makes no sense; fix it")
         # a shear makes columns longer: the step between slices along their normal is what pixdim gives then
-        if (norms > 0).all() and _shear(columns / norms) > SHEAR:
-            return _sheared(qform, sizes)
+        if (norms > 0).all() and _shear(columns / norms) > MAX_SHEAR:
+            return _orientation_without_sform(qform, sizes)
         raise HeaderError(
             f"gives voxels of {_mm(sizes)} by its pixdim and of {_mm(norms)} by its sform; fix one of them"
         )
-    if _shear(columns / norms) > SHEAR:
-        return _sheared(qform, sizes)
-    return Orientation() if qform is None else _compared(qform, sform, sizes)
+    if _shear(columns / norms) > MAX_SHEAR:
+        return _orientation_without_sform(qform, sizes)
+    return Orientation() if qform is None else _compare_forms(qform, sform)
 
 
-def _sheared(qform: np.ndarray | None, sizes: np.ndarray) -> Orientation:
-    """An sform whose axes lean: the qform's are taken where there is one."""
+def _orientation_without_sform(qform: np.ndarray | None, sizes: np.ndarray) -> Orientation:
+    """Where the axes of the sform lean: the qform's are taken if there is one."""
     if qform is None:
         raise HeaderError(f"has axes in its sform that {TILTED}")
     cosines = _FLIP @ qform[:3, :3] / sizes
@@ -117,14 +121,15 @@ def _sheared(qform: np.ndarray | None, sizes: np.ndarray) -> Orientation:
     return Orientation(True, (warning,), tuple(float(v) for v in cosines.ravel()))
 
 
-def _compared(qform: np.ndarray, sform: np.ndarray, sizes: np.ndarray) -> Orientation:
+def _compare_forms(qform: np.ndarray, sform: np.ndarray) -> Orientation:
+    """What the two say of the patient; where they disagree, the sform counts, with a warning."""
     q, s = (form[:3, :3] / np.linalg.norm(form[:3, :3], axis=0) for form in (qform, sform))
-    if np.abs(q - s).max() > TURNED:
+    if np.abs(q - s).max() > DIRECTION_TOLERANCE:
         same_side = _axes(q) == _axes(s)
         side = "" if same_side else "; the side of a lesion is unknown"
         warning = f"The qform and the sform turn the patient differently; the sform was taken{side}."
         return Orientation(same_side, (warning,))
-    if np.abs(qform[:3, 3] - sform[:3, 3]).max() > SHIFTED_MM:
+    if np.abs(qform[:3, 3] - sform[:3, 3]).max() > POSITION_TOLERANCE_MM:
         return Orientation(True, ("The qform and the sform place the scan differently; the sform was taken.",))
     return Orientation()
 
@@ -139,7 +144,7 @@ def _follow(cosines: np.ndarray, letters: str) -> bool:
     """Whether axes run from where letters say, as nearly as oblique ones can."""
     for column, letter in zip(cosines.T, letters, strict=True):
         patient = next(i for i, pair in enumerate(_CODES) if letter in pair)
-        if column[patient] * (1 if _CODES[patient][0] == letter else -1) < ALONG:
+        if column[patient] * (1 if _CODES[patient][0] == letter else -1) < MIN_AXIS_COSINE:
             return False
     return True
 
@@ -178,8 +183,8 @@ def require_dimensions(header: dict[str, str]) -> None:
         raise ValueError(f"its header says NDims = {dimensions[:40]}")
 
 
-def is_yes(value: str) -> bool:
-    """Whether ITK takes the value of a MetaImage's field for true: it looks at the first letter."""
+def is_true(value: str) -> bool:
+    """Whether ITK takes the value of a MetaImage's field for true: by its first letter."""
     return value[:1] in ("T", "t", "1")
 
 
@@ -197,12 +202,12 @@ def metaimage_orientation(path: Path) -> Orientation:
         raise HeaderError(
             "gives its spacing in another unit than mm (DistanceUnits), which ITK ignores; convert it to mm"
         )
-    if not is_yes(header.get("BinaryData", "True")):
+    if not is_true(header.get("BinaryData", "True")):
         raise HeaderError("says that its voxels are text (BinaryData); store them as binary")
     local = header["ElementDataFile"].upper() == "LOCAL"
     if local and header.get("HeaderSize", "0") != "0":
         raise HeaderError("has a HeaderSize, but its voxels follow it; remove one of them")
-    if is_yes(header.get("CompressedData", "")) and local:
+    if is_true(header.get("CompressedData", "")) and local:
         size, rest = header.get("CompressedDataSize", ""), path.stat().st_size - meta_header(path)[1]
         if not size.isdecimal():
             raise HeaderError("lacks CompressedDataSize, without which ITK misreads it; save it again")
@@ -212,7 +217,7 @@ def metaimage_orientation(path: Path) -> Orientation:
     letters = header.get("AnatomicalOrientation", "").upper()
     letters = letters if len(letters) == 3 and set(letters) <= set("RLAPIS") else ""
     if not given and letters != "RAI":
-        return Orientation(False, (_UNSAID.format("TransformMatrix is missing"),))
+        return Orientation(False, (_UNKNOWN_ORIENTATION.format("TransformMatrix is missing"),))
     matrix = _numbers(given)
     stands = len(matrix) == 9 and np.isfinite(matrix).all() and np.any(matrix)
     if letters and stands and not _follow(np.array(matrix).reshape(3, 3).T, letters):
@@ -240,7 +245,7 @@ def inflated(path: Path) -> tuple[int, int] | None:
     """
     header, start = meta_header(path)
     require_dimensions(header)
-    if not is_yes(header.get("CompressedData", "")):
+    if not is_true(header.get("CompressedData", "")):
         return None
     data = path if header["ElementDataFile"].upper() == "LOCAL" else path.parent / header["ElementDataFile"]
     if not data.is_file():
@@ -249,18 +254,18 @@ def inflated(path: Path) -> tuple[int, int] | None:
     with data.open("rb") as file:
         file.seek(start if data == path else 0)
         while chunk := file.read(CHUNK):
-            while chunk:  # a few bytes may hold gigabytes: never more than one piece in memory
-                piece = inflate.decompress(chunk, CHUNK)
-                size, crc = size + len(piece), zlib.crc32(piece, crc)
+            while chunk:  # a few bytes may hold gigabytes: never more than one chunk of them in memory
+                voxels = inflate.decompress(chunk, CHUNK)
+                size, crc = size + len(voxels), zlib.crc32(voxels, crc)
                 chunk = inflate.unconsumed_tail
     return size, crc
 
 
-def crc_of(voxels: np.ndarray, path: Path) -> int:
+def voxel_crc(voxels: np.ndarray, path: Path) -> int:
     """CRC-32 of voxels in the byte order that a MetaImage's header declares."""
     header, _ = meta_header(path)
     order = header.get("BinaryDataByteOrderMSB") or header.get("ElementByteOrderMSB") or ""
-    stored = voxels.astype(voxels.dtype.newbyteorder(">" if is_yes(order) else "<"), copy=False)
+    stored = voxels.astype(voxels.dtype.newbyteorder(">" if is_true(order) else "<"), copy=False)
     return zlib.crc32(np.ascontiguousarray(stored).data.cast("B"))
 
 
@@ -298,5 +303,5 @@ def nrrd_orientation(path: Path) -> Orientation:
     if any(unit.strip().lower() not in MILLIMETRES for unit in units):
         raise HeaderError("gives its spacing in another unit than mm (units), which ITK ignores; convert it to mm")
     if fields.get("space", "").lower() not in _ANATOMICAL or not vectors:
-        return Orientation(False, (_UNSAID.format("no anatomical space with directions"),))
+        return Orientation(False, (_UNKNOWN_ORIENTATION.format("no anatomical space with directions"),))
     return Orientation()

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 
 from hemseg.errors import HemsegError
 from hemseg.io.formats import FORMATS, NIFTI, SUFFIXES, suffix
-from hemseg.io.image_header import SHEAR, TILTED, HeaderError, Orientation, crc_of
+from hemseg.io.image_header import MAX_SHEAR, TILTED, HeaderError, Orientation, voxel_crc
 from hemseg.io.integrity import voxel_files
 from hemseg.names import name_problem
 from hemseg.resources import check_memory
@@ -95,7 +95,7 @@ def _read_image(path: Path) -> tuple[sitk.Image, Orientation]:
         if held is not None and held < need:
             raise EOFError(f"it holds {max(held, 0)} of {need} bytes")
         image = reader.Execute()
-        if inflated and inflated != (need, crc_of(sitk.GetArrayViewFromImage(image), path)):
+        if inflated and inflated != (need, voxel_crc(sitk.GetArrayViewFromImage(image), path)):
             raise ValueError("two ways to inflate its voxels give two results")
         if image.GetPixelID() in _FLOATS and form.is_finite and not form.is_finite(path):
             raise HemsegError(f"{path}: {NOT_FINITE}")
@@ -157,7 +157,7 @@ def _check_header(path: Path, reader: sitk.ImageFileReader) -> None:
         sizes = " x ".join(f"{mm:g}" for mm in spacing)
         raise HemsegError(f"{path}: its voxel spacing of {sizes} mm is not positive; fix the header.")
     cosines = np.array(reader.GetDirection()).reshape(3, 3)
-    if np.abs(cosines.T @ cosines - np.eye(3)).max() > SHEAR and FORMATS[suffix(path)] is not NIFTI:
+    if np.abs(cosines.T @ cosines - np.eye(3)).max() > MAX_SHEAR and FORMATS[suffix(path)] is not NIFTI:
         raise HemsegError(f"{path}: its axes {TILTED}.")
 
 

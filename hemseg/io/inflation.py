@@ -14,7 +14,7 @@ from hemseg.resources import available_bytes, resident_bytes
 MAX_INSTANCE_BYTES = 1 << 30  # an enhanced CT of two thousand slices
 MAX_ZIP_BYTES = 4 << 30  # unpacked; beyond it an archive is no head CT
 MAX_MEMBERS = 100_000
-MOST_RATIO = 1032  # of deflate
+MAX_RATIO = 1032  # of deflate
 CHUNK = 1 << 22
 DEFLATED = "1.2.840.10008.1.2.1.99"
 
@@ -45,7 +45,7 @@ def check_instance(file: IO[bytes], name: object) -> None:
 
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    if size * MOST_RATIO <= MAX_INSTANCE_BYTES:
+    if size * MAX_RATIO <= MAX_INSTANCE_BYTES:
         return
     if file.read(132)[128:] != b"DICM":
         file.seek(0)

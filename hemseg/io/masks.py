@@ -102,7 +102,7 @@ def check_written(path: Path, voxels: np.ndarray, volume: Volume, exact: bool) -
     """Read it back. Not exact: NIfTI holds 32-bit numbers, and there is no header of the scan to copy from."""
     try:
         image = read_back(path)
-    except HemsegError as error:  # it names the temporary file, of which nobody knows
+    except HemsegError as error:  # it names the temporary file, which the user does not know
         raise RuntimeError(f"read back, {str(error).rpartition(f'{path.name}: ')[2]}") from None
     geometry: list[tuple[tuple[float, ...], tuple[float, ...]]] = [
         (image.GetSpacing(), volume.spacing),

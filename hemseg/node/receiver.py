@@ -20,7 +20,7 @@ logger = logging.getLogger("hemseg")
 SUCCESS, OUT_OF_RESOURCES, MISMATCH, DISCARDED, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xB006, 0xC000  # PS3.4, B.2.3
 MAX_ASSOCIATIONS = 8
 MAX_CONNECTIONS = 64  # with those that have not said yet who they are
-SILENT_SECONDS = 60  # until a peer that says nothing is hung up on
+IDLE_SECONDS = 60  # until a peer that says nothing is hung up on
 MAX_PDU_BYTES = 1 << 20  # peers are asked to send less
 COPIES = 4  # of an image, while it is received and written
 # of the transfer syntaxes of images those that are decoded; deflated ones are not offered: they may hide any size
@@ -80,7 +80,7 @@ class Receiver:
         entity = AE(ae_title=self.title)
         entity.require_called_aet = True
         entity.maximum_associations = MAX_ASSOCIATIONS
-        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = SILENT_SECONDS
+        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = IDLE_SECONDS
         entity.add_supported_context(Verification)
         for (
             context
@@ -121,7 +121,7 @@ class Receiver:
     def _store(self, event: Any) -> int:
         """Take an image; returns a status of DICOM."""
         try:
-            return self._taken(event)
+            return self._store_ct(event)
         except FullError as error:
             logger.error("refused an image: %s", error)
             return OUT_OF_RESOURCES
@@ -132,7 +132,7 @@ class Receiver:
             logger.warning("refused an image: it cannot be read as DICOM (%s)", type(error).__name__)
             return NOT_UNDERSTOOD
 
-    def _taken(self, event: Any) -> int:
+    def _store_ct(self, event: Any) -> int:
         from pydicom import dcmread
 
         kind, instance = str(event.request.AffectedSOPClassUID), str(event.request.AffectedSOPInstanceUID)
@@ -153,7 +153,7 @@ class Receiver:
         return SUCCESS
 
 
-class _Limited:
+class _LimitedReceive:
     """The ``recv`` of a connection, which hangs up on who sends more in one message than any CT has, or than fits into
     the memory.
     """
@@ -163,8 +163,8 @@ class _Limited:
 
     def __call__(self, nr_bytes: int) -> bytearray:
         if self._received == 0:
-            room = available_bytes()
-            free = MAX_INSTANCE_BYTES if room is None else (room - resident_bytes()) // COPIES
+            available = available_bytes()
+            free = MAX_INSTANCE_BYTES if available is None else (available - resident_bytes()) // COPIES
             self._most = min(MAX_INSTANCE_BYTES, free)
         self._received += nr_bytes
         if nr_bytes > MAX_PDU_BYTES or self._received > self._most:
@@ -172,7 +172,7 @@ class _Limited:
             raise OSError("more than a message may have")
         return self._receive(nr_bytes)
 
-    def begin_anew(self, _: Any) -> None:
+    def reset(self, _: Any) -> None:
         """A message is complete; the next one has the whole limit."""
         self._received = 0
 
@@ -182,6 +182,6 @@ def _limit(event: Any) -> None:
     from pynetdicom import evt
 
     connection = event.assoc.dul.socket
-    connection.socket.settimeout(SILENT_SECONDS)
-    limited = connection.recv = _Limited(connection.recv)
-    event.assoc.bind(evt.EVT_DIMSE_RECV, limited.begin_anew)
+    connection.socket.settimeout(IDLE_SECONDS)
+    limited = connection.recv = _LimitedReceive(connection.recv)
+    event.assoc.bind(evt.EVT_DIMSE_RECV, limited.reset)

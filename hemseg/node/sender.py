@@ -13,8 +13,8 @@ from hemseg.node.peers import Peer
 from hemseg.node.study_queue import SENDING, StudyQueue
 
 logger = logging.getLogger("hemseg")
-FIRST_PAUSE, LONGEST_PAUSE = 10.0, 3600.0  # seconds; each failure doubles the pause
-SILENT_SECONDS = 60
+FIRST_PAUSE, MAX_PAUSE = 10.0, 3600.0  # seconds; each failure doubles the pause
+IDLE_SECONDS = 60
 CONNECT_SECONDS = 30
 _WARNINGS = range(0xB000, 0xC000)  # statuses of objects that were stored all the same
 
@@ -23,8 +23,8 @@ class UnreachableError(Exception):
     """There is no association: nothing can be sent at all."""
 
 
-class NotTakenError(Exception):
-    """An object was not taken."""
+class NotStoredError(Exception):
+    """The destination did not store an object."""
 
 
 def send(files: Sequence[Path], title: str, destination: Peer) -> None:
@@ -34,14 +34,14 @@ def send(files: Sequence[Path], title: str, destination: Peer) -> None:
         title: our AE title.
 
     Raises:
-        UnreachableError, NotTakenError: with the reason.
+        UnreachableError, NotStoredError: with the reason.
     """
     from pydicom import dcmread
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
     from pynetdicom import AE
 
     entity = AE(ae_title=title)
-    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = SILENT_SECONDS
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = IDLE_SECONDS
     entity.connection_timeout = CONNECT_SECONDS
     objects = [dcmread(path) for path in files]
     for kind in dict.fromkeys(str(one.SOPClassUID) for one in objects):
@@ -53,12 +53,12 @@ def send(files: Sequence[Path], title: str, destination: Peer) -> None:
         accepted = {context.abstract_syntax for context in association.accepted_contexts}
         for one in objects:
             if one.SOPClassUID not in accepted:
-                raise NotTakenError(f"does not take {one.Modality} objects")
+                raise NotStoredError(f"does not take {one.Modality} objects")
             status = association.send_c_store(one).get("Status")
             if status is None:
                 raise UnreachableError("hung up, or did not answer")
             if status != 0 and status not in _WARNINGS:
-                raise NotTakenError(f"answers 0x{status:04X} to {one.Modality}")
+                raise NotStoredError(f"answers 0x{status:04X} to {one.Modality}")
     finally:
         association.release()
 
@@ -77,7 +77,7 @@ class Sender(threading.Thread):
         self.queue, self.title, self.destination, self._clock = queue, title, destination, clock
         self._wake, self._stopping = threading.Event(), False
         self._failures: dict[int, int] = {}  # in a row, by the case's number; 0 stands for the destination
-        self._not_before: dict[int, float] = {}
+        self._next_attempt: dict[int, float] = {}
 
     def wake(self) -> None:
         """There is something new to send."""
@@ -99,9 +99,9 @@ class Sender(threading.Thread):
         """Send the cases whose pause is over; returns how many were taken."""
         taken = 0
         for case in self.queue.cases(SENDING):
-            if self._stopping or self._clock() < self._not_before.get(0, 0.0):
+            if self._stopping or self._clock() < self._next_attempt.get(0, 0.0):
                 break
-            if self._clock() < self._not_before.get(case.number, 0.0):
+            if self._clock() < self._next_attempt.get(case.number, 0.0):
                 continue
             try:
                 send(self.queue.results(case), self.title, self.destination)
@@ -109,12 +109,12 @@ class Sender(threading.Thread):
                 self._pause(0, f"{case}: not sent, {self.destination} {error}")
                 break
             except Exception as error:  # also what cannot be read back: kept, and reason
-                reason = str(error) if isinstance(error, NotTakenError) else f"failed ({type(error).__name__})"
+                reason = str(error) if isinstance(error, NotStoredError) else f"failed ({type(error).__name__})"
                 self._pause(case.number, f"{case}: not sent, {self.destination} {reason}")
                 continue
             for number in (0, case.number):
                 self._failures.pop(number, None)
-                self._not_before.pop(number, None)
+                self._next_attempt.pop(number, None)
             logger.info("%s: sent to %s", case, self.destination)
             self.queue.remove(case)
             taken += 1
@@ -122,6 +122,6 @@ class Sender(threading.Thread):
 
     def _pause(self, number: int, reason: str) -> None:
         failures = self._failures[number] = self._failures.get(number, 0) + 1
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(failures - 1, 30))
-        self._not_before[number] = self._clock() + pause
+        pause = min(MAX_PAUSE, FIRST_PAUSE * 2 ** min(failures - 1, 30))
+        self._next_attempt[number] = self._clock() + pause
         logger.warning("%s", one_line(f"{reason}; again in {pause:.0f} seconds"))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hemseg.model import Model
 
 logger = logging.getLogger("hemseg")
-LOOK_SECONDS = 1.0  # between two looks at which studies are quiet
+POLL_SECONDS = 1.0  # between two checks for studies that are quiet
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Node:
             logger.info("in the queue: %s", ", ".join(f"{count} {state}" for state, count in found.items()))
             while not self._wake.is_set():
                 if not self.step():
-                    self._wake.wait(LOOK_SECONDS)
+                    self._wake.wait(POLL_SECONDS)
 
     def stop(self) -> None:
         """End after the study that is being segmented."""
@@ -92,14 +92,14 @@ class Node:
 
     def step(self) -> bool:
         """Look which studies are quiet, and segment one that waits; returns whether there was one."""
-        for case in self.queue.settle():
+        for case in self.queue.queue_quiet_studies():
             logger.info("%s: complete, %d files", case, case.count)
-        taken = self.queue.take()
-        if taken is None:
+        started = self.queue.start_next()
+        if started is None:
             return False
-        case, files = taken
+        case, files = started
         outcome = run_job(self._job(case, files), self.model)
-        self._note(case, files, outcome)
+        self._record_outcome(case, files, outcome)
         self.sender.wake()
         return True
 
@@ -115,7 +115,7 @@ class Node:
             strict=self.settings.strict,
         )
 
-    def _note(self, case: Case, files: Sequence[Path], outcome: Outcome) -> None:
+    def _record_outcome(self, case: Case, files: Sequence[Path], outcome: Outcome) -> None:
         """Give a study its next state, and say which. No value of a header is in the log, nor a library's words."""
         if outcome.result is not None:
             if self.queue.finish(case, files):

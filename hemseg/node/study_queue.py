@@ -94,7 +94,7 @@ class StudyQueue:
             for state in STATES:
                 for path in sorted((folder / state).iterdir()):
                     if found := _NAME.fullmatch(path.name):
-                        self._found(int(found[1]), found[2], state)
+                        self._register_existing(int(found[1]), found[2], state)
         except OSError as error:
             raise HemsegError(f"{folder}: cannot be used for the queue ({error.strerror}).") from None
 
@@ -148,7 +148,7 @@ class StudyQueue:
                 self._move(case, INCOMING)
             return case
 
-    def settle(self) -> list[Case]:
+    def queue_quiet_studies(self) -> list[Case]:
         """Let the studies wait for their turn that have been quiet for long enough; returns them."""
         with self._lock:
             quiet = [c for c in self.cases(INCOMING) if self._clock() - c.arrived >= self.quiet_seconds]
@@ -158,7 +158,7 @@ class StudyQueue:
                     self._remove_done(case)
             return [case for case in quiet if case.count]
 
-    def take(self) -> tuple[Case, list[Path]] | None:
+    def start_next(self) -> tuple[Case, list[Path]] | None:
         """The next study's turn begins, and counts as an attempt; its files, and None where no study waits.
 
         One that took the process down with it too often has failed.
@@ -186,7 +186,7 @@ class StudyQueue:
         """
         with self._lock:
             if self.images(case) != list(files):
-                self._again(case)
+                self._reopen(case)
                 return False
             self._move(case, SENDING)
             return True
@@ -215,7 +215,7 @@ class StudyQueue:
         """
         with self._lock:
             if files is not None and self.images(case) != list(files):
-                self._again(case)
+                self._reopen(case)
                 return False
             with atomic_write(self.path(case) / REASON) as partial:
                 partial.write_text(f"{reason}\n", encoding="utf-8", errors="backslashreplace")
@@ -228,7 +228,7 @@ class StudyQueue:
             self._move(case, DONE)
             self._remove_done(case)
 
-    def _again(self, case: Case) -> None:
+    def _reopen(self, case: Case) -> None:
         (self.path(case) / ATTEMPTS).unlink(missing_ok=True)
         self._move(case, INCOMING)
 
@@ -253,7 +253,7 @@ class StudyQueue:
             (self.path(case) / IMAGES).mkdir(mode=0o700)
         return case
 
-    def _found(self, number: int, key: str, state: str) -> None:
+    def _register_existing(self, number: int, key: str, state: str) -> None:
         """A case that is there at the start."""
         case = self._cases[number] = Case(number, key, state, arrived=self._clock())
         self._last = max(self._last, number)

@@ -1,4 +1,4 @@
-"""What people read of a result: figures as JSON, pictures of slices with the hemorrhage outlined."""
+"""What people read of a result: measurements as JSON, pictures of slices with the hemorrhage outlined."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 WINDOW = (0.0, 80.0)  # HU, the brain window
 COLUMNS, ROWS, TILE = 4, 3, 300  # px
-MOST_DOUBTFUL = 6
+MAX_DOUBTFUL = 6
 RED, WHITE, GRAY, YELLOW = (60, 60, 255), (255, 255, 255), (170, 170, 170), (60, 220, 255)
 
 
@@ -38,7 +38,7 @@ def overlay(result: Segmentation, title: str = "") -> np.ndarray:
     hu, (_, mm_y, mm_x) = volume.in_lps()
     mask, _ = volume.with_voxels(result.mask).in_lps()
     doubtful = result.doubtful_slices
-    tiles = [_tile(hu[z], mask[z], mm_y, mm_x, z, result) for z in _shown(mask, doubtful)]
+    tiles = [_tile(hu[z], mask[z], mm_y, mm_x, z, result) for z in _slices_to_show(mask, doubtful)]
     tiles += [np.zeros((TILE, TILE, 3), np.uint8)] * (-len(tiles) % COLUMNS)
     rows = [np.hstack(tiles[i : i + COLUMNS]) for i in range(0, len(tiles), COLUMNS)]
     header = np.zeros((64 + 26 * len(result.implausible), COLUMNS * TILE, 3), np.uint8)
@@ -50,7 +50,7 @@ def overlay(result: Segmentation, title: str = "") -> np.ndarray:
     return np.vstack([header, *rows])
 
 
-def _shown(mask: np.ndarray, doubtful: tuple[int, ...]) -> list[int]:
+def _slices_to_show(mask: np.ndarray, doubtful: tuple[int, ...]) -> list[int]:
     """The slices to show: spread over what is outlined; the one with most of it, and doubtful ones, take the place of
     their neighbours, of those without an outline first.
     """
@@ -62,9 +62,9 @@ def _shown(mask: np.ndarray, doubtful: tuple[int, ...]) -> list[int]:
         last = min(len(mask) - 1, first + COLUMNS * ROWS - 1)
     shown = [int(z) for z in np.unique(np.linspace(first, last, COLUMNS * ROWS).round())]
     largest = (int(areas.argmax()),) if len(hit) else ()
-    wanted = (*largest, *doubtful[:: -(-len(doubtful) // MOST_DOUBTFUL) or 1])
-    for z in wanted:
-        others = [other for other in shown if other not in wanted]
+    required = (*largest, *doubtful[:: -(-len(doubtful) // MAX_DOUBTFUL) or 1])
+    for z in required:
+        others = [other for other in shown if other not in required]
         free = [other for other in others if not areas[other]] or others
         if z not in shown and free:
             shown[shown.index(min(free, key=lambda other: abs(other - z)))] = z
@@ -98,7 +98,7 @@ def _write(picture: np.ndarray, text: str, at: tuple[int, int], color: tuple[int
 
 
 def findings(result: Segmentation, model: Model, case: str) -> dict[str, Any]:
-    """A result in figures, for ``report.json``: mL, mm (LPS), HU, seconds."""
+    """The measurements of a result, for ``report.json``: mL, mm (LPS), HU, seconds."""
     manifest = model.manifest
     return {
         "made_by": mark(result.volume.content),

@@ -65,7 +65,7 @@ def test_the_tolerance_is_what_the_cpu_is_from_itself() -> None:
 
     def tolerance(factor: float) -> float:
         batches = [(torch.tensor([1.1, 0.3]), torch.zeros(1))]
-        return gpu_check.reference_of(lambda: (Steep(factor), batches)).tolerances["32-true"][1]  # type: ignore[arg-type]
+        return gpu_check.compute_reference(lambda: (Steep(factor), batches)).tolerances["32-true"][1]  # type: ignore[arg-type]
 
     assert tolerance(1.0) == gpu_check.TOLERANCES["32-true"][1]
     assert tolerance(1e8) > gpu_check.TOLERANCES["32-true"][1]

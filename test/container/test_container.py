@@ -31,7 +31,7 @@ from hemseg.folder import jobs as folder_jobs
 from hemseg.folder import plan as folder_plan
 from hemseg.grand_challenge import batch
 from hemseg.grand_challenge.outputs import check_mounts, check_outputs, is_results, plan_jobs
-from hemseg.grand_challenge.server import Cases, UnexpectedError
+from hemseg.grand_challenge.server import CaseRunner, UnexpectedError
 from hemseg.grand_challenge.sockets import MODES, RunPlan, Sockets, load_sockets
 from hemseg.model import Model, load
 from hemseg.scan import read
@@ -47,7 +47,7 @@ def container(
     tmp_path: Path, light: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Container]:
     """Runs ``process.py`` in this process; gives its exit code and the last line of its stderr."""
-    before = {number: signal.getsignal(number) for number in signals.STOPS}
+    before = {number: signal.getsignal(number) for number in signals.STOP_SIGNALS}
 
     def call(*arguments: object, **environment: str) -> tuple[int, str]:
         folders = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--predict", tmp_path / "predict")
@@ -104,7 +104,7 @@ def test_a_dicom_image_set_is_one_case(
     (seen,) = image_builder_mhd(files={mask})
     assert set(seen.segments or ()) == {0, 1}
     shutil.rmtree(tmp_path / "out")
-    Cases(light_model, tmp_path / "in", tmp_path / "out", Sockets()).invoke()
+    CaseRunner(light_model, tmp_path / "in", tmp_path / "out", Sockets()).invoke()
     assert written(tmp_path / "out") == outputs
     assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(mask))), sitk.GetArrayFromImage(image))
 
@@ -185,7 +185,7 @@ def test_who_waits_for_a_server_that_cannot_start_is_told() -> None:
     listener = process._listen(0)
     with listener, socket.create_connection(("127.0.0.1", listener.getsockname()[1]), timeout=10) as line:
         line.sendall(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
-        process._turn_away(listener, "no\nweights")
+        process._answer_unavailable(listener, "no\nweights")
         head, _, body = line.recv(4096).partition(b"\r\n\r\n")
     assert head.split()[1] == b"503"
     assert json.loads(body) == {"detail": "no weights"}
@@ -300,7 +300,7 @@ def test_no_output_takes_the_place_of_another_beside_the_generic_mask(
     broken(mount(tmp_path / "in", "images"), "u.mha")
     code, reason = container(**setting)
     assert (code, said in reason) == (1, True)
-    cases = Cases(light_model, tmp_path / "in", tmp_path / "out", load_sockets(setting))
+    cases = CaseRunner(light_model, tmp_path / "in", tmp_path / "out", load_sockets(setting))
     with pytest.raises(HemsegError) as error:
         cases.invoke()
     assert said in str(error.value)
@@ -319,7 +319,7 @@ def test_serve_with_generic_sockets_writes_what_a_batch_does(
     made = {name: (tmp_path / "out" / name).read_bytes() for name in written(tmp_path / "out")}
     assert set(made) == {"images/u.nii.gz", "results.json"}
     shutil.rmtree(tmp_path / "out")
-    cases = Cases(light_model, scan.parent, tmp_path / "out", Sockets())
+    cases = CaseRunner(light_model, scan.parent, tmp_path / "out", Sockets())
     cases.invoke()
     assert written(tmp_path / "out") == set(made)
     assert (tmp_path / "out" / "results.json").read_bytes() == made["results.json"]
@@ -337,7 +337,7 @@ def test_serve_leaves_nothing_of_an_earlier_case(scan: Path, tmp_path: Path, lig
     folder = mount(scan.parent)
     shutil.copy(scan, folder / "u.nii.gz")
     sockets = Sockets(report_path="report.json", heat_map_path="images/heat")
-    cases = Cases(light_model, scan.parent, tmp_path / "out", sockets)
+    cases = CaseRunner(light_model, scan.parent, tmp_path / "out", sockets)
     cases.invoke()
     (tmp_path / "out" / "notes.txt").touch()
     assert written(tmp_path / "out") == {MASK, "images/heat/output.mha", "report.json", "notes.txt"}
@@ -346,7 +346,7 @@ def test_serve_leaves_nothing_of_an_earlier_case(scan: Path, tmp_path: Path, lig
             (folder / "u.nii.gz").write_text(fault)
         else:
             (folder / "u.nii.gz").unlink()
-        Cases(light_model, scan.parent, tmp_path / "out", sockets)
+        CaseRunner(light_model, scan.parent, tmp_path / "out", sockets)
         with pytest.raises(HemsegError):
             cases.invoke()
         assert written(tmp_path / "out") == {"notes.txt"}
@@ -358,9 +358,9 @@ def test_serve_removes_and_replaces_what_hemseg_wrote_and_nothing_else(
 ) -> None:
     shutil.copy(scan, mount(scan.parent, relative) / "u.nii.gz")
     out, sockets = tmp_path / "out", Sockets(report_path="report.json")
-    Cases(light_model, scan.parent, out, sockets).invoke()
+    CaseRunner(light_model, scan.parent, out, sockets).invoke()
     made = {name: (out / name).stat().st_mtime_ns for name in written(out)}
-    cases = Cases(light_model, scan.parent, out, sockets)  # another server knows them by their marks
+    cases = CaseRunner(light_model, scan.parent, out, sockets)  # another server knows them by their marks
     for _ in range(2):
         cases.invoke()
         assert written(out) == set(made)
@@ -404,11 +404,11 @@ def test_what_cannot_be_written_is_our_fault(
     shutil.copy(scan, mount(scan.parent) / "u.nii.gz")
     (tmp_path / "out").write_text("a file")
     with pytest.raises(OutputError, match=r"out \(is not a folder\)"):
-        Cases(light_model, scan.parent, tmp_path / "out", Sockets()).invoke()
+        CaseRunner(light_model, scan.parent, tmp_path / "out", Sockets()).invoke()
     (tmp_path / "out").unlink()
     (tmp_path / "out" / MASK).mkdir(parents=True)
     with pytest.raises(OutputError, match=r"output\.mha \(is a folder\)"):
-        Cases(light_model, scan.parent, tmp_path / "out", Sockets()).invoke()
+        CaseRunner(light_model, scan.parent, tmp_path / "out", Sockets()).invoke()
     (tmp_path / "out" / MASK).rmdir()
 
     def on_a_full_disk(*_: object) -> None:
@@ -416,7 +416,7 @@ def test_what_cannot_be_written_is_our_fault(
 
     monkeypatch.setattr(folder_jobs, "write_result", on_a_full_disk)
     with pytest.raises(UnexpectedError, match="could not be written"):
-        Cases(light_model, scan.parent, tmp_path / "out", Sockets()).invoke()
+        CaseRunner(light_model, scan.parent, tmp_path / "out", Sockets()).invoke()
 
 
 # ---- probability images for people

@@ -67,7 +67,9 @@ def test_the_comparison_can_fail(output: Path, tmp_path: Path) -> None:
 
 def test_the_platform_reads_the_masks(output: Path) -> None:
     """panimg is what Grand Challenge imports outputs with."""
-    for mask in (output / "images").glob("*.mha"):
+    masks = list((output / "images").glob("*.mha"))
+    assert masks
+    for mask in masks:
         (result,) = image_builder_mhd(files={mask})
         assert result.segments is not None
         assert set(result.segments) <= {0, 1}

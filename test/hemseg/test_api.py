@@ -13,7 +13,7 @@ from conftest import ROOT, same_geometry
 from helpers.series import write_series
 
 import hemseg
-from hemseg.api import _volume
+from hemseg.api import _to_volume
 from hemseg.volume import Volume
 
 SCAN = ROOT / "test" / "cases" / "phantom-lobar.mha"
@@ -103,7 +103,7 @@ def test_what_has_one_meaning_is_taken(tmp_path: Path) -> None:
     hu = np.random.default_rng(0).integers(-1000, 1000, (6, 5, 4)).astype(np.int16)
     arrays: list[Any] = [hu, hu.tolist(), hu.astype(object), hu.astype(">i2"), np.asfortranarray(hu), np.ma.array(hu)]
     for array in arrays:
-        volume = _volume(array, ("1", 1, np.float32(5)), "")
+        volume = _to_volume(array, ("1", 1, np.float32(5)), "")
         assert np.array_equal(volume.hu, hu)
         assert volume.spacing == (1, 1, 5)
     image = nibabel.Nifti1Image(hu.transpose(2, 1, 0), np.diag([-1, -1, 5, 1]))
@@ -111,21 +111,21 @@ def test_what_has_one_meaning_is_taken(tmp_path: Path) -> None:
     files = write_series(tmp_path / "dicom", Volume(hu.astype(np.float32), (1, 1, 5)))
     scans: list[Any] = [image, str(tmp_path / "a.nii.gz").encode(), files, [str(f) for f in files]]
     for scan in scans:
-        volume = _volume(scan, None, "")
+        volume = _to_volume(scan, None, "")
         assert np.array_equal(volume.hu, hu)
         assert volume.spacing == (1, 1, 5)
-    assert _volume(image, None, "").direction == (1, 0, 0, 0, 1, 0, 0, 0, 1)
+    assert _to_volume(image, None, "").direction == (1, 0, 0, 0, 1, 0, 0, 0, 1)
     flat = nibabel.Nifti1Image(hu[:1, :, :, None].transpose(2, 1, 0, 3), np.diag([-1, -1, 5, 1]))  # (x, y, 1, 1)
     nibabel.save(flat, tmp_path / "flat.nii")
     for scan in (flat, tmp_path / "flat.nii"):
-        assert np.array_equal(_volume(scan, None, "").hu, hu[:1])
-    given = _volume(Volume(hu, [1, 1, "5"], np.zeros(3), np.eye(3), "a.mha"), None, "")  # type: ignore[arg-type]
+        assert np.array_equal(_to_volume(scan, None, "").hu, hu[:1])
+    given = _to_volume(Volume(hu, [1, 1, "5"], np.zeros(3), np.eye(3), "a.mha"), None, "")  # type: ignore[arg-type]
     assert given.hu.dtype == np.float32
     assert (given.spacing, given.origin, given.direction, given.path) == (
         (1, 1, 5), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1), Path("a.mha"),
     )  # fmt: skip
     read = hemseg.read(SCAN)
-    assert _volume(read, None, "").hu is read.hu  # a scan that was read is not copied
+    assert _to_volume(read, None, "").hu is read.hu  # a scan that was read is not copied
 
 
 def test_importing_costs_nothing() -> None:

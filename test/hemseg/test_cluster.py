@@ -16,13 +16,13 @@ from conftest import python
 from hemseg import signals
 from hemseg.folder import ray_cluster
 from hemseg.folder.descendants import descendants, end_processes
-from hemseg.folder.ray_cluster import HeadLostError, Watch
+from hemseg.folder.ray_cluster import HeadLostError, HeadWatch
 
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_cluster, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(ray_cluster, "DEAD_SECONDS", 0.3)
+    monkeypatch.setattr(ray_cluster, "CHECK_SECONDS", 0.02)
+    monkeypatch.setattr(ray_cluster, "LOCAL_TIMEOUT_SECONDS", 0.3)
 
 
 @pytest.fixture
@@ -39,56 +39,56 @@ def places(listening: tuple[socket.socket, socket.socket]) -> list[str]:
     return [f"127.0.0.1:{port.getsockname()[1]}", local.getsockname()]
 
 
-def looked_at(watch: Watch, seconds: float) -> None:
+def check_for(watch: HeadWatch, seconds: float) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        watch.look()
+        watch.check()
         time.sleep(0.01)
 
 
 @pytest.mark.parametrize("dies", [0, 1])
 def test_a_head_that_dies(listening: tuple[socket.socket, socket.socket], dies: int) -> None:
-    watch = Watch(places(listening))
-    looked_at(watch, 0.5)
+    watch = HeadWatch(places(listening))
+    check_for(watch, 0.5)
     watch.wait()
     listening[dies].close()
     begun = time.monotonic()
     with pytest.raises(HeadLostError, match="run the same command again"):
-        looked_at(watch, 20)
+        check_for(watch, 20)
     assert time.monotonic() - begun >= 0.25
     with pytest.raises(HeadLostError):
         watch.wait()
 
 
 def test_a_head_that_comes_back_is_not_dead(listening: tuple[socket.socket, socket.socket]) -> None:
-    watch = Watch(places(listening))
+    watch = HeadWatch(places(listening))
     port = listening[0].getsockname()
     listening[0].close()
-    looked_at(watch, 0.05)
+    check_for(watch, 0.05)
     with socket.create_server(port):
         watch.wait()
-        looked_at(watch, 0.6)
+        check_for(watch, 0.6)
 
 
 def test_an_address_that_makes_no_sense_does_not_answer() -> None:
     for place in ("nowhere.invalid:1", "127.0.0.1:x", "", "/no/such/socket"):
-        assert not ray_cluster._answers(place)
+        assert not ray_cluster._accepts_connection(place)
 
 
 def test_a_second_signal_ends_what_ray_began(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(os, "_exit", lambda code: said.append(f"exit {code}"))
-    monkeypatch.setattr(signals, "abandon", lambda: said.append("abandon"))
+    monkeypatch.setattr(signals, "remove_partial_files", lambda: said.append("abandon"))
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
-    with signals.ended_with(lambda: said.append("ended")):
-        signals.end_now(130)
-    signals.end_now(143)
+    with signals.called_on_exit(lambda: said.append("ended")):
+        signals.exit_now(130)
+    signals.exit_now(143)
     assert said == ["ended", "abandon", "exit 130", "abandon", "exit 143"]
 
 
 def test_handlers_of_signals_come_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with signals.handlers_restored():
+    with signals.signal_handlers_restored():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -102,7 +102,6 @@ def test_descendants_end() -> None:
     end_processes(lambda: descendants() & new)
     shell.wait()
     assert not descendants() & new
-    assert all(not Path("/proc", str(pid)).exists() or pid not in descendants() for pid in new)
 
 
 ORPHANS = """

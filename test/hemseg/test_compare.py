@@ -16,8 +16,8 @@ from scipy.spatial.transform import Rotation
 
 from hemseg.compare import comparison
 from hemseg.compare.acquisition import date_time
-from hemseg.compare.change import Band, Change, LesionPair, matched_lesions, numbered_lesions
-from hemseg.compare.comparison import Options, Scan, compare, prepared
+from hemseg.compare.change import Band, Change, LesionPair, match_lesions, numbered_lesions
+from hemseg.compare.comparison import Options, Scan, compare, prepare_scan
 from hemseg.compare.pairs import Pair, read_pairs, refuse_conflicts, run_pair
 from hemseg.compare.poses import POSES, frame, halfway
 from hemseg.compare.registration import Registration, register
@@ -85,7 +85,7 @@ def heads() -> tuple[Placed, Placed]:
 
 @pytest.fixture(scope="module")
 def scans(heads: tuple[Placed, Placed], light_model: Model) -> list[Scan]:
-    return [prepared(head.volume, light_model) for head in heads]
+    return [prepare_scan(head.volume, light_model) for head in heads]
 
 
 @pytest.fixture(scope="module")
@@ -142,12 +142,12 @@ def test_lesions_match_merge_come_and_go() -> None:
     assert [len(volumes) for _, volumes in numbered] == [3, 2]
     assert numbered[0][1] == pytest.approx([2.5, 2.4, 1.8])
     (a, a_ml), (b, b_ml) = numbered
-    assert matched_lesions(a, b, (1.0, 1.0, 1.0), (a_ml, b_ml)) == [
+    assert match_lesions(a, b, (1.0, 1.0, 1.0), (a_ml, b_ml)) == [
         LesionPair((1, 2), (0,), pytest.approx(4.2), pytest.approx(6.0)),
         LesionPair((), (1,), 0, pytest.approx(1.2)),
         LesionPair((0,), (), pytest.approx(2.5), 0),
     ]
-    assert matched_lesions(a * 0, b * 0, (1.0, 1.0, 1.0), ([], [])) == []
+    assert match_lesions(a * 0, b * 0, (1.0, 1.0, 1.0), ([], [])) == []
 
 
 def test_registration_recovers_a_known_turn(heads: tuple[Placed, Placed], registration: Registration) -> None:
@@ -166,7 +166,7 @@ def test_what_has_nothing_in_common_is_not_aligned(heads: tuple[Placed, Placed],
     upper = replace(whole, hu=whole.hu[17:], origin=(*whole.origin[:2], whole.origin[2] + 17 * 6.0))
     lower = replace(whole, hu=whole.hu[4:12])
     with pytest.raises(HemsegError, match=r"could not be aligned.*one patient\?") as refusal:
-        compare(prepared(upper, light_model), prepared(lower, light_model), light_model)
+        compare(prepare_scan(upper, light_model), prepare_scan(lower, light_model), light_model)
     assert "baseline" in str(refusal.value)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from hemseg.compare import comparison
-from hemseg.compare.comparison import compare, prepared
+from hemseg.compare.comparison import compare, prepare_scan
 from hemseg.errors import HemsegError
 from hemseg.folder.console import print_table
 from hemseg.folder.plan import Job
@@ -24,10 +24,10 @@ from hemseg.manifest import Manifest
 from hemseg.model import Model
 from hemseg.postprocessing import doubtful_slices, postprocessed_mask
 from hemseg.preprocessing import Settings, WorkingImage
-from hemseg.report.findings import COLUMNS, MOST_DOUBTFUL, ROWS, YELLOW, _shown, findings, overlay
+from hemseg.report.findings import COLUMNS, MAX_DOUBTFUL, ROWS, YELLOW, _slices_to_show, findings, overlay
 from hemseg.report.viewer import page
 from hemseg.second_opinion import Opinion
-from hemseg.segmentation import Segmentation, numbered, postprocess
+from hemseg.segmentation import Segmentation, postprocess, slice_numbers
 from hemseg.volume import Volume
 from hemseg.working_grid import WorkingGrid
 from training.data.phantom import Grid, make_phantom
@@ -94,8 +94,8 @@ def test_slices_are_counted_from_inferior_however_the_file_is_stored(direction: 
 
 
 def test_slices_in_words() -> None:
-    assert numbered((6,)) == "slice 7"
-    assert numbered((0, 2, 3, 4, 8)) == "slices 1, 3-5, 9"
+    assert slice_numbers((6,)) == "slice 7"
+    assert slice_numbers((0, 2, 3, 4, 8)) == "slices 1, 3-5, 9"
 
 
 def test_nothing_is_not_called_nothing_where_a_slice_is_doubtful() -> None:
@@ -109,27 +109,27 @@ def test_pictures_show_doubtful_slices_and_the_hemorrhage() -> None:
     mask = np.zeros((60, 4, 4), np.uint8)
     mask[10:50] = 1
     mask[27, 0, 0] = 0
-    plain = _shown(mask, ())
+    plain = _slices_to_show(mask, ())
     assert len(plain) == COLUMNS * ROWS
-    shown = _shown(mask, (2, 55))
+    shown = _slices_to_show(mask, (2, 55))
     assert {2, 55} <= set(shown)
     assert len(set(shown)) == COLUMNS * ROWS
-    many = _shown(mask, tuple(z for z in range(60) if not 10 <= z < 50))
+    many = _slices_to_show(mask, tuple(z for z in range(60) if not 10 <= z < 50))
     assert len(set(many)) == COLUMNS * ROWS
-    assert 4 <= sum(not mask[z].any() for z in many) <= MOST_DOUBTFUL
+    assert 4 <= sum(not mask[z].any() for z in many) <= MAX_DOUBTFUL
     single = np.zeros((24, 4, 4), np.uint8)
     single[2] = 1
-    assert {2, 17} <= set(_shown(single, (17,)))
-    assert _shown(single * 0, (5,)) == sorted({*_shown(single * 0, ())} - {4} | {5})
-    assert _shown(mask[:1], (0,)) == [0]
-    assert _shown(mask[:3], (0, 1, 2)) == [0, 1, 2]
+    assert {2, 17} <= set(_slices_to_show(single, (17,)))
+    assert _slices_to_show(single * 0, (5,)) == sorted({*_slices_to_show(single * 0, ())} - {4} | {5})
+    assert _slices_to_show(mask[:1], (0,)) == [0]
+    assert _slices_to_show(mask[:3], (0, 1, 2)) == [0, 1, 2]
     rng = np.random.default_rng(0)
     for _ in range(300):
         mask = np.zeros((int(rng.integers(1, 40)), 2, 2), np.uint8)
         mask[rng.integers(len(mask), size=rng.integers(1, 5))] = 1
         empty = np.flatnonzero(~mask.any(axis=(1, 2)))
         doubtful = tuple(sorted(rng.choice(empty, min(len(empty), int(rng.integers(9))), replace=False).tolist()))
-        shown = _shown(mask, doubtful)
+        shown = _slices_to_show(mask, doubtful)
         assert any(mask[z].any() for z in shown)
         assert len(set(shown)) == len(shown) == min(len(mask), COLUMNS * ROWS)
     for slices, framed in (({1: 0.4}, True), ({1: 0.9}, False)):
@@ -163,7 +163,7 @@ def test_tables_and_pages_of_folders_hold_doubtful_slices(tmp_path: Path) -> Non
 
 def test_a_comparison_warns_where_nothing_is_outlined(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
     first = make_phantom(3, (), PHANTOM).volume
-    scans = [prepared(volume, model) for volume in (first, replace(first, hu=first.hu + 1))]
+    scans = [prepare_scan(volume, model) for volume in (first, replace(first, hu=first.hu + 1))]
     shape = scans[0].working.hu.shape
     faint = np.zeros(shape, np.float32)
     faint[4, shape[1] // 2 : shape[1] // 2 + 8, shape[2] // 2 : shape[2] // 2 + 8] = 0.4

@@ -309,10 +309,10 @@ def test_a_signal_whose_exception_python_dropped_stops_the_run_all_the_same(
 
     class Finalised:
         def __del__(self) -> None:
-            signals._stop(number, None)
+            signals._handle_stop_signal(number, None)
 
     monkeypatch.setattr(folder_jobs, "_segment_and_write", lambda job, model: None)
-    monkeypatch.setattr(signals, "_stopping", 0)
+    monkeypatch.setattr(signals, "_pending_signal", 0)
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
     jobs = [Job(Path(str(n)), Path("x"), tmp_path / str(n)) for n in range(40)]
     taken = []
@@ -368,7 +368,7 @@ def test_several_processes_give_the_same_masks(folder: Path, tmp_path: Path) -> 
 def test_a_process_that_dies_costs_its_own_job_alone(folder: Path, tmp_path: Path, light: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     (folder / "broken.mha").unlink()
     jobs = plan_jobs(folder, tmp_path / "out")
-    monkeypatch.setattr(processes, "_do", deadly)
+    monkeypatch.setattr(processes, "_run_in_worker", deadly)
     key = settings_key_of_weights(light)
     found = list(processes.run_in_processes(jobs, light, "cpu", key, tmp_path / "out", 2))
     assert sorted(row.case for row in found) == sorted(str(job.case) for job in jobs)
@@ -377,14 +377,14 @@ def test_a_process_that_dies_costs_its_own_job_alone(folder: Path, tmp_path: Pat
     assert "process died" in bad.error
 
 
-_real_do = processes._do
+_real_run_in_worker = processes._run_in_worker
 
 
 def deadly(job, key, target):  # type: ignore[no-untyped-def]
     """Stands for a scan that takes all the memory: its process is killed."""
     if job.case.name == "c1.nii.gz":
         os.kill(os.getpid(), signal.SIGKILL)
-    return _real_do(job, key, target)
+    return _real_run_in_worker(job, key, target)
 
 
 def on_ray(folder: Path, out: Path, weights: Path, jobs: int, cases: int) -> subprocess.Popen[str]:
@@ -413,7 +413,9 @@ def on_ray(folder: Path, out: Path, weights: Path, jobs: int, cases: int) -> sub
 
 
 # the command line; a head that does not answer is dead after two seconds in place of five
-SOON = "from hemseg import cli; from hemseg.folder import ray_cluster; ray_cluster.DEAD_SECONDS = 2.0; cli.main()"
+SOON = (
+    "from hemseg import cli; from hemseg.folder import ray_cluster; ray_cluster.LOCAL_TIMEOUT_SECONDS = 2.0; cli.main()"
+)
 
 
 def kill_one(running: subprocess.Popen[str], pattern: str) -> None:

@@ -9,9 +9,20 @@ import pytest
 
 from hemseg.errors import HemsegError
 from hemseg.fields_of_view import fields_of_view
-from hemseg.kinds import CODES, FORMAT, INPUTS, KINDS, UNSURE, UNSURE_CODE, Head, kinds_of, lesion_inputs, within
+from hemseg.kinds import (
+    CODES,
+    FORMAT,
+    INPUTS,
+    KINDS,
+    UNSURE,
+    UNSURE_CODE,
+    KindHead,
+    classify_lesions,
+    lesion_inputs,
+    weighted_map_means,
+)
 from hemseg.lesion_features import FEATURES, lesion_features, surroundings
-from hemseg.second_opinion import Look
+from hemseg.second_opinion import ClassifierOutput
 
 MM = (5.0, 2.0, 2.0)
 CHANNELS = 3
@@ -43,9 +54,9 @@ def lesions() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def numbers() -> Head:
+def numbers() -> KindHead:
     rng = np.random.default_rng(0)
-    return Head(
+    return KindHead(
         classifier=np.array("0" * 64),
         maps=rng.normal(size=(len(KINDS), CHANNELS)),
         bias=rng.normal(size=len(KINDS)),
@@ -59,10 +70,10 @@ def numbers() -> Head:
 
 
 @pytest.fixture(scope="module")
-def look(numbers: Head) -> Look:
+def output(numbers: KindHead) -> ClassifierOutput:
     """What a slice classifier says of the two slices, on cells of eight pixels."""
     features = np.random.default_rng(1).normal(size=(2, CHANNELS, 10, 8)).astype(np.float32)
-    return Look(np.full(2, 0.9, np.float32), dict(enumerate(numbers.kind_maps(features))), (0, 0), (80, 64))
+    return ClassifierOutput(np.full(2, 0.9, np.float32), dict(enumerate(numbers.kind_maps(features))), (0, 0), (80, 64))
 
 
 def by_name(lesion: np.ndarray, hu: np.ndarray, inside: np.ndarray) -> dict[str, float]:
@@ -109,7 +120,7 @@ def test_a_lesion_of_one_voxel_has_finite_features(
     assert np.isfinite(lesion_features(lesion, surroundings(hu, inside, MM))).all()
 
 
-def test_maps_are_exact(numbers: Head) -> None:
+def test_maps_are_exact(numbers: KindHead) -> None:
     """The mean of a map over the slice is the logit that the pooled features give."""
     features = np.random.default_rng(2).normal(size=(1, CHANNELS, 10, 8)).astype(np.float32)
     logits = numbers.maps @ features[0].mean(axis=(1, 2)) + numbers.bias
@@ -121,22 +132,22 @@ def test_maps_within_a_lesion_are_weighted_by_where_it_lies() -> None:
     maps[0, 3, 0, 0] = 8.0
     seen = np.zeros((2, 2, 2), np.float32)
     seen[0, 0, 0] = 0.5
-    values = dict(zip(INPUTS, within(maps, seen), strict=False))
+    values = dict(zip(INPUTS, weighted_map_means(maps, seen), strict=False))
     assert values["map_subdural"] == 8.0
     assert values["slice_subdural"] == 2.0
     assert values["map_epidural"] == 0.0
     seen[1] = 0.125  # as much in the other slice, which has none
-    assert dict(zip(INPUTS, within(maps, seen), strict=False))["map_subdural"] == 4.0
+    assert dict(zip(INPUTS, weighted_map_means(maps, seen), strict=False))["map_subdural"] == 4.0
 
 
 def test_what_the_classifier_sees_is_read_where_the_lesion_lies(
-    head_scan: tuple[np.ndarray, np.ndarray], numbers: Head
+    head_scan: tuple[np.ndarray, np.ndarray], numbers: KindHead
 ) -> None:
     """Its field of view lies elsewhere than the scan does, and its cells are larger than the scan's pixels."""
     hu, inside = head_scan
     maps = np.zeros((len(KINDS), 10, 8), np.float32)
     maps[1, 5, 4] = 1.0  # pixels 36 to 43 and 26 to 33 of the scan
-    said = Look(np.full(2, np.nan, np.float32), {1: maps}, (-4, -6), (80, 64))
+    said = ClassifierOutput(np.full(2, np.nan, np.float32), {1: maps}, (-4, -6), (80, 64))
     lesion = np.zeros(hu.shape, bool)
     lesion[1, 36:44, 26:34] = True
     values = dict(zip(INPUTS, lesion_inputs([lesion], hu, inside, MM, said)[0], strict=True))
@@ -156,30 +167,33 @@ def test_a_field_that_leaves_the_scan_is_background() -> None:
 
 
 def test_lesions_are_named_or_unsure(
-    head_scan: tuple[np.ndarray, np.ndarray], lesions: dict[str, np.ndarray], numbers: Head, look: Look
+    head_scan: tuple[np.ndarray, np.ndarray],
+    lesions: dict[str, np.ndarray],
+    numbers: KindHead,
+    output: ClassifierOutput,
 ) -> None:
     hu, inside = head_scan
     masks = list(lesions.values())
-    inputs = lesion_inputs(masks, hu, inside, MM, look)
+    inputs = lesion_inputs(masks, hu, inside, MM, output)
     assert inputs.shape == (3, len(INPUTS))
     probabilities = numbers.probabilities(inputs)
     assert probabilities.sum(axis=1) == pytest.approx(1)
-    named = kinds_of(masks, hu, inside, MM, numbers, look)
+    named = classify_lesions(masks, hu, inside, MM, numbers, output)
     assert [kind.probability for kind in named] == pytest.approx(probabilities.max(axis=1).tolist())
     assert [kind.name for kind in named] == [KINDS[i] for i in probabilities.argmax(axis=1)]
     strict = replace(numbers, unsure_below=np.array(1.01))
-    assert {kind.name for kind in kinds_of(masks, hu, inside, MM, strict, look)} == {UNSURE}
-    assert kinds_of([], hu, inside, MM, numbers, look) == []
+    assert {kind.name for kind in classify_lesions(masks, hu, inside, MM, strict, output)} == {UNSURE}
+    assert classify_lesions([], hu, inside, MM, numbers, output) == []
 
 
-def test_the_numbers_come_back_from_their_file(numbers: Head, tmp_path: Path) -> None:
+def test_the_numbers_come_back_from_their_file(numbers: KindHead, tmp_path: Path) -> None:
     path = tmp_path / "kinds.npz"
     numbers.write(path)
-    again = Head.read(path)
-    assert all(np.array_equal(getattr(again, f.name), getattr(numbers, f.name)) for f in fields(Head))
+    again = KindHead.read(path)
+    assert all(np.array_equal(getattr(again, f.name), getattr(numbers, f.name)) for f in fields(KindHead))
 
 
-def without_maps(numbers: Head) -> Head:
+def without_maps(numbers: KindHead) -> KindHead:
     rest = {name: getattr(numbers, name)[..., -len(FEATURES) :] for name in ("mean", "scale", "weight")}
     return replace(numbers, classifier=np.array(""), maps=np.zeros((len(KINDS), 0)), **rest)
 
@@ -187,43 +201,43 @@ def without_maps(numbers: Head) -> Head:
 def test_without_a_classifier_lesions_are_named_by_their_own_figures(
     head_scan: tuple[np.ndarray, np.ndarray],
     lesions: dict[str, np.ndarray],
-    numbers: Head,
-    look: Look,
+    numbers: KindHead,
+    output: ClassifierOutput,
     tmp_path: Path,
 ) -> None:
     hu, inside = head_scan
     masks = list(lesions.values())
     plain = without_maps(numbers)
     inputs = lesion_inputs(masks, hu, inside, MM)
-    assert np.array_equal(inputs, lesion_inputs(masks, hu, inside, MM, look)[:, -len(FEATURES) :])
+    assert np.array_equal(inputs, lesion_inputs(masks, hu, inside, MM, output)[:, -len(FEATURES) :])
     plain.write(tmp_path / "kinds.npz")
-    again = Head.read(tmp_path / "kinds.npz")
-    named = kinds_of(masks, hu, inside, MM, again)
+    again = KindHead.read(tmp_path / "kinds.npz")
+    named = classify_lesions(masks, hu, inside, MM, again)
     assert [kind.probability for kind in named] == plain.probabilities(inputs).max(axis=1).tolist()
 
 
-def truncated(path: Path, numbers: Head) -> None:
+def truncated(path: Path, numbers: KindHead) -> None:
     path.write_bytes(path.read_bytes()[:300])
 
 
-def of_other_inputs(path: Path, numbers: Head) -> None:
-    arrays = {f.name: getattr(numbers, f.name) for f in fields(Head)}
+def of_other_inputs(path: Path, numbers: KindHead) -> None:
+    arrays = {f.name: getattr(numbers, f.name) for f in fields(KindHead)}
     np.savez(path, format=np.array(FORMAT), inputs=np.array(["volume"]), **arrays)
 
 
-def newer(path: Path, numbers: Head) -> None:
+def newer(path: Path, numbers: KindHead) -> None:
     np.savez(path, format=np.array(FORMAT + 1))
 
 
-def misshapen(path: Path, numbers: Head) -> None:
+def misshapen(path: Path, numbers: KindHead) -> None:
     replace(numbers, bias=np.zeros(2)).write(path)
 
 
-def without_its_classifier(path: Path, numbers: Head) -> None:
+def without_its_classifier(path: Path, numbers: KindHead) -> None:
     replace(numbers, classifier=np.array("")).write(path)
 
 
-def not_a_number(path: Path, numbers: Head) -> None:
+def not_a_number(path: Path, numbers: KindHead) -> None:
     replace(numbers, bias=np.full(len(KINDS), np.nan)).write(path)
 
 
@@ -239,13 +253,13 @@ def not_a_number(path: Path, numbers: Head) -> None:
     ],
 )
 def test_damaged_numbers_are_refused(
-    numbers: Head, tmp_path: Path, damage: Callable[[Path, Head], None], said: str
+    numbers: KindHead, tmp_path: Path, damage: Callable[[Path, KindHead], None], said: str
 ) -> None:
     path = tmp_path / "kinds.npz"
     numbers.write(path)
     damage(path, numbers)
     with pytest.raises(HemsegError, match=said):
-        Head.read(path)
+        KindHead.read(path)
 
 
 def test_codes_of_the_mask() -> None:

@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 from hemseg.errors import HemsegError
 from hemseg.folder.jobs import run_job
 from hemseg.folder.plan import OutputOptions, plan_jobs
-from hemseg.kinds import CODES, INPUTS, KINDS, UNSURE_CODE, Head, Kind
+from hemseg.kinds import CODES, INPUTS, KINDS, UNSURE_CODE, Kind, KindHead
 from hemseg.manifest import FORMAT, Manifest
 from hemseg.model import Model, load
 from hemseg.preprocessing import WorkingImage
@@ -60,7 +60,7 @@ def naming(light: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "classifier.onnx").write_bytes(network)
     even = np.log(0.25 / 4)
     classifier = sha256(network).hexdigest()
-    Head(
+    KindHead(
         classifier=np.array(classifier),
         maps=np.zeros((len(KINDS), 1)),
         bias=np.zeros(len(KINDS)),

@@ -77,22 +77,22 @@ def test_a_study_goes_through_the_queue(tmp_path: Path) -> None:
     assert (first.number, first.count, first.size) == (1, 2, 3)
     other = queue.add("1.3", "1.3.1", b"c")
     clock.now = 49
-    assert queue.settle() == []
+    assert queue.queue_quiet_studies() == []
     clock.now = 50
-    assert queue.settle() == [first, other]
+    assert queue.queue_quiet_studies() == [first, other]
     queue.add("1.2", "1.2.3", b"late")
     assert [case.number for case in queue.cases(INCOMING)] == [1]
-    assert queue.take() is not None  # the other one
-    assert queue.take() is None
+    assert queue.start_next() is not None  # the other one
+    assert queue.start_next() is None
     clock.now = 90
-    queue.settle()
-    case, files = queue.take() or pytest.fail("nothing waits")
+    queue.queue_quiet_studies()
+    case, files = queue.start_next() or pytest.fail("nothing waits")
     assert (case.number, len(files), case.state) == (1, 3, SEGMENTING)
     queue.add("1.2", "1.2.4", b"later")
     assert not queue.finish(case, files)  # made without the last one
     clock.now = 130
-    queue.settle()
-    case, files = queue.take() or pytest.fail("nothing waits")
+    queue.queue_quiet_studies()
+    case, files = queue.start_next() or pytest.fail("nothing waits")
     assert queue.finish(case, files)
     (queue.path(case) / "results").mkdir()
     late = queue.add("1.2", "1.2.5", b"much later")  # with the images that are still there
@@ -106,18 +106,18 @@ def test_the_queue_survives_the_process(tmp_path: Path) -> None:
     queue = StudyQueue(tmp_path, 0)
     for study in ("1", "2", "3"):
         queue.add(study, f"{study}.1", b"image")
-    queue.settle()
-    case, files = queue.take() or pytest.fail("nothing waits")
+    queue.queue_quiet_studies()
+    case, files = queue.start_next() or pytest.fail("nothing waits")
     assert queue.finish(case, files)
-    queue.take()
+    queue.start_next()
     (tmp_path / INCOMING / "000004-0123456789abcdef").mkdir()  # ended before its first image was there
     for attempt in range(1, MAX_ATTEMPTS):
         queue = StudyQueue(tmp_path, 0)  # the process was killed in the middle of the second study
         assert [case.number for case in queue.cases(SENDING)] == [1]
         assert [case.number for case in queue.cases(WAITING)] == [2, 3]
-        assert (queue.take() or pytest.fail("nothing waits"))[0].number == 2, attempt
+        assert (queue.start_next() or pytest.fail("nothing waits"))[0].number == 2, attempt
     queue = StudyQueue(tmp_path, 0)
-    assert (queue.take() or pytest.fail("nothing waits"))[0].number == 3  # the second one is given up
+    assert (queue.start_next() or pytest.fail("nothing waits"))[0].number == 3  # the second one is given up
     (failed,) = queue.cases(FAILED)
     assert "begun 3 times" in (queue.path(failed) / "reason.txt").read_text()
     assert queue.images(failed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hemseg.outline import narrowed
+from hemseg.outline import narrow_outlines
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def probability() -> np.ndarray:
 
 
 def test_a_certain_lesion_ends_where_the_higher_threshold_says(probability: np.ndarray) -> None:
-    found = narrowed(probability, 0.3, 0.7, 0.1, 0.005)
+    found = narrow_outlines(probability, 0.3, 0.7, 0.1, 0.005)
     assert found.dtype == np.float32
     mask = found >= 0.3
     certain = np.zeros(mask.shape, bool)
@@ -33,7 +33,7 @@ def test_a_certain_lesion_ends_where_the_higher_threshold_says(probability: np.n
 
 def test_between_voxels_the_outline_moves_as_well(probability: np.ndarray) -> None:
     """Half-way between two voxels a linear resampling is cut at the same place as before."""
-    line, new = probability[4, 20], narrowed(probability, 0.3, 0.7, 0.1, 0.005)[4, 20]
+    line, new = probability[4, 20], narrow_outlines(probability, 0.3, 0.7, 0.1, 0.005)[4, 20]
     fine = np.linspace(20, 35, 1501)
     old_end = fine[np.interp(fine, np.arange(60), line) >= 0.7].max()
     new_end = fine[np.interp(fine, np.arange(60), new) >= 0.3].max()
@@ -44,4 +44,4 @@ def test_between_voxels_the_outline_moves_as_well(probability: np.ndarray) -> No
 def test_nothing_is_changed_where_nothing_is_asked_for(
     probability: np.ndarray, outline: float, least_ml: float
 ) -> None:
-    assert np.array_equal(narrowed(probability, 0.3, outline, least_ml, 0.005), probability)
+    assert np.array_equal(narrow_outlines(probability, 0.3, outline, least_ml, 0.005), probability)

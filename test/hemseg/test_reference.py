@@ -191,7 +191,7 @@ def test_fast_and_plain_agree(scan: Path, made: Callable[[Volume], Volume], mode
     assert np.abs(working_probability(working, model) - probability).max() < 1e-4
     result = segment(volume, model)
     assert model.classifier is not None
-    opinion = model.classifier.opinion(np.ones_like(working.hu), 0.5, working, settings)
+    opinion = model.classifier.classify_marked(np.ones_like(working.hu), 0.5, working, settings)
     mask = plain_mask(volume, probability, opinion.probability, working, model)
     doubtful = np.count_nonzero(result.mask != mask)
     assert doubtful <= 1e-5 * mask.size  # float32 against float64 at the very threshold

@@ -153,7 +153,7 @@ def test_a_summary_of_an_earlier_version_is_read(tmp_path: Path) -> None:
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit that any hemorrhage exceeds."""
-    monkeypatch.setattr("hemseg.sanity.MOST_ML", 0.1)
+    monkeypatch.setattr("hemseg.sanity.MAX_ML", 0.1)
 
 
 @pytest.mark.usefixtures("narrow")

@@ -81,13 +81,13 @@ def test_only_slices_with_something_to_judge_are_looked_at_and_at_the_unets_leve
 
     settings = replace(Settings(), level_hu=32.0)
     classifier = SliceClassifier((24, 16), network)
-    said = classifier.opinion(probability, 0.5, working, settings).probability
+    said = classifier.classify_marked(probability, 0.5, working, settings).probability
     assert np.isnan(said).tolist() == [True, True, False, True]
     assert said[2] == 0.25
     assert seen[0].shape == (1, 24, 16)
     assert seen[0][0, 12, 8] == pytest.approx(32)  # the brain of this scan lies at 20 HU
     assert (seen[0][0, :2] == settings.hu_range[0]).all()  # above the brain
-    assert np.isnan(classifier.opinion(probability, 0.7, working, settings).probability).all()
+    assert np.isnan(classifier.classify_marked(probability, 0.7, working, settings).probability).all()
     assert len(seen) == 1
 
 
@@ -115,7 +115,7 @@ def brightest(slices: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("quarters", [0, 1])
 @pytest.mark.parametrize(
-    ("other_hu", "unmarked_hu", "unseen"),
+    ("other_hu", "unmarked_hu", "unconfirmed"),
     [
         (82.0, 32.0, False),  # sure of it
         (65.0, 32.0, False),  # sees some, which goes with it
@@ -125,18 +125,22 @@ def brightest(slices: np.ndarray) -> np.ndarray:
     ],
 )
 def test_beside_a_larger_lesion_another_is_judged_alone(
-    other_hu: float, unmarked_hu: float, unseen: bool, quarters: int
+    other_hu: float, unmarked_hu: float, unconfirmed: bool, quarters: int
 ) -> None:
     working, probability = two_lesions(other_hu, unmarked_hu)
     working.hu[4][UNMARKED] = unmarked_hu
     classifier = SliceClassifier((40, 40), brightest)
-    found = classifier.unseen(probability, 0.5, 0.4, 0.05, replace(working, quarters=quarters), Settings())
+    found = classifier.unconfirmed_components(
+        probability, 0.5, 0.4, 0.05, replace(working, quarters=quarters), Settings()
+    )
     expected = np.zeros(probability.shape, bool)
-    expected[(slice(3, 5), *OTHER)] = unseen
+    expected[(slice(3, 5), *OTHER)] = unconfirmed
     assert np.array_equal(found, expected)
     left = drop_components_within(probability, 0.5, found)
     assert np.array_equal(left, np.where(expected, 0, probability))
-    assert classifier.unseen(probability, 0.5, 0.4, 0.2, working, Settings()).sum() == 0  # too small to be judged
+    assert (
+        classifier.unconfirmed_components(probability, 0.5, 0.4, 0.2, working, Settings()).sum() == 0
+    )  # too small to be judged
 
 
 def test_only_what_lies_beside_a_larger_lesion_is_asked_about_again() -> None:
@@ -150,12 +154,12 @@ def test_only_what_lies_beside_a_larger_lesion_is_asked_about_again() -> None:
     classifier = SliceClassifier((40, 40), network)
     alone = probability.copy()
     alone[:, *OTHER] = 0
-    assert not classifier.unseen(alone, 0.5, 0.4, 0.0, working, Settings()).any()
+    assert not classifier.unconfirmed_components(alone, 0.5, 0.4, 0.0, working, Settings()).any()
     apart = alone.copy()
     apart[(slice(0, 1), *OTHER)] = 0.9  # in a slice of its own
-    assert not classifier.unseen(apart, 0.5, 0.4, 0.0, working, Settings()).any()
+    assert not classifier.unconfirmed_components(apart, 0.5, 0.4, 0.0, working, Settings()).any()
     assert not asked
-    assert not classifier.unseen(probability, 0.5, 0.4, 0.0, working, Settings()).any()
+    assert not classifier.unconfirmed_components(probability, 0.5, 0.4, 0.0, working, Settings()).any()
     assert asked == [2, 2]  # two slices, without the large one and without both
 
 
@@ -166,8 +170,8 @@ def test_what_is_unseen_is_left_out_and_said(light: Path, bleed_scan: Path) -> N
     assert probability is not None
     slices = np.ones(len(probability), np.float32)
     manifest = replace(model.manifest, min_slice_probability=0.3)
-    for unseen, ml in ((probability > 0.4, 0.0), (probability < 0, plain.volume_ml)):
-        result = postprocess(plain.volume, plain.working, probability, manifest, Opinion(slices, unseen))
+    for unconfirmed, ml in ((probability > 0.4, 0.0), (probability < 0, plain.volume_ml)):
+        result = postprocess(plain.volume, plain.working, probability, manifest, Opinion(slices, unconfirmed))
         assert result.volume_ml == ml
         assert ("was left out" in " ".join(result.volume.warnings)) == (ml == 0)
 

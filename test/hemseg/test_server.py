@@ -23,7 +23,7 @@ import pytest
 import SimpleITK as sitk
 from conftest import ROOT, same_geometry
 
-from hemseg.grand_challenge.server import WAITING
+from hemseg.grand_challenge.server import MAX_WAITING_REQUESTS
 from hemseg.resources import resident_bytes
 
 SCAN = ROOT / "test" / "cases" / "phantom-lobar.mha"
@@ -133,7 +133,7 @@ def test_too_many_requests_are_turned_away_and_the_rest_are_done(server: Server)
     with ThreadPoolExecutor(60) as pool:
         answers = [status for status, _ in pool.map(lambda _: server.ask("POST", "/invoke"), range(60))]
     assert set(answers) == {201, 503}
-    assert answers.count(201) >= WAITING
+    assert answers.count(201) >= MAX_WAITING_REQUESTS
     assert server.ask("GET", "/health")[0] == 200
     assert not [p for p in server.target.rglob("*") if p.name.startswith(".")]
 
@@ -205,7 +205,7 @@ def test_a_body_that_does_not_come(tmp_path: Path, light: Path) -> None:
     server = Server(
         tmp_path,
         light,
-        before="import hemseg.grand_challenge.server; hemseg.grand_challenge.server.SILENT_SECONDS = 0.5",
+        before="import hemseg.grand_challenge.server; hemseg.grand_challenge.server.IDLE_SECONDS = 0.5",
     )
     try:
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as line:
@@ -273,7 +273,7 @@ def test_those_who_say_nothing_are_cut_off(tmp_path: Path, light: Path) -> None:
     server = Server(
         tmp_path,
         light,
-        before="import hemseg.grand_challenge.server; hemseg.grand_challenge.server.SILENT_SECONDS = 0.5",
+        before="import hemseg.grand_challenge.server; hemseg.grand_challenge.server.IDLE_SECONDS = 0.5",
     )
     shutil.copy(SCAN, server.source / "images" / "ct" / "u.mha")
     try:

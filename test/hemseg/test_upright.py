@@ -122,5 +122,5 @@ def test_networks_are_shown_it_upright() -> None:
     shown, _ = working.upright
     assert np.argwhere(shown).tolist() == [[0, 9, 3]]  # what was to the right lies in front
     assert np.array_equal(working.from_upright(shown), hu)
-    SliceClassifier((30, 20), network).opinion(np.ones(hu.shape, np.float32), 0.5, working, Settings())
+    SliceClassifier((30, 20), network).classify_marked(np.ones(hu.shape, np.float32), 0.5, working, Settings())
     assert np.array_equal(seen[0], shown)

@@ -16,7 +16,7 @@ from conftest import ROOT
 
 from hemseg.folder.journal import Journal
 from hemseg.folder.plan import OutputOptions, plan_jobs
-from hemseg.folder.processes import run_here
+from hemseg.folder.processes import run_in_this_process
 from hemseg.folder.rows import settings_key
 from hemseg.kinds import Kind
 from hemseg.model import Model, load
@@ -42,7 +42,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Path:
     journal = Journal(out)
     journal.start([])
     assert settings_key(model.manifest)
-    for row in run_here(jobs, model, out):
+    for row in run_in_this_process(jobs, model, out):
         journal.add(row)
     journal.finish(jobs)
     return out
@@ -286,16 +286,18 @@ def test_compare_page(browser: Any, bleed: Phantom, model: Model, tmp_path: Path
     from selenium.webdriver.support.ui import WebDriverWait
 
     from hemseg.compare.change import Change, LesionPair, numbered_lesions
-    from hemseg.compare.comparison import Comparison, Measured
+    from hemseg.compare.comparison import Comparison, MeasuredScan
     from hemseg.compare.page import page
     from hemseg.compare.registration import Registration
-    from hemseg.compare.tables import figures
+    from hemseg.compare.tables import comparison_report
 
     before = bleed.mask
     after = ndimage.binary_dilation(before, np.ones((1, 3, 3))).astype(np.uint8)
     after[4:6, 40:46, 60:66] = 1
     volume = bleed.volume
-    sides = [Measured(volume, mask, *numbered_lesions(mask, volume.voxel_ml), given=True) for mask in (before, after)]
+    sides = [
+        MeasuredScan(volume, mask, *numbered_lesions(mask, volume.voxel_ml), given=True) for mask in (before, after)
+    ]
     one, two = (side.volume_ml for side in sides)
     (a,), (b, c) = (side.lesions_ml for side in sides)
     comparison = Comparison(
@@ -308,7 +310,7 @@ def test_compare_page(browser: Any, bleed: Phantom, model: Model, tmp_path: Path
         warnings=("<b>odd</b>",),
     )
     path = tmp_path / "compare.html"
-    path.write_text(page(comparison, figures(comparison, model, NASTY)))
+    path.write_text(page(comparison, comparison_report(comparison, model, NASTY)))
     opened(browser, path)
     assert browser.title == f"hemseg compare: {NASTY}"
     text = browser.find_element(By.TAG_NAME, "body").text

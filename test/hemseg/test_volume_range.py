@@ -17,7 +17,7 @@ from hemseg.folder.rows import settings_key
 from hemseg.model import load
 from hemseg.scan import read
 from hemseg.segmentation import segment
-from hemseg.volume_range import changed_probabilities, cut_at, volume_range
+from hemseg.volume_range import augmented_probabilities, manifest_at_threshold, volume_range
 
 
 def test_mirrored_and_shifted_runs_come_back_to_their_place(bleed_scan: Path, light: Path) -> None:
@@ -25,7 +25,7 @@ def test_mirrored_and_shifted_runs_come_back_to_their_place(bleed_scan: Path, li
     model = load(light, "cpu")
     model.manifest = replace(model.manifest, threshold=0.3, outline_threshold=0.7)
     result = segment(read(bleed_scan), model)
-    mirrored, shifted = changed_probabilities(result.working, model)
+    mirrored, shifted = augmented_probabilities(result.working, model)
     assert result.working_probability is not None
     assert result.working_probability.max() > 0.9
     np.testing.assert_allclose(mirrored, result.working_probability, atol=1e-5)
@@ -41,9 +41,9 @@ def test_mirrored_and_shifted_runs_come_back_to_their_place(bleed_scan: Path, li
     low, high = range_with(0.1, 0.9, 0.0)
     assert 0 < low < ml < high < 2 * ml
     plain = replace(model.manifest, threshold=0.5, outline_threshold=0.0)  # one threshold for both
-    assert cut_at(plain, 0.9) == replace(plain, threshold=0.9)
-    assert cut_at(model.manifest, 0.1) == replace(model.manifest, threshold=0.1, outline_threshold=0.1)
-    assert cut_at(model.manifest, 0.9).threshold == model.manifest.threshold
+    assert manifest_at_threshold(plain, 0.9) == replace(plain, threshold=0.9)
+    assert manifest_at_threshold(model.manifest, 0.1) == replace(model.manifest, threshold=0.1, outline_threshold=0.1)
+    assert manifest_at_threshold(model.manifest, 0.9).threshold == model.manifest.threshold
     with pytest.raises(HemsegError, match="has no range"):
         volume_range(replace(result, working_probability=None), model)
 

@@ -19,7 +19,7 @@ from training.data.datasets import Prepared
 from training.data.field_of_view import network_slices
 from training.export.classifier import export_classifier
 from training.fitting.classifier import predict
-from training.fitting.kind_slices import classifier_features, nothing_named, pooled_slices
+from training.fitting.kind_slices import classifier_features, head_without_regression, pooled_slices
 from training.networks.slice_network import SliceNetwork
 
 WINDOWS = ((0, 80), (-20, 100), (40, 100))
@@ -59,13 +59,13 @@ def test_the_second_opinion_is_the_trained_classifiers(config: Config, tmp_path:
     channels = 2 * networks[0].fc.in_features
     rng = np.random.default_rng(1)
     maps, bias = (rng.normal(size=size).astype(np.float32) for size in ((len(KINDS), channels), len(KINDS)))
-    classifier = load_classifier(tmp_path, manifest, nothing_named("its sha256", maps, bias))
+    classifier = load_classifier(tmp_path, manifest, head_without_regression("its sha256", maps, bias))
     assert classifier is not None
     assert manifest.min_slice_probability == 0.3
     mm = config.preprocessing.in_plane_mm
     grid = WorkingGrid(hu.shape, (5.0, mm, mm), (5.0, mm, mm), 1)
     everything = np.ones(hu.shape, np.float32)
-    opinion = classifier.opinion(everything, 0.5, WorkingImage(hu, inside, grid), config.preprocessing)
+    opinion = classifier.classify_marked(everything, 0.5, WorkingImage(hu, inside, grid), config.preprocessing)
     assert opinion.probability == pytest.approx(expected, abs=1e-5)
     assert np.ptp(expected) > 1e-4  # the slices do differ
     features = [predict(network, network_slices(case, config), features=True).numpy() for network in networks]

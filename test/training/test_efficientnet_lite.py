@@ -146,7 +146,7 @@ def test_maps_are_finer_where_the_configuration_says_so(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     save_network(SliceNetwork(config.classifier), folder / NETWORK)
     hu = torch.rand(1, 64, 48) * 80
-    sizes = [raw_maps(network, hu, config.cam).shape[1:] for network in (context.classifier, context.map_maker)]
+    sizes = [raw_maps(network, hu, config.cam).shape[1:] for network in (context.classifier, context.cam_network)]
     assert sizes == [(4, 3), (8, 6)]
     assert finer_maps_cost(config) > 3
     assert finer_maps_cost(replace(config, cam=Cam())) == 1

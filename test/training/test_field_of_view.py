@@ -11,7 +11,7 @@ from conftest import COARSE
 from hemseg.kinds import KINDS
 from hemseg.preprocessing import Settings
 from training.config import Classifier, Config
-from training.data.datasets import Prepared, load_dataset, together
+from training.data.datasets import Prepared, load_dataset, merge_datasets
 from training.data.field_of_view import crop_field_of_view
 from training.data.phantom import write_dataset
 from training.data.slice_kinds import kinds_of_data_sets
@@ -45,7 +45,7 @@ def test_scanners_that_differ_by_some_hu_look_alike() -> None:
 def test_kinds_are_read_for_data_sets_that_were_put_together(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_dataset(tmp_path / name, 8, seed=3, grid=replace(COARSE, shape=(8, 40, 40), spacing=(5.7, 5.7, 18.0)))
-    both = together([load_dataset(tmp_path / name) for name in ("one", "two")])
+    both = merge_datasets([load_dataset(tmp_path / name) for name in ("one", "two")])
     kinds = kinds_of_data_sets(both)
     assert set(kinds) == {case.name for case in both.cases}
     for case in both.cases:

@@ -28,7 +28,7 @@ def test_smaller_groups_of_patients_lie_in_larger_ones_and_val_and_test_stay() -
     assert len(study.train_patients(MINE)) == 5
     before: set[str] = set()
     for size in (1, 3, 5):
-        part = study.group(MINE, size, seed=0)
+        part = study.with_train_patients(MINE, size, seed=0)
         now = {case.patient for case in part.part("train")}
         assert len(now) == size
         assert before <= now
@@ -37,7 +37,7 @@ def test_smaller_groups_of_patients_lie_in_larger_ones_and_val_and_test_stay() -
         before = now
     for size in (0, 6):
         with pytest.raises(HemsegError, match="has 5 train patients"):
-            study.group(MINE, size, seed=0)
+            study.with_train_patients(MINE, size, seed=0)
 
 
 def test_rows_are_measured_once_and_what_is_forgotten_is_said(tmp_path: Path, monkeypatch: Any) -> None:
@@ -69,7 +69,7 @@ def test_rows_are_measured_once_and_what_is_forgotten_is_said(tmp_path: Path, mo
         table = list(csv.DictReader(stream))
     assert [row["Dice, old"] for row in table] == ["0.7", "0.68", "0.68"]
     assert [row["false lesions a scan, old"] for row in table] == ["0.25", "0.5", "0.5"]
-    assert study.forgotten(rows, ["old"])["old"] == pytest.approx(0.02)
+    assert study.dice_lost(rows, ["old"])["old"] == pytest.approx(0.02)
     assert "old: 0.020 (too much)" in (tmp_path / "out" / "table.md").read_text()
     assert (tmp_path / "out" / "finetuning.png").stat().st_size > 5000
     with pytest.raises(HemsegError, match="give --init"):

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hemseg.kinds import ANSWERS, INPUTS, KINDS, Head
+from hemseg.kinds import ANSWERS, INPUTS, KINDS, KindHead
 from hemseg.preprocessing import Settings
 from training.config import Config, load_config
 from training.data.datasets import Case, DataSet, Prepared
 from training.data.slice_kinds import UNKNOWN, allowed_kinds, read_slice_kinds
 from training.evaluation import kind_slices, single_slices
 from training.evaluation.kind_slices import slice_aucs
-from training.evaluation.kinds import by_patient, confusion, judged, summary
-from training.fitting.kind_slices import PooledSlices, linear_maps, nothing_named
-from training.labels.kind_head import PAINTED_SHARE, fitted_head, sample_weights, unsure_below
+from training.evaluation.kinds import by_patient, confusion, lesions_of_known_kind, summary
+from training.fitting.kind_slices import PooledSlices, fit_linear_maps, head_without_regression
+from training.labels.kind_head import PAINTED_SHARE, fit_head, sample_weights, unsure_below
 from training.labels.lesion_kinds import LesionSample, labelled_lesions, lesions_of, painted_lesions
 from training.pipeline import kinds as kinds_pipeline
 from training.pipeline.kinds import KindData, lesion_samples, samples_key
@@ -64,8 +64,8 @@ def test_the_regression_learns_from_lesions_that_may_be_either_kind() -> None:
     samples = [sample(v, ("subdural", "intraventricular") if i % 2 else ("subdural",)) for i, v in enumerate(low)]
     samples += [sample(v, ("epidural", "intraventricular")) for v in high]
     samples += [sample(3.0 + v / 10, ("intraventricular",)) for v in high]
-    maps = nothing_named("its sha256", np.ones((len(KINDS), 2)), np.zeros(len(KINDS)))
-    head = fitted_head(samples, maps)
+    maps = head_without_regression("its sha256", np.ones((len(KINDS), 2)), np.zeros(len(KINDS)))
+    head = fit_head(samples, maps)
     named = head.probabilities(np.stack([s.inputs for s in [sample(-1, ()), sample(3.1, ())]])).argmax(axis=1)
     assert [KINDS[i] for i in named] == ["subdural", "intraventricular"]
     assert head.maps is maps.maps
@@ -99,7 +99,7 @@ def test_maps_learn_a_kind() -> None:
     answers[: n // 3, [SUBDURAL, -1]] = 1
     features = rng.normal(size=(n, 8)).astype(np.float32)
     features[:, 2] += 4 * answers[:, SUBDURAL]
-    head = linear_maps(PooledSlices(features, answers, np.array([f"case{i // 4}" for i in range(n)])), "its sha256")
+    head = fit_linear_maps(PooledSlices(features, answers, np.array([f"case{i // 4}" for i in range(n)])), "its sha256")
     logits = features @ head.maps[SUBDURAL] + head.bias[SUBDURAL]
     truth = answers[:, SUBDURAL] == 1
     assert np.abs(head.maps[SUBDURAL]).argmax() == 2
@@ -117,7 +117,7 @@ def test_slices_are_ranked_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     features = answers[:, : len(KINDS)].astype(np.float32)
     wrong = np.flatnonzero(answers[:, KINDS.index("subarachnoid")])[0]
     features[wrong, KINDS.index("subarachnoid")] = 0
-    head = nothing_named("its sha256", np.eye(len(KINDS)), np.zeros(len(KINDS)))
+    head = head_without_regression("its sha256", np.eye(len(KINDS)), np.zeros(len(KINDS)))
     rows = {r["kind"]: r for r in slice_aucs(PooledSlices(features, answers, np.arange(60)), head, "set", "val")}
     missed = 1 - 0.5 / answers[:, KINDS.index("subarachnoid")].sum()  # half a pair in each of the slices without
     assert [rows[kind]["auc"] for kind in ("intraparenchymal", "subarachnoid")] == [1, pytest.approx(missed, abs=1e-3)]
@@ -171,7 +171,7 @@ def test_figures_count_the_largest_lesion_of_one_kind_and_unsure_as_wrong() -> N
         row("c", 0, "", ""),  # nothing was found
         row("d", 1, "subdural epidural", "epidural", "subdural epidural"),  # nobody knows
     ]
-    assert [(r["case"], r["called"]) for r in judged(rows)] == [("a", "subdural"), ("b", "unsure")]
+    assert [(r["case"], r["called"]) for r in lesions_of_known_kind(rows)] == [("a", "subdural"), ("b", "unsure")]
     every = {r["kind"]: r for r in summary(rows)}
     subdural, total = every["subdural"], every["all"]
     assert (subdural["scans_of_one_kind"], subdural["judged"], subdural["right"], subdural["unsure"]) == (3, 2, 1, 1)
@@ -261,7 +261,7 @@ def test_kinds_are_learned_from_slice_labels(tmp_path: Path, monkeypatch: pytest
     data = KindData(DataSet("d", tuple(cases)), answers, tmp_path, tmp_path / "relabel", Settings())
     figures = kinds_pipeline.train_kinds(data, None, config, tmp_path / "out")
     assert figures["lesions"] == 6
-    assert not Head.read(tmp_path / "out" / "kinds.npz").has_maps
+    assert not KindHead.read(tmp_path / "out" / "kinds.npz").has_maps
     rows = list(csv.DictReader((tmp_path / "out" / "lesions.csv").open()))
     assert [(row["truth"], row["called"]) for row in rows] == [(k, k) for k in ("subdural", "intraparenchymal")]
 

@@ -11,7 +11,7 @@ import torch
 
 from training.config import Config, Segmenter, SelfTraining
 from training.data.datasets import Prepared
-from training.fitting.segmenter import LEAST_LESION, Patches, SegmenterTask, lesion_shares
+from training.fitting.segmenter import MIN_LESION_PIXELS, Patches, SegmenterTask, lesion_shares
 from training.networks.unet import LEFT_OUT, build_unet, lesion_loss
 from training.rounds import round_config
 
@@ -33,7 +33,7 @@ def test_each_lesion_of_a_slice_has_one_share_in_all() -> None:
     assert shares[0, 2:12, 2:12].sum() == pytest.approx(1)
     assert shares[0, 20].sum() == pytest.approx(1)
     assert shares[1, 2:12, 2:12].sum() == pytest.approx(1)  # though it touches that of the slice below
-    assert shares[1, 20, 20] == pytest.approx(1 / LEAST_LESION)
+    assert shares[1, 20, 20] == pytest.approx(1 / MIN_LESION_PIXELS)
     assert (shares[label() <= 0] == 0).all()
     assert (lesion_shares(np.zeros((2, 4, 4), np.int8)) == 0).all()
 

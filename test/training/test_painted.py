@@ -30,9 +30,9 @@ from training.data.painted_place import Place, place_of
 from training.data.phantom import Grid, make_phantom, write_dataset
 from training.evaluation.painted_heads import make_plan, painted_heads, painted_summary, read_plan, sheet
 from training.fitting import painted_slices as fitting_painted
-from training.fitting.classifier import kinds_of
-from training.fitting.painted_slices import painted_copy, painted_slices
-from training.fitting.segmenter import Patches, changed_scan, with_paint
+from training.fitting.classifier import slice_kind_labels
+from training.fitting.painted_slices import paint_copy, painted_slices
+from training.fitting.segmenter import Patches, augment_scan, paint_scan
 from training.networks.unet import LEFT_OUT
 
 MM = (5.0, 2.0, 2.0)
@@ -171,7 +171,7 @@ def test_less_noise_leaves_edges_where_they_are(head: tuple[np.ndarray, Place]) 
         assert np.abs(less - noisy)[bone].mean() < 4.0
     hu = np.asarray(noisy, np.float32)
     label, rng = np.zeros(hu.shape, np.int8), np.random.default_rng(0)
-    changed, _, _ = changed_scan(hu, head[1].inside, label, Segmenter(denoised=1.0, artefacts=1.0), rng)
+    changed, _, _ = augment_scan(hu, head[1].inside, label, Segmenter(denoised=1.0, artefacts=1.0), rng)
     assert np.abs(changed - clean)[head[1].inside].mean() < np.abs(hu - clean)[head[1].inside].mean()
 
 
@@ -218,11 +218,11 @@ def test_healthy_slices_that_fooled_the_unet_are_drawn_more_often() -> None:
     settings = Segmenter(train_patch=(8, 32, 32), augment=True, narrow=0.1, single_slices=4)
     config = replace(Config("test"), preprocessing=Settings(in_plane_mm=2.0, edge_slices=True), segmenter=settings)
     patches = Patches(cases, labels, config, {"case10": 0.0, "case11": 0.0, "case12": 1.0, "case13": 0.0})
-    drawn = [patches._number(1, np.random.default_rng(i)) for i in range(200)]
+    drawn = [patches._draw_scan(1, np.random.default_rng(i)) for i in range(200)]
     assert 90 < drawn.count(3) < 160  # 1.15 of 1.6
     assert set(drawn) == {1, 2, 3, 4}
     level = Patches(cases, labels, config)
-    assert {level._number(1, np.random.default_rng(i)) for i in range(60)} == {1, 2, 3, 4}
+    assert {level._draw_scan(1, np.random.default_rng(i)) for i in range(60)} == {1, 2, 3, 4}
 
 
 def threads_in_this_process(task: object, config: Config) -> tuple[torch.Tensor, ...]:
@@ -231,7 +231,7 @@ def threads_in_this_process(task: object, config: Config) -> tuple[torch.Tensor,
 
 def test_processes_that_paint_compute_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are forked: with more they would wait for threads that this process has begun, for ever."""
-    monkeypatch.setattr(fitting_painted, "_of_copy", threads_in_this_process)
+    monkeypatch.setattr(fitting_painted, "_slices_of_copy", threads_in_this_process)
     config = replace(Config("test"), classifier=Classifier(painted=2))
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -260,12 +260,12 @@ def test_the_classifier_sees_painted_slices_as_positive() -> None:
     assert painted_slices(cases, config).kinds is None
     assert slices.hu.shape[1:] == (40, 32)
     assert slices.labels.sum() >= 3  # the cases themselves are all negative
-    changed, known, kinds = painted_copy(cases[0], kinds_of(cases[0], {}), config, np.random.default_rng(3))
+    changed, known, kinds = paint_copy(cases[0], slice_kind_labels(cases[0], {}), config, np.random.default_rng(3))
     assert known.any()
     assert (changed.hu != cases[0].hu)[known].any(axis=(1, 2)).all()  # what was not painted is not shown twice
     assert np.array_equal(changed.intracranial, cases[0].intracranial)
     unknown = replace(cases[0], labels=np.full_like(cases[0].labels, -1))
-    changed, known, kinds = painted_copy(unknown, kinds_of(unknown, {}), config, np.random.default_rng(3))
+    changed, known, kinds = paint_copy(unknown, slice_kind_labels(unknown, {}), config, np.random.default_rng(3))
     assert set(np.unique(kinds[known])) == {-1, 1}  # of what the scan itself holds nothing is known
     assert (changed.labels[known] == 1).all()
 
@@ -276,7 +276,7 @@ def test_paint_is_as_frequent_as_configured(head: tuple[np.ndarray, Place]) -> N
     for share, least, most in ((0.0, 0, 0), (1.0, 8, 12)):
         settings = Segmenter(painted=share)
         found = [
-            bool((with_paint(hu, place.inside, empty, place, settings, np.random.default_rng(i))[2] > 0).any())
+            bool((paint_scan(hu, place.inside, empty, place, settings, np.random.default_rng(i))[2] > 0).any())
             for i in range(12)
         ]
         assert least <= sum(found) <= most

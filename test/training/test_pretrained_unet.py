@@ -28,12 +28,12 @@ from training.fitting.trainer import save_network
 from training.networks import pretrained_unet
 from training.networks.efficientnet_lite import PYRAMID, EfficientNetLite, imagenet_weights
 from training.networks.pretrained_unet import SLICES_AT_ONCE, PretrainedUNet, Up
-from training.networks.unet import LEFT_OUT, build_unet, laid_out, multiples, slice_head_loss
+from training.networks.unet import LEFT_OUT, build_unet, multiples, slice_head_loss, to_fast_memory_format
 from training.pipeline import steps
 from training.pipeline.context import Context
 from training.pipeline.initial_weights import load_initial
 from training.pipeline.recipe import build_stages
-from training.rounds import began, begins_anew, round_config
+from training.rounds import first_round_of_network, round_config, starts_new_network
 from training.stage_names import NETWORK
 
 LITE = Encoder("efficientnet_lite0", frozen_stages=1, slice_head=0.3)
@@ -75,7 +75,7 @@ def test_slices_beside_are_joined_as_maps_side_by_side_would_be() -> None:
     with torch.no_grad():
         for apart, second in ((None, (b[[0, 0, 1]], b, b[[1, 2, 2]])), (torch.tensor([False, True]), (b, b, b))):
             expected = [up.slices(torch.cat(own, 1)) for own in ((a[[0, 0, 1]], a, a[[1, 2, 2]]), second)]
-            assert torch.allclose(up.joined(x, 2, apart), torch.cat(expected), atol=1e-6)
+            assert torch.allclose(up.join_neighbors(x, 2, apart), torch.cat(expected), atol=1e-6)
 
 
 def test_the_encoder_gives_the_last_maps_of_each_size() -> None:
@@ -92,7 +92,7 @@ def test_the_encoder_gives_the_last_maps_of_each_size() -> None:
 def test_stacks_of_any_height_begin_at_the_first_logit(network: PretrainedUNet) -> None:
     fresh = build_unet(OWN, 2).eval()
     for slices in (1, 5):
-        logits, of_slices = fresh.voxels_and_slices(torch.rand(2, 2, slices, 64, 32))  # type: ignore[operator]
+        logits, of_slices = fresh.voxel_and_slice_logits(torch.rand(2, 2, slices, 64, 32))  # type: ignore[operator]
         assert tuple(logits.shape) == (2, 1, slices, 64, 32)
         assert tuple(of_slices.shape) == (2, slices)
         assert logits.mean() == pytest.approx(-4, abs=0.5)
@@ -105,13 +105,13 @@ def test_slices_beside_count_unless_they_lie_apart(network: PretrainedUNet) -> N
     other[:, :, 2] = torch.rand(1, 2, 64, 32)
     alone, beside = torch.tensor([True]), torch.tensor([False])
     for apart, changed in ((alone, {2}), (beside, {0, 1, 2, 3}), (None, {0, 1, 2, 3})):
-        before, after = (network.voxels_and_slices(x, apart)[0] for x in (image, other))
+        before, after = (network.voxel_and_slice_logits(x, apart)[0] for x in (image, other))
         assert {z for z in range(4) if not torch.equal(before[0, 0, z], after[0, 0, z])} == changed
     single = torch.cat([network(image[:, :, z : z + 1]) for z in range(4)], 2)
     assert torch.allclose(
-        single, network.voxels_and_slices(image, alone)[0], atol=1e-5
+        single, network.voxel_and_slice_logits(image, alone)[0], atol=1e-5
     )  # as where a scan has one slice
-    assert torch.allclose(network.voxels_and_slices(image, beside)[0], network(image), atol=1e-5)
+    assert torch.allclose(network.voxel_and_slice_logits(image, beside)[0], network(image), atol=1e-5)
 
 
 @torch.no_grad()
@@ -134,10 +134,10 @@ def test_it_looks_at_a_few_slices_at_a_time_and_says_the_same(
     some = []
     own = network.encoder.fine_maps
     monkeypatch.setattr(network.encoder, "fine_maps", lambda x: some.append(len(x)) or own(x))
-    in_parts = network.voxels_and_slices(image)
+    in_parts = network.voxel_and_slice_logits(image)
     assert some == [2 * SLICES_AT_ONCE, 2 * SLICES_AT_ONCE, 2 * 3]
     monkeypatch.setattr(pretrained_unet, "SLICES_AT_ONCE", 99)
-    at_once = network.voxels_and_slices(image)
+    at_once = network.voxel_and_slice_logits(image)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(in_parts, at_once, strict=True))
 
 
@@ -221,7 +221,7 @@ def test_the_first_stages_stay_and_all_else_learns() -> None:
         [case, replace(case, name="other")], {"volume": label, "other": label}, Config("", segmenter=settings)
     )
     torch.manual_seed(0)
-    network = laid_out(build_unet(settings, 2))
+    network = to_fast_memory_format(build_unet(settings, 2))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     task = SegmenterTask(network, settings, 0)
     timed = timed_steps(task, training_batches(patches, settings, 0), torch.device("cpu"), "32-true", steps=2)
@@ -282,7 +282,7 @@ def test_a_later_round_with_another_network_begins_anew(
     round_ = SelfTraining(True, encoder=LITE, slice_loss=0.3, train_patch=(4, 32, 32))
     segmenter = replace(OWN, encoder=first, channels=(4, 8), strides=((1, 2, 2),))
     context = Context(Config("test", segmenter=segmenter, self_training=round_), DataSet("none", ()), tmp_path)
-    steps.train_unet_on(context, 1, tmp_path)
+    steps.continue_unet(context, 1, tmp_path)
     ((_, _, _, config, _, _, start, _),) = given
     assert config.segmenter.encoder == LITE
     assert start == (tmp_path / "segment" / NETWORK if first.name else None)
@@ -408,8 +408,8 @@ def test_where_a_network_began() -> None:
         (pretrained, same, 0),
     ):
         config = Config("test", segmenter=segmenter, self_training=round_)
-        assert [began(config, n) for n in range(4)] == [0, start, start, start]
-        assert [begins_anew(config, n) for n in range(3)] == [True, start == 1, False]
+        assert [first_round_of_network(config, n) for n in range(4)] == [0, start, start, start]
+        assert [starts_new_network(config, n) for n in range(3)] == [True, start == 1, False]
 
 
 def test_what_patches_are_multiples_of() -> None:

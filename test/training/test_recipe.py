@@ -21,7 +21,7 @@ from hemseg.volume import Volume
 from training.config import Cam, Export, Pseudolabels, load_config
 from training.data.augmentation import augmented_patches, augmented_slices, degraded
 from training.data.brain import brain_level
-from training.data.datasets import Case, DataSet, Prepared, load_dataset, together
+from training.data.datasets import Case, DataSet, Prepared, load_dataset, merge_datasets
 from training.data.permuted import permuted, permuted_singles
 from training.data.phantom import make_phantom, write_dataset, write_image
 from training.evaluation.evaluate import (
@@ -32,7 +32,7 @@ from training.evaluation.evaluate import (
     threshold_predictor,
 )
 from training.evaluation.measure import measure_all, shown_slices, write_pictures
-from training.evaluation.panels import Shown, panel
+from training.evaluation.panels import PanelRow, panel
 from training.experiments.records import gather, table, write_experiments
 from training.experiments.shortcuts import shortcuts
 from training.export.to_onnx import export_model
@@ -42,7 +42,7 @@ from training.labels.differential import Probe, SliceView
 from training.labels.outline import half_maximum
 from training.networks.slice_network import SliceNetwork
 from training.networks.unet import LEFT_OUT, UNLOCATED, build_unet, combined_loss
-from training.pipeline.context import label_of
+from training.pipeline.context import unet_label
 from training.pipeline.recipe import build_stages
 from training.pipeline.runner import fingerprint
 
@@ -64,19 +64,19 @@ def two_sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_data_sets_are_put_together_and_taken_apart(two_sets: tuple[Path, Path]) -> None:
     a, b = map(load_dataset, two_sets)
-    both = together([a, b])
+    both = merge_datasets([a, b])
     assert len(both.cases) == len({case.name for case in both.cases}) == 10
     assert {case.source for case in both.cases} == {"a", "b"}
     assert all(case.patient.startswith(f"{case.source}_") for case in both.cases)
     assert [source.name for source in both.sources()] == ["a", "b"]
-    assert together([a]) is a
+    assert merge_datasets([a]) is a
     assert a.sources() == [a]
     with pytest.raises(HemsegError, match="two data sets are called a"):
-        together([a, a])
+        merge_datasets([a, a])
 
 
 def test_each_data_set_is_measured_with_what_it_has(two_sets: tuple[Path, Path], tmp_path: Path) -> None:
-    both = together([load_dataset(folder) for folder in two_sets])
+    both = merge_datasets([load_dataset(folder) for folder in two_sets])
 
     def everything_above_45(volume: Volume) -> Prediction:
         mask = ((volume.hu > 45) & (volume.hu < 90)).astype(np.uint8)
@@ -269,7 +269,7 @@ def test_slices_that_are_left_out_do_not_count_in_the_loss() -> None:
     assert torch.equal(combined_loss(logits, left_out), combined_loss(other, left_out))
     assert not torch.equal(combined_loss(logits, target), combined_loss(other, target))
     saved = {"mask": np.zeros((3, 2, 2), bool), "left_out": np.array([False, True, False])}
-    assert label_of(saved)[:, 0, 0].tolist() == [0, UNLOCATED, 0]
+    assert unet_label(saved)[:, 0, 0].tolist() == [0, UNLOCATED, 0]
 
 
 def test_labels_are_permuted_within_the_volume() -> None:
@@ -324,9 +324,9 @@ def test_panels_have_a_column_for_each_thing_there_is() -> None:
     hu = np.full((20, 30), 30.0)
     mask = np.zeros(hu.shape, bool)
     mask[5:10, 5:10] = True
-    full = Shown(hu, hu / 100, mask.astype(np.int8), mask, mask, mask)
+    full = PanelRow(hu, hu / 100, mask.astype(np.int8), mask, mask, mask)
     assert panel([full] * 3, (-20, 100)).shape == (18 + 3 * 20, 6 * 30, 3)
-    assert panel([Shown(hu, prediction=mask)], (-20, 100)).shape == (18 + 20, 2 * 30, 3)
+    assert panel([PanelRow(hu, prediction=mask)], (-20, 100)).shape == (18 + 20, 2 * 30, 3)
     assert (panel([full], (-20, 100))[18:, 5 * 30 :] == (60, 200, 60)).all(axis=2).any()  # the reference, in green
 
 

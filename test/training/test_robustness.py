@@ -15,23 +15,23 @@ from training.evaluation.operating_point import SLICES, operating_points, points
 from training.evaluation.robustness import allowed_space, change_summary, changed_scans, few_slices, few_summary
 from training.evaluation.scan_changes import (
     CHANGES,
-    blurred,
     cut_slices,
-    grainy,
-    rolled,
-    shifted,
-    streaky,
-    through_jpeg,
-    windowed,
+    hu_shift,
+    in_plane_blur,
+    jpeg_round_trip,
+    quarter_turn,
+    streak_artefact,
+    white_noise,
+    window_change,
 )
 
 
 def test_changes_change_what_they_say() -> None:
     hu = np.array([-20.0, 0.0, 35.0, 100.0], np.float32).reshape(1, 2, 2)
     volume = Volume(hu)
-    assert windowed(0, 80).apply(volume).hu.ravel().tolist() == [0, 0, 35, 80]
-    assert shifted(5).apply(volume).hu.ravel().tolist() == [-20, 5, 40, 100]
-    turned = rolled(1)
+    assert window_change(0, 80).apply(volume).hu.ravel().tolist() == [0, 0, 35, 80]
+    assert hu_shift(5).apply(volume).hu.ravel().tolist() == [-20, 5, 40, 100]
+    turned = quarter_turn(1)
     assert np.array_equal(turned.apply(volume).hu, turned.carry(hu))
     assert turned.carry(hu)[0].tolist() == [[0, 100], [-20, 35]]
     assert len({(c.kind, c.name) for c in CHANGES}) == len(CHANGES)
@@ -39,13 +39,13 @@ def test_changes_change_what_they_say() -> None:
 
 def test_artefacts_are_as_strong_as_they_say() -> None:
     volume = make_phantom(1, (), Grid((6, 64, 64), (3.4, 3.4, 20.0))).volume
-    volume = windowed(-20, 100).apply(volume)
+    volume = window_change(-20, 100).apply(volume)
     for change, least, most in (
-        (blurred(1.5), 1.0, 30.0),
-        (grainy(5.0), 1.5, 5.5),
-        (through_jpeg(20), 0.5, 12.0),
-        (through_jpeg(95), 0.05, 2.0),
-        (streaky(100.0), 0.5, 60.0),
+        (in_plane_blur(1.5), 1.0, 30.0),
+        (white_noise(5.0), 1.5, 5.5),
+        (jpeg_round_trip(20), 0.5, 12.0),
+        (jpeg_round_trip(95), 0.05, 2.0),
+        (streak_artefact(100.0), 0.5, 60.0),
     ):
         changed = change.apply(volume).hu
         assert changed.shape == volume.hu.shape
@@ -75,7 +75,7 @@ def test_blood_may_lie_inside_the_skull_and_nowhere_else() -> None:
 def test_tables_of_changed_and_cut_scans(model: Model, tmp_path: Path) -> None:
     write_dataset(tmp_path, 1, seed=3, grid=COARSE, split=(0.0, 0.0))
     dataset = load_dataset(tmp_path)
-    changes = (windowed(-20, 100), shifted(5))
+    changes = (window_change(-20, 100), hu_shift(5))
     rows = changed_scans(dataset, "test", model, changes=changes)
     assert len(rows) == 2
     first, second = change_summary(rows, set())

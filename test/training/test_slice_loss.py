@@ -14,8 +14,8 @@ from training.config import Config, Optimization, Segmenter
 from training.data.datasets import Prepared
 from training.fitting import hardware, segmenter
 from training.fitting.hardware import Hardware, choose_hardware
-from training.fitting.segmenter import Patches, SegmenterTask, changed_scan, training_batches, with_paint
-from training.networks.unet import HARDEST, LEFT_OUT, UNLOCATED, build_unet, slice_loss
+from training.fitting.segmenter import Patches, SegmenterTask, augment_scan, paint_scan, training_batches
+from training.networks.unet import HARDEST_VOXELS, LEFT_OUT, UNLOCATED, build_unet, slice_loss
 
 SHAPE = (1, 1, 4, 20, 20)
 TINY = Segmenter(
@@ -34,7 +34,7 @@ def test_a_few_bright_voxels_count_where_the_slice_is_healthy() -> None:
     logits, target = torch.full(SHAPE, -6.0), torch.zeros(SHAPE)
     logits[0, 0, 1, :4, :4] = 3.0  # a falx
     falx = torch.nn.functional.softplus(torch.tensor(3.0))
-    assert HARDEST == 16
+    assert HARDEST_VOXELS == 16
     assert slice_loss(logits, target, slices(1)) == pytest.approx(float(falx), rel=1e-5)
     assert slice_loss(logits, target, slices(0, 1)) == pytest.approx(float(falx) / 2, rel=1e-2)
     assert slice_loss(logits, target, slices()) == 0  # nobody says that it is none
@@ -50,7 +50,7 @@ def test_a_small_bleed_counts_as_much_as_a_large_one() -> None:
     assert by_slice[0].sum() == pytest.approx(float(by_slice[2].sum()), rel=1e-5)
     assert by_slice[0].sum() < 0 < by_slice[1].sum()
     assert (logits.grad[0, 0, 0][target[0, 0, 0] == 0] == 0).all()  # beside a bleed nothing is sure
-    assert (by_slice[2] != 0).sum() == HARDEST  # to be found; the outline is the other loss's
+    assert (by_slice[2] != 0).sum() == HARDEST_VOXELS  # to be found; the outline is the other loss's
 
 
 def test_slices_of_which_nothing_is_known_do_not_count() -> None:
@@ -66,13 +66,13 @@ def test_a_bleed_of_which_nobody_knows_where_is_wanted_anywhere_in_its_slice() -
     target = torch.zeros(SHAPE)
     target[0, 0, 2] = UNLOCATED
     logits = torch.full(SHAPE, -2.0)
-    logits[0, 0, 2, 5, :HARDEST] = 1.0
+    logits[0, 0, 2, 5, :HARDEST_VOXELS] = 1.0
     logits.requires_grad_()
     loss = slice_loss(logits, target, -slices(2))
     loss.backward()
     assert loss.item() == pytest.approx(float(torch.nn.functional.softplus(torch.tensor(-1.0))))
-    assert (logits.grad[0, 0, 2, 5, :HARDEST] < 0).all()
-    assert (logits.grad != 0).sum() == HARDEST
+    assert (logits.grad[0, 0, 2, 5, :HARDEST_VOXELS] < 0).all()
+    assert (logits.grad != 0).sum() == HARDEST_VOXELS
     target[0, 0, 2, 9, 9] = 1  # something was painted into it: that is to be found
     assert slice_loss(logits.detach(), target, -slices(2)) == pytest.approx(
         float(torch.nn.functional.softplus(torch.tensor(2.0)))
@@ -117,9 +117,9 @@ def test_slices_whose_bleed_was_not_located_say_so_until_they_are_changed() -> N
     known_alone = replace(settings, unlocated=False)
     without = Patches([case], {"head": label}, Config("test", segmenter=known_alone))
     assert without[(0, 0)][1][1].amin() == 0
-    assert not len(Patches([case, single], labels, Config("test", segmenter=known_alone)).ill)
+    assert not len(Patches([case, single], labels, Config("test", segmenter=known_alone)).positive_singles)
     rng = np.random.default_rng(0)
-    bright = changed_scan(case.hu, case.intracranial, label, replace(settings, artefacts=1.0), rng)[2]
+    bright = augment_scan(case.hu, case.intracranial, label, replace(settings, artefacts=1.0), rng)[2]
     assert (bright[2] == LEFT_OUT).all()  # streaks may be what is brightest now
     assert (bright[0] == label[0]).all()
 
@@ -130,7 +130,7 @@ def test_a_distractor_is_never_taught_as_a_bleed() -> None:
     place = segmenter.place_of(case.hu, case.intracranial, (5.0, 1.0, 1.0))
     changed = 0
     for seed in range(8):
-        hu, _, after = with_paint(
+        hu, _, after = paint_scan(
             case.hu, case.intracranial, label, place, replace(TINY, distractors=1.0), np.random.default_rng(seed)
         )
         for z in range(len(hu)):

@@ -21,11 +21,11 @@ from training.evaluation.stripping import (
     whole_heads_table,
 )
 from training.fitting.hardware import Hardware
-from training.fitting.segmenter import changed_scan
+from training.fitting.segmenter import augment_scan
 from training.pipeline.strip import (
     StripCase,
     StripSlices,
-    changed_head,
+    augment_head,
     paired_cases,
     phantom_case,
     placement,
@@ -109,7 +109,7 @@ def test_saturated_values_stay_saturated_when_heads_are_changed() -> None:
     hu = np.full((3, 40, 40), 30, np.float32)
     hu[:, :8], hu[:, -8:] = 100, -20
     for seed in range(30):
-        changed = changed_head(hu, np.ones((40, 40), np.float32), np.random.default_rng(seed))
+        changed = augment_head(hu, np.ones((40, 40), np.float32), np.random.default_rng(seed))
         assert changed.min() >= -20
         assert changed.max() <= 100
         assert np.median(changed[1, 12:28]) < 60
@@ -154,15 +154,15 @@ def test_a_scan_is_changed_as_users_have_it() -> None:
     hu[:, 0] = 100
     rng = np.random.default_rng(0)
     for _ in range(20):
-        few, mask, target = changed_scan(hu, inside, label, Segmenter(few_slices=1.0), rng)
+        few, mask, target = augment_scan(hu, inside, label, Segmenter(few_slices=1.0), rng)
         assert 1 <= len(few) == len(mask) == len(target) <= 5
-    narrow, _, _ = changed_scan(hu, inside, label, Segmenter(narrow=1.0), rng)
+    narrow, _, _ = augment_scan(hu, inside, label, Segmenter(narrow=1.0), rng)
     assert narrow.max() <= 100
     assert narrow.min() == 35
-    _, loose, _ = changed_scan(hu, inside, label, Segmenter(loose_mask=1.0), rng)
+    _, loose, _ = augment_scan(hu, inside, label, Segmenter(loose_mask=1.0), rng)
     assert (loose & ~inside).any()
     assert not (inside & ~loose).any()
-    same = changed_scan(hu, inside, label, Segmenter(), rng)
+    same = augment_scan(hu, inside, label, Segmenter(), rng)
     assert all(a is b for a, b in zip(same, (hu, inside, label), strict=True))
 
 

@@ -24,7 +24,7 @@ from hemseg.scan import read
 from hemseg.sliding_window import network_probability
 from hemseg.volume import Volume
 from training.config import CONFIGS, Cam, Config, Pseudolabels, Segmenter, Sequence, Without, load_config
-from training.data.datasets import load_dataset, prepare, prepared, together
+from training.data.datasets import load_dataset, merge_datasets, prepare, prepared
 from training.data.field_of_view import paste
 from training.data.phantom import write_dataset
 from training.data.references import read_reference
@@ -39,7 +39,7 @@ from training.labels.differential import Probe, SliceView
 from training.networks.slice_network import SequenceNetwork, SliceNetwork
 from training.networks.unet import build_unet, combined_loss
 from training.pipeline.recipe import build_stages
-from training.pipeline.runner import Stage, _follow, run_stage
+from training.pipeline.runner import Stage, _join_first_process, run_stage
 from training.rounds import round_config
 
 
@@ -585,16 +585,16 @@ def test_stages_are_skipped_when_done_and_run_again_when_something_changed(tmp_p
 
 
 def test_a_trained_network_is_kept_when_its_stage_starts_over(tmp_path: Path) -> None:
-    now: list[int] = []
+    current: list[int] = []
     trained: list[int] = []
 
     def train(folder: Path) -> dict[str, int]:
         (folder / "network.pt").write_text("weights")
-        trained.append(now[0])
+        trained.append(current[0])
         return {}
 
     def run(setting: int) -> None:
-        now[:] = [setting]
+        current[:] = [setting]
         table = {"a": Stage("a", (), (setting,), train), "b": Stage("b", ("a",), (), lambda folder: {})}
         run_stage(table["b"], tmp_path, table)
 
@@ -615,7 +615,7 @@ def test_the_other_processes_do_not_train_what_the_first_took_back(tmp_path: Pat
     (tmp_path / "a").mkdir()
     for name in ("started.json", "done.json"):  # as a folder that is moved: both at once
         (tmp_path / "a" / name).write_text('{"fingerprint": "mark", "figures": {"n": 1}}')
-    assert _follow(Stage("a", (), (), train, distributed=True), tmp_path / "a", "mark") == {"n": 1}
+    assert _join_first_process(Stage("a", (), (), train, distributed=True), tmp_path / "a", "mark") == {"n": 1}
 
 
 def test_an_interrupted_stage_goes_on_with_what_it_has(tmp_path: Path) -> None:
@@ -648,7 +648,7 @@ def test_splits_without_cases_are_told_before_any_work(phantoms: Path, tmp_path:
         assert not run.exists()
     without = replace(load_config("smoke"), without=Without(classify=("a", "b")))
     a, b = (replace(load_dataset(data), name=name) for name in "ab")
-    stages = build_stages(without, together([a, b]), run)
+    stages = build_stages(without, merge_datasets([a, b]), run)
     with pytest.raises(HemsegError, match="no case but for those of a, b is in the split train or val"):
         run_stage(stages["cam"], run, stages)
     assert not run.exists()

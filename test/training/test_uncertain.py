@@ -19,7 +19,7 @@ from hemseg.errors import HemsegError
 from hemseg.manifest import Manifest
 from hemseg.preprocessing import Settings, working_image
 from training.data.phantom import make_phantom, write_image
-from training.evaluation.uncertain import Answers, ranked, scans_in, shown_slices
+from training.evaluation.uncertain import CommitteeAnswers, disagreement_scores, scans_in, shown_slices
 
 
 def test_scans_are_ranked_by_all_criteria_alike() -> None:
@@ -28,9 +28,9 @@ def test_scans_are_ranked_by_all_criteria_alike() -> None:
         {"mirrored_ml": 900.0, "disputed_slices": 0.3},
         {"mirrored_ml": 2.0, "disputed_slices": 0.2},
     ]
-    assert ranked(rows).tolist() == [0.0, 1.0, 0.5]
-    assert ranked(rows[:1]).tolist() == [1.0]
-    assert len(ranked([])) == 0
+    assert disagreement_scores(rows).tolist() == [0.0, 1.0, 0.5]
+    assert disagreement_scores(rows[:1]).tolist() == [1.0]
+    assert len(disagreement_scores([])) == 0
 
 
 def test_disagreement_is_in_ml_and_slices() -> None:
@@ -43,7 +43,7 @@ def test_disagreement_is_in_ml_and_slices() -> None:
     slices = np.zeros(len(one), np.float32)
     slices[z] = 0.8
     voxel_ml = 4.8 * 4.8 * 10 / 1000
-    answers = Answers(working, one, other, slices, second=one + 0.1)
+    answers = CommitteeAnswers(working, one, other, slices, second=one + 0.1)
     found = answers.disagreement()
     assert found["mirrored_ml"] == pytest.approx(0.5 * voxel_ml, rel=1e-3)
     assert found["disputed_slices"] == pytest.approx(0.8)

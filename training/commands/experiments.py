@@ -170,7 +170,7 @@ def _shortcuts(
     from ..console import in_words
     from ..experiments.shortcuts import shortcuts
     from ..fitting.trainer import load_network
-    from ..networks.slice_network import empty_network
+    from ..networks.slice_network import untrained_network
     from ..pipeline.initial_weights import find_initial_weights
     from ..pipeline.recipe import build_stages
     from ..pipeline.runner import run_stage
@@ -181,7 +181,7 @@ def _shortcuts(
     run_stage(stages[names.prepare if initial else names.classify], run, stages)
     of_run = run / names.classify / NETWORK
     for path in dict.fromkeys([initial.classifier, initial.unpainted] if initial else [of_run]):
-        network = empty_network(settings.classifier)
+        network = untrained_network(settings.classifier)
         load_network(network, path)
         for row in shortcuts(network, dataset, settings, run / names.prepare):
             print(in_words({"classifier": path.stem} | row if initial else row))
@@ -209,7 +209,7 @@ def _record(
 
     from ..evaluation.quality import mean_dice
     from ..experiments.records import RUNS, gather
-    from ..pipeline.runner import fingerprint, minutes
+    from ..pipeline.runner import fingerprint, stage_minutes
     from ..stage_names import pseudolabels_of, with_suffix
 
     record: dict[str, object] = {"id": identity, "order": order, "recipe": recipe, "selection": selection}
@@ -222,7 +222,7 @@ def _record(
         record |= {"config": settings.name, "config_hash": fingerprint(settings), "seed": settings.seed}
         record["label_dice_val"] = mean_dice(dataset, settings.preprocessing, run / pseudolabels_of(variant))
         record["supervision"] = Manifest.read(run / with_suffix("export", variant)).provenance["supervision"]
-        record["minutes"] = round(sum(minutes(run, variant).values()), 1)
+        record["minutes"] = round(sum(stage_minutes(run, variant).values()), 1)
     RUNS.mkdir(parents=True, exist_ok=True)
     (RUNS / f"{identity}.json").write_text(json.dumps(record, indent=1) + "\n")
     print(f"{RUNS / identity}.json written")

@@ -55,7 +55,7 @@ def config_and_data(
         init: weights to start from, in place of the configuration's.
     """
     from ..config import load_config
-    from ..data.datasets import load_dataset, together
+    from ..data.datasets import load_dataset, merge_datasets
 
     config = load_config(config_name)
     if seed is not None:
@@ -68,7 +68,7 @@ def config_and_data(
 
         check(config)
         datasets.append(phantoms_of(config, run))
-    return config, together(datasets)
+    return config, merge_datasets(datasets)
 
 
 def phantoms_of(config: Config, run: Path) -> DataSet:

@@ -54,7 +54,7 @@ def _data(config: str, folders: list[Path], run: Path, labels: str, seed: int | 
     from dataclasses import replace
 
     from ..config import load_config
-    from ..data.datasets import load_dataset, together
+    from ..data.datasets import load_dataset, merge_datasets
     from ..data.slice_kinds import read_slice_kinds
     from ..evaluation.single_slices import BRAIN_LEVEL_PX, intracranial_areas
     from ..pipeline.kinds import KindData
@@ -64,15 +64,15 @@ def _data(config: str, folders: list[Path], run: Path, labels: str, seed: int | 
         settings = replace(settings, seed=seed)
     loaded = [(folder, load_dataset(folder, settings.seed)) for folder in folders]
     loaded += [(folder, replace(load_dataset(folder), name="phantoms")) for folder in sorted(run.glob("phantoms-*"))]
-    whole = together([dataset for _, dataset in loaded])
+    whole = merge_datasets([dataset for _, dataset in loaded])
     answers: dict[str, np.ndarray] = {}
-    not_brain: set[str] = set()
+    not_brain_level: set[str] = set()
     for folder, dataset in loaded:
         prefix = f"{dataset.name}_" if len(loaded) > 1 else ""
         answers |= {prefix + name: rows for name, rows in read_slice_kinds(folder, dataset).items()}
         areas = intracranial_areas(folder)
-        not_brain |= {prefix + name for name, area in areas.items() if area <= BRAIN_LEVEL_PX}
-    return settings, KindData(whole, answers, run, run / labels, settings.preprocessing, frozenset(not_brain))
+        not_brain_level |= {prefix + name for name, area in areas.items() if area <= BRAIN_LEVEL_PX}
+    return settings, KindData(whole, answers, run, run / labels, settings.preprocessing, frozenset(not_brain_level))
 
 
 @app.command("kinds-attach")
@@ -103,9 +103,9 @@ def _slices(
     """Measure how well the slice classifier tells kinds of hemorrhage apart in the prepared slices of a run."""
     from ..console import in_words
     from ..evaluation.tables import write_table
-    from ..pipeline.kinds import measured_slices
+    from ..pipeline.kinds import evaluate_slices
 
-    rows = measured_slices(_data(config, data, run, "relabel", None)[1], weights, tuple(split or ["val"]))
+    rows = evaluate_slices(_data(config, data, run, "relabel", None)[1], weights, tuple(split or ["val"]))
     write_table(rows, out)
     for row in rows:
         print(in_words(row))
@@ -131,7 +131,7 @@ def _measure(
     from ..data.slice_kinds import read_slice_kinds
     from ..evaluation import kinds
     from ..evaluation.kind_plot import write_confusion
-    from ..evaluation.painted_heads import LEAST_ML, read_plan
+    from ..evaluation.painted_heads import MIN_ML, read_plan
     from ..evaluation.single_slices import BRAIN_LEVEL_PX, intracranial_areas
     from ..evaluation.tables import write_table
 
@@ -149,7 +149,7 @@ def _measure(
         rows += kinds.phantoms(model, phantoms)
     if painted:
         plan = [bleed for bleed in read_plan() if bleed.head < painted_heads]
-        rows += kinds.painted_bleeds(load_dataset(painted), "test", model, plan, LEAST_ML)
+        rows += kinds.painted_bleeds(load_dataset(painted), "test", model, plan, MIN_ML)
     table = kinds.summary(rows)
     write_table(rows, out / "lesions.csv")
     write_table(table, out / "summary.csv")

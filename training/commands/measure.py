@@ -42,11 +42,11 @@ def _measure(
     from hemseg.preprocessing import Settings
 
     from ..console import in_words
-    from ..data.datasets import load_dataset, together
+    from ..data.datasets import load_dataset, merge_datasets
     from ..evaluation.evaluate import network_predictor, threshold_predictor
     from ..evaluation.measure import measure_all
 
-    dataset = together([load_dataset(folder) for folder in data])
+    dataset = merge_datasets([load_dataset(folder) for folder in data])
     predict = threshold_predictor(Settings()) if threshold else network_predictor(weights or default_weights())
     for name, value in measure_all(dataset, predict, tuple(split or ["test"]), out, pictures).items():
         print(in_words({name: value}))
@@ -312,12 +312,12 @@ def _retest(
     from hemseg.model import load
 
     from ..data.datasets import load_dataset
-    from ..evaluation.retest import LIMITS, head_twice, measure, phantom_twice, write
+    from ..evaluation.retest import LIMITS, measure, rescan_head, rescan_phantom, write
 
     model = load(weights)
     cases = load_dataset(data).part("val") if data else []
-    heads = [partial(phantom_twice, number, seed) for number in range(phantoms)]
-    limits = write(measure([*heads, *(partial(head_twice, case, seed) for case in cases)], model), model, out)
+    heads = [partial(rescan_phantom, number, seed) for number in range(phantoms)]
+    limits = write(measure([*heads, *(partial(rescan_head, case, seed) for case in cases)], model), model, out)
     print((out / "table.md").read_text())
     print(
         f"{LIMITS}: {limits.low_percent:+.1f} to {limits.high_percent:+.1f} %, below {limits.above_ml:g} mL "

@@ -64,9 +64,9 @@ def status(run: RunOption) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..pipeline.runner import states
+    from ..pipeline.runner import stage_states
 
     table = Table("stage", "state", "minutes", "figures")
-    for name, state, minutes, figures in states(run):
+    for name, state, minutes, figures in stage_states(run):
         table.add_row(name, state, minutes, figures)
     Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from hemseg.errors import HemsegError
 from hemseg.io.formats import stem, suffix
 
-from .tables import listed
+from .tables import join_names
 
 LEFT_OUT = "left_out.txt"
 DO_WITHOUT = f"Fix it, or name its case in {LEFT_OUT}, in the data set's folder, to do without."
@@ -25,7 +25,7 @@ def files_by_case(folder: Path, what: str, faults: list[str]) -> dict[str, Path]
     """
     files = [path for path in sorted(folder.glob("*")) if suffix(path) and not path.name.startswith(".")]
     if twice := sorted(name for name, count in Counter(map(stem, files)).items() if count > 1):
-        faults.append(f"cases with two {what} in {folder.name}: {listed(twice)}")
+        faults.append(f"cases with two {what} in {folder.name}: {join_names(twice)}")
     return {stem(path): path for path in files}
 
 

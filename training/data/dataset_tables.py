@@ -12,7 +12,7 @@ from hemseg.io.formats import stem, suffix
 
 from ..console import console
 from .dataset_files import DO_WITHOUT, LEFT_OUT, image_header
-from .tables import RowFaults, decoded, listed, read_table, whole_number, yes_or_no
+from .tables import RowFaults, decode_text, join_names, parse_boolean, parse_integer, read_table
 
 SPLITS = ("train", "val", "test")
 SPELLINGS = {"training": "train", "validation": "val", "valid": "val", "testing": "test"}  # of SPLITS, in tables
@@ -27,13 +27,13 @@ def case_name(text: str, cases: Collection[str]) -> str:
 def left_out_cases(folder: Path, images: dict[str, Path], faults: list[str]) -> set[str]:
     """The cases that the user wants to do without, those with damaged images for instance."""
     path = folder / LEFT_OUT
-    lines = (decoded(path.read_bytes()) or "").splitlines() if path.exists() else []
+    lines = (decode_text(path.read_bytes()) or "").splitlines() if path.exists() else []
     names = {case_name(line.strip(), images) for line in lines if line.strip()}
     if unknown := sorted(names - set(images)):
-        faults.append(f"{LEFT_OUT} names cases that are not there: {listed(unknown)}")
+        faults.append(f"{LEFT_OUT} names cases that are not there: {join_names(unknown)}")
     if names:
         console.print(f"{folder.resolve().name}: {len(names)} cases are left out, as {LEFT_OUT} says: ", end="")
-        console.print(listed(sorted(names)), markup=False, highlight=False)
+        console.print(join_names(sorted(names)), markup=False, highlight=False)
     return names
 
 
@@ -51,18 +51,18 @@ def read_labels(
     rows: dict[str, dict[int, int]] = {}
     wrong = RowFaults(path.name)
     for row in read_table(path, ("case", "slice", "hemorrhage"), faults):
-        name, z, label = case_name(row.get("case"), images), whole_number(row.get("slice")), row.get("hemorrhage")
+        name, z, label = case_name(row.get("case"), images), parse_integer(row.get("slice")), row.get("hemorrhage")
         if name in left_out:
             continue
-        skip = any(yes_or_no(row.get(flag)) for flag in ("blanked", "missing"))
-        positive = yes_or_no(label)
+        skip = any(parse_boolean(row.get(flag)) for flag in ("blanked", "missing"))
+        positive = parse_boolean(label)
         if z is None or z < 0:
             wrong.add(row, "the slice is not a number from 0 on")
         elif positive is None and not skip:
             wrong.add(row, f"hemorrhage is {label!r}, neither 0 nor 1" if label else "hemorrhage is empty")
         elif rows.setdefault(name, {}).setdefault(z, value := -1 if skip else int(bool(positive))) != value:
             wrong.add(row, "contradicts an earlier row for the same slice")
-        subtypes.setdefault(name, set()).update(s for s in SUBTYPES if yes_or_no(row.get(s)))
+        subtypes.setdefault(name, set()).update(s for s in SUBTYPES if parse_boolean(row.get(s)))
     faults += wrong.sentences()
     labels = {}
     for name, by_slice in rows.items():
@@ -79,7 +79,7 @@ def read_labels(
         if sorted(by_slice) != list(range(n)):
             from_one = " from 1 on; does the table count from 1? The first slice is 0" * (min(by_slice) == 1)
             lacking = [str(z) for z in range(n) if z not in by_slice]
-            which = f" (slice {listed(lacking)} has none)" if lacking and not from_one else ""
+            which = f" (slice {join_names(lacking)} has none)" if lacking and not from_one else ""
             faults.append(f"{name}: has {n} slices, but labels for {len(by_slice)}{which}{from_one}")
             continue
         labels[name] = tuple(by_slice[z] for z in range(n))
@@ -115,5 +115,5 @@ def read_split(path: Path, names: list[str], seed: int, patients: dict[str, str]
             faults.append(f"{path.name}, row {row.number}: split {row.get('split')!r} is none of {', '.join(SPLITS)}")
     faults += [f"patient {p}: is in two splits" for p, s in parts.items() if len(s) > 1 and p not in split]
     if missing := sorted(set(names) - set(split)):
-        faults.append(f"cases without a split: {listed(missing)}")
+        faults.append(f"cases without a split: {join_names(missing)}")
     return split

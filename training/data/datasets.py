@@ -31,7 +31,7 @@ from ..console import console
 from .dataset_files import DO_WITHOUT, files_by_case
 from .dataset_tables import SPLITS, left_out_cases, read_labels, read_split
 from .references import labels_of_masks, references_of
-from .tables import listed
+from .tables import join_names
 
 IMAGES = ("images", "data")
 
@@ -91,7 +91,7 @@ class DataSet:
         return {case.name: case.split for case in self.cases}
 
 
-def together(datasets: list[DataSet]) -> DataSet:
+def merge_datasets(datasets: list[DataSet]) -> DataSet:
     """Several data sets as one. A case's name then begins with that of its data set; a patient stays in one split.
 
     Raises:
@@ -139,7 +139,7 @@ def load_dataset(folder: str | Path, seed: int = 0) -> DataSet:
     split = read_split(folder / "split.csv", list(labels), seed, patients, faults)
     labelled = set(labels if table.exists() else references)  # a mask that cannot be read is a fault of its own
     if labelled and (missing := sorted(set(images) - labelled)):
-        faults.append(f"images without slice labels or masks: {listed(missing)}")
+        faults.append(f"images without slice labels or masks: {join_names(missing)}")
     if not labels and not faults:
         faults.append("has neither slice_labels.csv nor masks")
     if faults:

@@ -25,10 +25,10 @@ ODDS = (0.32, 0.2, 0.08, 0.1, 0.2, 0.1)  # of `KINDS`
 DISTRACTORS = ("calcification", "metal", "air", "sinus", "falx", "rim")
 CONTRAST_HU = (10.0, 48.0)
 # With `dura`: normal dura lies 5-20 HU above the brain, a sinus up to 30; fainter blood of that shape looks the same.
-LEAST_CONTRAST_HU = {"sheet": 20.0, "epidural": 20.0, "subdural": 15.0, "subarachnoid": 14.0}
+MIN_CONTRAST_HU = {"sheet": 20.0, "epidural": 20.0, "subdural": 15.0, "subarachnoid": 14.0}
 FIRST_ODDS, ALL_ODDS = (0.45, 0.25, 0.15, 0.15), (0.24, 0.12, 0.08, 0.26, 0.2, 0.1)  # of `DISTRACTORS`
 HALF, TRACE = 0.5, 0.1  # shares of blood in a voxel: labelled, and seen
-MOST_GRAIN_HU = 8.0  # beyond is an edge, not noise
+MAX_GRAIN_HU = 8.0  # beyond is an edge, not noise
 EDGE_MM = 5.0  # from the skull: there bone shines into voxels, the more so where it slopes
 HIDDEN_HU = 30.0  # above the brain: such an edge hides blood
 EDGE_HU = 15.0  # what `denoised` takes for an edge
@@ -55,7 +55,7 @@ def add_bleed(
         kind: of `KINDS`; drawn when empty.
         contrast_hu: above the brain; drawn from `CONTRAST_HU` when None.
         radius_mm: of an intraparenchymal bleed; drawn when None.
-        dura: bleeds along dura and skull are drawn from `LEAST_CONTRAST_HU` upwards, and sheets thicker than dura.
+        dura: bleeds along dura and skull are drawn from `MIN_CONTRAST_HU` upwards, and sheets thicker than dura.
 
     Returns:
         HU float32 and the label, both new arrays.
@@ -70,7 +70,7 @@ def add_bleed(
     hidden = (place.depth <= EDGE_MM) & (bare > place.brain + HIDDEN_HU)  # bone shines into it: nobody sees blood
     if not ((share > HALF) & ~hidden).any():
         return hu, label
-    least = LEAST_CONTRAST_HU.get(kind, CONTRAST_HU[0]) if dura else CONTRAST_HU[0]
+    least = MIN_CONTRAST_HU.get(kind, CONTRAST_HU[0]) if dura else CONTRAST_HU[0]
     contrast = float(rng.uniform(least, CONTRAST_HU[1])) if contrast_hu is None else contrast_hu
     return _filled(hu, bare, place, share, contrast, kind, rng), _labelled(label, share, hidden)
 
@@ -186,7 +186,7 @@ def _filled(
 
 def _bare(hu: np.ndarray, smooth: np.ndarray) -> np.ndarray:
     """HU without grain; edges stay."""
-    return np.asarray(hu - (hu - smooth).clip(-MOST_GRAIN_HU, MOST_GRAIN_HU))
+    return np.asarray(hu - (hu - smooth).clip(-MAX_GRAIN_HU, MAX_GRAIN_HU))
 
 
 def _box(where: np.ndarray) -> tuple[slice, slice, slice]:

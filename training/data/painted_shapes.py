@@ -12,7 +12,7 @@ import numpy as np
 
 from .painted_place import Place
 
-LEAST_MM, MOST_MM = 1.0, 25.0  # radius of an ellipsoid
+MIN_MM, MAX_MM = 1.0, 25.0  # radius of an ellipsoid
 SUB = 5  # levels within a slice
 
 Paint = Callable[[Place, np.random.Generator], np.ndarray | None]
@@ -26,7 +26,7 @@ def _point(where: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
 
 def ellipsoid_in(place: Place, rng: np.random.Generator, radius_mm: float | None = None) -> np.ndarray | None:
     """A bleed within the brain: a rough ellipsoid, its radius log-uniform when None."""
-    radius = float(np.exp(rng.uniform(np.log(LEAST_MM), np.log(MOST_MM)))) if radius_mm is None else radius_mm
+    radius = float(np.exp(rng.uniform(np.log(MIN_MM), np.log(MAX_MM)))) if radius_mm is None else radius_mm
     center = _point(place.inside & (place.depth > min(2 + 0.6 * radius, 18)), rng)
     if center is None:
         return None

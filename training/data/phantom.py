@@ -10,7 +10,7 @@ falx, dense sinuses, a shunt, tubes outside the head) has a generator of its own
 skull and what is in it, `training.data.face` what lies below: muscles, jaw, orbits, sinuses, spine.
 
 Structures are painted in patient coordinates (mm, LPS, origin near the third ventricle), on five sub-slices or more
-per 5 mm slice, whose average gives the partial volume. HU after Hounsfield's scale and the usual figures of head CT:
+per 5 mm slice, whose average gives the partial volume. HU after Hounsfield's scale and the usual values of head CT:
 fat -100 to -80, CSF 8, white matter 29, gray matter 37, muscle 55-65, acute blood 55-78, falx and sinus 50,
 calcification 75-400, diploe 500, cortical bone 1200 (300-700 in children), teeth 2200.
 """

@@ -10,7 +10,7 @@ from hemseg.errors import HemsegError
 from hemseg.io.images import read_image
 
 from .dataset_files import DO_WITHOUT, files_by_case, image_header
-from .tables import listed
+from .tables import join_names
 
 MASKS = ("masks", "reference", "label")
 
@@ -22,7 +22,7 @@ def references_of(folder: Path, images: dict[str, Path], left_out: set[str], fau
         return {}
     masks = files_by_case(place, "masks", faults)
     if alone := sorted(set(masks) - set(images) - left_out):
-        faults.append(f"masks without an image: {listed(alone)}")
+        faults.append(f"masks without an image: {join_names(alone)}")
     both = {name: path for name, path in masks.items() if name in images}
     other = []
     for name, path in both.items():
@@ -32,7 +32,7 @@ def references_of(folder: Path, images: dict[str, Path], left_out: set[str], fau
         except HemsegError as error:
             faults.append(f"{error} {DO_WITHOUT}")
     if other:
-        faults.append(f"masks whose size, spacing, origin or direction is not their image's: {listed(other)}")
+        faults.append(f"masks whose size, spacing, origin or direction is not their image's: {join_names(other)}")
     return both
 
 

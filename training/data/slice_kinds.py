@@ -17,7 +17,7 @@ from hemseg.kinds import ANSWERS, KINDS
 from .dataset_tables import case_name
 from .datasets import DataSet
 from .painted import KINDS as PAINTED
-from .tables import Row, read_table, whole_number, yes_or_no
+from .tables import Row, parse_boolean, parse_integer, read_table
 
 UNKNOWN = -1
 KIND_OF = {name: "subdural" if name == "sheet" else name for name in PAINTED}  # along falx and tentorium
@@ -39,7 +39,7 @@ def read_slice_kinds(folder: Path, dataset: DataSet) -> dict[str, np.ndarray]:
         raise HemsegError(f"{folder}: has no slice labels to learn kinds from:", faults)
     answers = {case.name: np.full((len(case.labels), len(ANSWERS)), UNKNOWN, np.int8) for case in dataset.cases}
     for row in rows:
-        name, z = case_name(row.get("case"), answers), whole_number(row.get("slice"))
+        name, z = case_name(row.get("case"), answers), parse_integer(row.get("slice"))
         if name in answers and z is not None:
             answers[name][z] = slice_answers(row)
     for case in dataset.cases:  # slices to leave out
@@ -62,10 +62,10 @@ def kinds_of_data_sets(dataset: DataSet) -> dict[str, np.ndarray]:
 
 def slice_answers(row: Row) -> list[int]:
     """The labels of one slice, by `ANSWERS`."""
-    blood = yes_or_no(row.get("hemorrhage"))
+    blood = parse_boolean(row.get("hemorrhage"))
     if not blood:
         return [UNKNOWN if blood is None else 0] * len(ANSWERS)
-    named = [int(bool(yes_or_no(row.get(kind)))) for kind in KINDS]
+    named = [int(bool(parse_boolean(row.get(kind)))) for kind in KINDS]
     return [*(named if any(named) else [UNKNOWN] * len(KINDS)), 1]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 DELIMITERS = (",", ";", "\t")
 YES, NO = ("1", "true", "yes"), ("0", "false", "no")
-MOST_ROWS = 5  # named in a sentence
+MAX_ROWS = 5  # named in a sentence
 _END = "\0"  # a line behind the last one, which no text has: a quotation mark that is not closed swallows it
 
 
@@ -36,7 +36,7 @@ def read_table(path: Path, columns: Iterable[str], faults: list[str]) -> list[Ro
         columns: those that it must have.
         faults: gets what is wrong with the table, a sentence each; it is then empty.
     """
-    text = decoded(path.read_bytes())
+    text = decode_text(path.read_bytes())
     if text is None:
         faults.append(f"{path.name} is not text in UTF-8 or UTF-16; save it as CSV, UTF-8")
         return []
@@ -80,7 +80,7 @@ def _names(cells: Iterable[str]) -> set[str]:
     return {cell.strip().strip('"').lower() for cell in cells}
 
 
-def decoded(content: bytes) -> str | None:
+def decode_text(content: bytes) -> str | None:
     """Text in UTF-8 or UTF-16 (by its mark), else in Windows' Western encoding; None if it is no text."""
     marks = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
     marked = next((encoding for mark, encoding in marks if content.startswith(mark)), "")
@@ -93,7 +93,7 @@ def decoded(content: bytes) -> str | None:
     return None
 
 
-def whole_number(text: str) -> int | None:
+def parse_integer(text: str) -> int | None:
     """``3`` and ``3.0`` as a number; None for anything else."""
     try:
         number = float(text)
@@ -104,15 +104,15 @@ def whole_number(text: str) -> int | None:
     return int(number) if number.is_integer() else None  # not for inf and nan
 
 
-def yes_or_no(text: str) -> bool | None:
+def parse_boolean(text: str) -> bool | None:
     """``1``, ``1.0``, ``True``, ``yes`` and their opposites; None for anything else."""
     word = text.lower()
-    if (number := whole_number(text)) is not None:
+    if (number := parse_integer(text)) is not None:
         word = str(number)
     return True if word in YES else False if word in NO else None
 
 
-def listed(names: list[str]) -> str:
+def join_names(names: list[str]) -> str:
     """Names for a sentence: five of them, and how many more there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
@@ -132,7 +132,7 @@ class RowFaults:
         """One for each kind, with the numbers of its rows."""
         found = []
         for what, numbers in self._rows.items():
-            named = ", ".join(map(str, numbers[:MOST_ROWS]))
-            more = f" and {len(numbers) - MOST_ROWS} more" if len(numbers) > MOST_ROWS else ""
+            named = ", ".join(map(str, numbers[:MAX_ROWS]))
+            more = f" and {len(numbers) - MAX_ROWS} more" if len(numbers) > MAX_ROWS else ""
             found.append(f"{self._table}, row{'s' * (len(numbers) > 1)} {named}{more}: {what}")
         return found

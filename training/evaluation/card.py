@@ -26,10 +26,10 @@ Row = dict[str, str]
 
 
 def filled(text: str, results: Path = RESULTS) -> str:
-    """A page with its tables made anew.
+    """A page with its tables refreshed.
 
     Raises:
-        HemsegError: a table that is not known, or whose figures are missing.
+        HemsegError: a table that is not known, or whose values are missing.
     """
 
     def table(found: re.Match[str]) -> str:
@@ -105,20 +105,22 @@ def heads(results: Path) -> str:
     )
 
 
-def _ill_and_healthy(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+def _by_hemorrhage(rows: list[Row]) -> tuple[list[Row], list[Row]]:
     """Patients by whether one of their slices is labelled with hemorrhage."""
     return [r for r in rows if int(r["positive_slices"])], [r for r in rows if not int(r["positive_slices"])]
 
 
-def _patients_found(ill: list[Row]) -> str:
-    return f"{sum(int(row['slices_found']) > 0 for row in ill)} of {len(ill)}"
+def _patients_found(positive: list[Row]) -> str:
+    return f"{sum(int(row['slices_found']) > 0 for row in positive)} of {len(positive)}"
 
 
-def _slices_found(ill: list[Row]) -> str:
-    return f"{sum(int(row['slices_found']) for row in ill)} of {sum(int(row['positive_slices']) for row in ill)}"
+def _slices_found(positive: list[Row]) -> str:
+    return (
+        f"{sum(int(row['slices_found']) for row in positive)} of {sum(int(row['positive_slices']) for row in positive)}"
+    )
 
 
-def _called_ill(healthy: list[Row]) -> str:
+def _false_positives(healthy: list[Row]) -> str:
     return f"{sum(float(row['predicted_ml']) >= 0.5 for row in healthy)} of {len(healthy)}"
 
 
@@ -127,19 +129,19 @@ def patients(results: Path) -> str:
     rows = _rows(results / "best" / "ct-ich" / "per_case.csv")
     lines = []
     for title, splits in (("val", ("val",)), ("test", ("test",)), ("**val + test**", ("val", "test"))):
-        ill, healthy = _ill_and_healthy([row for row in rows if row["split"] in splits])
+        positive, healthy = _by_hemorrhage([row for row in rows if row["split"] in splits])
         middle = median(float(row["predicted_ml"]) for row in healthy) if healthy else 0.0
-        said = sum(int(row["slices_found"]) + int(row["slices_doubtful"]) > 0 for row in ill)
-        doubted = sum(int(row["doubtful_false"]) > 0 for row in healthy)
+        found_or_doubtful = sum(int(row["slices_found"]) + int(row["slices_doubtful"]) > 0 for row in positive)
+        with_doubtful = sum(int(row["doubtful_false"]) > 0 for row in healthy)
         lines.append(
             [
                 title,
-                _patients_found(ill),
-                f"{said} of {len(ill)}",
-                _slices_found(ill),
-                _called_ill(healthy),
+                _patients_found(positive),
+                f"{found_or_doubtful} of {len(positive)}",
+                _slices_found(positive),
+                _false_positives(healthy),
                 f"{middle:.1f}",
-                f"{doubted} of {len(healthy)}",
+                f"{with_doubtful} of {len(healthy)}",
             ]
         )
     head = (
@@ -299,22 +301,22 @@ def other_weights(results: Path) -> str:
             "marked",
             "AUC",
         ),
-        ([title, *_main_figures(*folders)] for title, folders in places.items()),
+        ([title, *_main_metrics(*folders)] for title, folders in places.items()),
     )
 
 
-def _main_figures(measured: Path, slices: Path) -> list[str]:
+def _main_metrics(measured: Path, slices: Path) -> list[str]:
     heads = _summary(measured / "phe-sich-heads" / "summary.json")
-    ill, healthy = _ill_and_healthy(_rows(measured / "ct-ich" / "per_case.csv"))
+    positive, healthy = _by_hemorrhage(_rows(measured / "ct-ich" / "per_case.csv"))
     brain = next(
         row for row in _rows(slices / "summary.csv") if (row["split"], row["slices"]) == ("val + test", "brain level")
     )
     return [
         f"{heads['dice_mean']:.3f} ± {heads['dice_sd']:.2f}",
         f"{heads['false_lesions_per_scan']:.2f}",
-        f"{_patients_found(ill)}, {_patients_found([row for row in ill if row['split'] == 'test'])}",
-        _slices_found(ill),
-        _called_ill(healthy),
+        f"{_patients_found(positive)}, {_patients_found([row for row in positive if row['split'] == 'test'])}",
+        _slices_found(positive),
+        _false_positives(healthy),
         _share(brain["found"]),
         _share(brain["marked"]),
         f"{float(brain['auc_score']):.2f}",

@@ -105,11 +105,11 @@ def evaluate(
     sources = [source for source in dataset.sources() if source.part(*splits)]
     if len(sources) == 1 and sources[0].name == dataset.name:
         return _evaluate_one(dataset, predict, folder, splits, classify)
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for source in sources:
         own = _evaluate_one(source, predict, folder / source.name, splits, classify)
-        figures |= {f"{source.name} {key}": value for key, value in own.items()}
-    return figures
+        metrics |= {f"{source.name} {key}": value for key, value in own.items()}
+    return metrics
 
 
 def _evaluate_one(
@@ -135,13 +135,13 @@ def _evaluate_one(
             slices.append(
                 {"case": case.name, "label": int(labels[z]), **{name: float(s[z]) for name, s in scores.items()}}
             )
-    figures = metrics_over_cases(rows, slices)
+    metrics = metrics_over_cases(rows, slices)
     write_table(rows, folder / "per_case.csv")
     write_table(slices, folder / "slices.csv")
     (folder / "summary.json").write_text(
-        json.dumps({"dataset": dataset.name, "split": "+".join(splits), **figures}, indent=2) + "\n"
+        json.dumps({"dataset": dataset.name, "split": "+".join(splits), **metrics}, indent=2) + "\n"
     )
-    return figures
+    return metrics
 
 
 def slice_metrics(mask: np.ndarray, case: Case, volume: Volume) -> dict[str, Any]:
@@ -174,31 +174,31 @@ def metrics_over_cases(rows: list[dict[str, Any]], slices: list[dict[str, Any]])
     A patient with hemorrhage is found when the mask has blood in one of the positive slices. Shares of patients come
     with their count and a 95 % interval (Wilson).
     """
-    figures: dict[str, Any] = {"cases": len(rows)}
+    metrics: dict[str, Any] = {"cases": len(rows)}
     outlined = [row for row in rows if "dice" in row]
     if outlined:
-        figures |= summary(outlined, ("dice", "rvd", "tpr", "hd", "surface_dice")) | {"outlined": len(outlined)}
-        figures["cases"] = len(rows)
-        figures["hd_infinite"] = sum(bool(np.isinf(row["hd"])) for row in outlined)
-        figures["lesions"] = sum(row["lesions"] for row in outlined)
-        figures["lesions_found"] = sum(row["lesions_found"] for row in outlined) / max(1, figures["lesions"])
-        figures["false_lesions_per_scan"] = float(np.mean([row["lesions_false"] for row in outlined]))
+        metrics |= summary(outlined, ("dice", "rvd", "tpr", "hd", "surface_dice")) | {"outlined": len(outlined)}
+        metrics["cases"] = len(rows)
+        metrics["hd_infinite"] = sum(bool(np.isinf(row["hd"])) for row in outlined)
+        metrics["lesions"] = sum(row["lesions"] for row in outlined)
+        metrics["lesions_found"] = sum(row["lesions_found"] for row in outlined) / max(1, metrics["lesions"])
+        metrics["false_lesions_per_scan"] = float(np.mean([row["lesions_false"] for row in outlined]))
     healthy = [row for row in rows if not row["positive_slices"]]
     ill = [row for row in rows if row["positive_slices"]]
     if ill:
-        figures |= share_with_interval("patients_found", [row["slices_found"] > 0 for row in ill])
+        metrics |= share_with_interval("patients_found", [row["slices_found"] > 0 for row in ill])
         for kind in dict.fromkeys(kind for row in ill for kind in row["subtypes"].split()):
             of_kind = [row["slices_found"] > 0 for row in ill if kind in row["subtypes"].split()]
-            figures[f"found_{kind}"] = f"{sum(of_kind)} of {len(of_kind)}"
+            metrics[f"found_{kind}"] = f"{sum(of_kind)} of {len(of_kind)}"
     if healthy:
-        figures["healthy_median_ml"] = float(np.median([row["predicted_ml"] for row in healthy]))
-        figures |= share_with_interval("healthy_with_half_ml", [row["predicted_ml"] >= 0.5 for row in healthy])
+        metrics["healthy_median_ml"] = float(np.median([row["predicted_ml"] for row in healthy]))
+        metrics |= share_with_interval("healthy_with_half_ml", [row["predicted_ml"] >= 0.5 for row in healthy])
     labels = [s["label"] for s in slices]
     for column, name in (("score", "slice_auc"), ("classifier", "classifier_slice_auc")):
         if slices and column in slices[0]:
             both = 0 < sum(labels) < len(labels)
-            figures[name] = float(roc_auc_score(labels, [s[column] for s in slices])) if both else float("nan")
-    return figures
+            metrics[name] = float(roc_auc_score(labels, [s[column] for s in slices])) if both else float("nan")
+    return metrics
 
 
 def share_with_interval(name: str, values: list[bool]) -> dict[str, Any]:

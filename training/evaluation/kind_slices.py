@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hemseg.kinds import KINDS, Head
+from hemseg.kinds import KINDS, KindHead
 
 from ..fitting.kind_slices import PooledSlices
 from .single_slices import area_under_curve, auc_with_interval
@@ -20,7 +20,7 @@ COMMON = ("intraparenchymal", "intraventricular", "subarachnoid", "subdural")  #
 RESAMPLED = 1000
 
 
-def slice_aucs(slices: PooledSlices, head: Head, data: str, split: str) -> list[dict[str, Any]]:
+def slice_aucs(slices: PooledSlices, head: KindHead, data: str, split: str) -> list[dict[str, Any]]:
     """A row for each kind, and one for the mean of `COMMON`, if there are slices of all of them.
 
     Args:

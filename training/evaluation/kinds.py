@@ -27,7 +27,7 @@ from ..data.datasets import Case, DataSet
 from ..data.phantom import Grid, make_phantom
 from ..data.slice_kinds import allowed_kinds
 from .metrics import wilson
-from .painted_heads import Planned, planned_bleeds
+from .painted_heads import PlannedBleed, planned_bleeds
 from .robustness import check_and_segment
 
 PHANTOM_GRID = Grid((28, 184, 184), (1.25, 1.25, 5.0))
@@ -88,30 +88,30 @@ def phantoms(model: Model, each: int) -> list[Row]:
         phantom = make_phantom(seed, (kind,), PHANTOM_GRID)
         if phantom.mask.any():
             about = {"data": "phantoms", "split": "", "case": f"phantom-{seed}", "kinds": kind}
-            rows.append(about | _touching(check_and_segment(phantom.volume, model), phantom.mask > 0, kind))
+            rows.append(about | _matching_lesion(check_and_segment(phantom.volume, model), phantom.mask > 0, kind))
     return rows
 
 
-def painted_bleeds(dataset: DataSet, split: str, model: Model, plan: list[Planned], least_ml: float) -> list[Row]:
+def painted_bleeds(dataset: DataSet, split: str, model: Model, plan: list[PlannedBleed], least_ml: float) -> list[Row]:
     """Bleeds of the plan painted into scans of a split: the lesion that holds most of each."""
     rows = []
     for number, case in enumerate(track(dataset.part(split), f"kinds, painted, {split}", console=console)):
-        wanted = [bleed for bleed in plan if bleed.head == number]
-        if not wanted:
+        planned = [bleed for bleed in plan if bleed.head == number]
+        if not planned:
             continue
         volume = read(case.image)
         before = check_and_segment(volume, model)
-        for bleed, changed, label in planned_bleeds(volume, before, wanted):
+        for bleed, changed, label in planned_bleeds(volume, before, planned):
             truth = label == 1
             if truth.sum() * volume.voxel_ml < least_ml:
                 continue
             kind = "subdural" if bleed.kind == "sheet" else bleed.kind
             about = {"data": "painted", "split": split, "case": case.name, "kinds": kind}
-            rows.append(about | _touching(check_and_segment(changed, model), truth, kind, before.mask > 0))
+            rows.append(about | _matching_lesion(check_and_segment(changed, model), truth, kind, before.mask > 0))
     return rows
 
 
-def _touching(result: Segmentation, truth: np.ndarray, kind: str, before: np.ndarray | None = None) -> Row:
+def _matching_lesion(result: Segmentation, truth: np.ndarray, kind: str, before: np.ndarray | None = None) -> Row:
     """The lesion that holds most of a bleed; a lesion most of which was there before the bleed is not it."""
     best: Row = {"lesion": 0, "ml": 0.0, "truth": kind, "called": "", "probability": float("nan")}
     most = 0
@@ -130,8 +130,8 @@ def _touching(result: Segmentation, truth: np.ndarray, kind: str, before: np.nda
     return best
 
 
-def judged(rows: list[Row]) -> list[Row]:
-    """The lesions whose truth is one kind, the largest of each scan alone: what figures are made of."""
+def lesions_of_known_kind(rows: list[Row]) -> list[Row]:
+    """The lesions whose truth is one kind, only the largest of each scan: metrics are computed from these."""
     seen: set[tuple[str, ...]] = set()
     result = []
     for row in rows:  # in falling order of size within a scan
@@ -153,7 +153,7 @@ def summary(rows: list[Row]) -> list[Row]:
     groups = list(dict.fromkeys((row["data"], row["split"]) for row in rows))
     for data, split in groups:
         own = [row for row in rows if (row["data"], row["split"]) == (data, split)]
-        largest = judged(own)
+        largest = lesions_of_known_kind(own)
         elsewhere = sum(1 for row in own if row["lesion"] and not row["truth"])
         for kind in (*KINDS, "all"):
             alone = {row["case"] for row in own if row["kinds"] == kind or (kind == "all" and " " not in row["kinds"])}
@@ -213,6 +213,6 @@ def by_patient(rows: list[Row]) -> list[Row]:
 def confusion(rows: list[Row]) -> np.ndarray:
     """Judged lesions, int (truth, called): `KINDS` by `NAMES`."""
     table = np.zeros((len(KINDS), len(NAMES)), int)
-    for row in judged(rows):
+    for row in lesions_of_known_kind(rows):
         table[KINDS.index(row["truth"]), NAMES.index(row["called"])] += 1
     return table

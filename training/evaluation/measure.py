@@ -23,7 +23,7 @@ from hemseg.volume import Volume
 from ..data.datasets import Case, DataSet, labels_upwards
 from ..data.references import read_reference
 from .evaluate import Predictor, evaluate
-from .panels import Shown, write_panel
+from .panels import PanelRow, write_panel
 from .quality import mask_on_grid, reference_on_grid
 from .tables import read_cases
 
@@ -31,13 +31,13 @@ from .tables import read_cases
 def measure_all(
     dataset: DataSet, predict: Predictor, splits: tuple[str, ...], out: Path, pictures: Path | None
 ) -> dict[str, Any]:
-    """Tables and plots into ``out`` (a folder a data set, where there are several), pictures into ``pictures``."""
-    figures = evaluate(dataset, predict, out, splits)
+    """Tables and plots into ``out`` (a folder per data set, where there are several), pictures into ``pictures``."""
+    metrics = evaluate(dataset, predict, out, splits)
     folders = [out / source.name for source in dataset.sources() if (out / source.name).is_dir()] or [out]
     write_plots(folders, out)
     if pictures:
         write_pictures(dataset, predict, [row for f in folders for row in _cases(f)], pictures)
-    return figures
+    return metrics
 
 
 def _cases(folder: Path) -> list[dict[str, Any]]:
@@ -117,7 +117,7 @@ def write_pictures(dataset: DataSet, predict: Predictor, rows: list[dict[str, An
         found = mask_on_grid(volume, mask, settings)
         reference = reference_on_grid(case, settings) if case.reference else np.zeros_like(found)
         slices = shown_slices(case, volume, mask, found | reference, working.grid.slab)
-        shown = [Shown(working.hu[z], prediction=found[z], reference=reference[z]) for z in slices]
+        shown = [PanelRow(working.hu[z], prediction=found[z], reference=reference[z]) for z in slices]
         write_panel(shown, settings.hu_range, folder / f"{name}_{case.name}.png")
 
 

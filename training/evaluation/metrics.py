@@ -75,7 +75,7 @@ def wilson(hits: list[bool]) -> tuple[float, float]:
 
 
 def summary(rows: list[dict[str, Any]], keys: tuple[str, ...] = ("dice", "rvd", "tpr")) -> dict[str, float]:
-    """Mean, standard deviation (n - 1) and median of per-case figures; NaN is left out."""
+    """Mean, standard deviation (n - 1) and median of per-case metrics; NaN is left out."""
     result: dict[str, float] = {"cases": len(rows)}
     for key in keys:
         values = np.array([row[key] for row in rows], dtype=float)

@@ -22,7 +22,7 @@ from hemseg.errors import HemsegError
 from hemseg.manifest import POINT_KEYS, Manifest
 from hemseg.model import Model
 from hemseg.scan import read
-from hemseg.segmentation import opinion_of, postprocess
+from hemseg.segmentation import opinion_from_output, postprocess
 from hemseg.sliding_window import working_probability
 from hemseg.volume import Volume
 
@@ -37,7 +37,7 @@ Figure = Callable[[dict[str, Any]], float]
 THRESHOLDS = (0.3, 0.4, 0.5)
 PEAKS = (0.6, 0.7, 0.75, 0.8, 0.9)
 SLICES = (0.0, 0.2, 0.3, 0.4)  # of the slice classifier, where the weights have one
-LEAST_ML = (0.1,)
+MIN_ML = (0.1,)
 MUCH_ML, MUCH_MM2 = 0.5, 10.0  # blood in a patient, or in a single slice, without hemorrhage
 
 
@@ -45,7 +45,7 @@ def points(classifier: bool = False) -> list[dict[str, float]]:
     """All combinations, as settings of a manifest; of the slice classifier's probability, too, if there is one."""
     return [
         {"threshold": t, "min_peak": p, "min_lesion_ml": ml, "min_slice_probability": s}
-        for t, p, ml, s in itertools.product(THRESHOLDS, PEAKS, LEAST_ML, SLICES if classifier else SLICES[:1])
+        for t, p, ml, s in itertools.product(THRESHOLDS, PEAKS, MIN_ML, SLICES if classifier else SLICES[:1])
     ]
 
 
@@ -71,14 +71,14 @@ def operating_points(dataset: DataSet, model: Model, split: str = "val") -> list
             rows += [{"dataset": case.source or dataset.name, **point, **nothing} for point in every]
             continue
         probability = working_probability(first.working, model)
-        look = None
+        output = None
         if model.classifier:
             settings = model.manifest.preprocessing
-            look = model.classifier.opinion(probability, lowest, first.working, settings)
+            output = model.classifier.classify_marked(probability, lowest, first.working, settings)
         for point in every:
             manifest, opinion = _at(model.manifest, point), None
-            if look and model.classifier and manifest.min_slice_probability:
-                opinion = opinion_of(look, probability, first.working, model.classifier, manifest)
+            if output and model.classifier and manifest.min_slice_probability:
+                opinion = opinion_from_output(output, probability, first.working, model.classifier, manifest)
             result = postprocess(volume, first.working, probability, manifest, opinion)
             rows.append({"dataset": case.source or dataset.name, **point, **_counts(result.mask, case, volume)})
     return [_summary(rows, point, name) for name in dict.fromkeys(r["dataset"] for r in rows) for point in every]

@@ -39,12 +39,12 @@ from .robustness import check_and_segment
 PLAN = CONFIGS / "painted.csv"
 VOLUME_CLASSES = ((0.03, 0.1), (0.1, 0.5), (0.5, 2.0), (2.0, float("inf")))  # mL
 CONTRAST_CLASSES = ((10.0, 20.0), (20.0, 35.0), (35.0, 48.0))  # HU
-LEAST_ML = 0.1  # of a false lesion
+MIN_ML = 0.1  # of a false lesion
 TILE = (180, 150)  # pixels of a sheet's picture
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedBleed:
     """One bleed of the plan: the ``head``-th scan of a split gets it."""
 
     head: int
@@ -54,11 +54,11 @@ class Planned:
     radius_mm: float
 
 
-def make_plan(heads: int = 20, each: int = 2, seed: int = 2026) -> list[Planned]:
+def make_plan(heads: int = 20, each: int = 2, seed: int = 2026) -> list[PlannedBleed]:
     """``each`` bleeds of every kind per head."""
     rng = np.random.default_rng(seed)
     return [
-        Planned(
+        PlannedBleed(
             head,
             kind,
             int(rng.integers(2**31)),
@@ -71,27 +71,27 @@ def make_plan(heads: int = 20, each: int = 2, seed: int = 2026) -> list[Planned]
     ]
 
 
-def read_plan(path: Path = PLAN) -> list[Planned]:
+def read_plan(path: Path = PLAN) -> list[PlannedBleed]:
     """The plan as committed."""
     with path.open(newline="") as stream:
         return [
-            Planned(int(r["head"]), r["kind"], int(r["seed"]), float(r["contrast_hu"]), float(r["radius_mm"]))
+            PlannedBleed(int(r["head"]), r["kind"], int(r["seed"]), float(r["contrast_hu"]), float(r["radius_mm"]))
             for r in csv.DictReader(stream)
         ]
 
 
-def painted_heads(dataset: DataSet, split: str, model: Model, plan: list[Planned]) -> list[dict[str, Any]]:
+def painted_heads(dataset: DataSet, split: str, model: Model, plan: list[PlannedBleed]) -> list[dict[str, Any]]:
     """One row per painted bleed: mL, whether a lesion touches it, or one of its slices has become doubtful,
     Dice, and lesions that came with it elsewhere.
     """
     rows = []
     for number, case in enumerate(track(dataset.part(split), f"painted, {dataset.name} {split}", console=console)):
-        wanted = [p for p in plan if p.head == number]
-        if not wanted:
+        planned = [p for p in plan if p.head == number]
+        if not planned:
             continue
         volume = read(case.image)
         before = check_and_segment(volume, model)
-        for bleed, changed, label in planned_bleeds(volume, before, wanted):
+        for bleed, changed, label in planned_bleeds(volume, before, planned):
             truth = label == 1
             after = check_and_segment(changed, model)
             row = _row(bleed, truth, label == UNKNOWN, after.mask, before.mask, volume)
@@ -103,8 +103,8 @@ def painted_heads(dataset: DataSet, split: str, model: Model, plan: list[Planned
 
 
 def planned_bleeds(
-    volume: Volume, before: Segmentation, wanted: list[Planned]
-) -> Iterator[tuple[Planned, Volume, np.ndarray]]:
+    volume: Volume, before: Segmentation, planned: list[PlannedBleed]
+) -> Iterator[tuple[PlannedBleed, Volume, np.ndarray]]:
     """Each bleed for which there is room, painted into a scan by itself; with its label on the scan's grid (1, 0,
     `UNKNOWN`), int8.
 
@@ -113,7 +113,7 @@ def planned_bleeds(
     """
     inside = volume.from_lps(mask_on_scan(before.working.intracranial.astype(np.float32), before.working, 0.5)) > 0
     place = place_of(volume.hu, inside, (volume.spacing[2], volume.spacing[1], volume.spacing[0]))
-    for bleed in wanted:
+    for bleed in planned:
         rng = np.random.default_rng(bleed.seed)
         empty = np.zeros(volume.hu.shape, np.int8)
         hu, label = add_bleed(volume.hu, empty, place, rng, bleed.kind, bleed.contrast_hu, bleed.radius_mm)
@@ -122,7 +122,7 @@ def planned_bleeds(
 
 
 def _row(
-    bleed: Planned, truth: np.ndarray, unseen: np.ndarray, mask: np.ndarray, before: np.ndarray, volume: Volume
+    bleed: PlannedBleed, truth: np.ndarray, unseen: np.ndarray, mask: np.ndarray, before: np.ndarray, volume: Volume
 ) -> dict[str, Any]:
     known = ndimage.binary_dilation(before > 0, np.ones((3, 3, 3), bool), iterations=2) & ~truth
     new = (mask > 0) & ~known & ~unseen  # what bone's edge hides is neither right nor wrong
@@ -132,13 +132,13 @@ def _row(
         "ml": float(truth.sum() * volume.voxel_ml),
         "found": int((new & truth).any()),
         "dice": overlap(new, truth & ~known)["dice"],
-        "false_lesions": lesion_counts(new, truth, volume.voxel_ml, LEAST_ML)["lesions_false"],
+        "false_lesions": lesion_counts(new, truth, volume.voxel_ml, MIN_ML)["lesions_false"],
     }
 
 
 def painted_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Recall, Dice and false lesions by volume, by contrast and by kind; the latter two from 0.1 mL on."""
-    large = [row for row in rows if row["ml"] >= LEAST_ML]
+    large = [row for row in rows if row["ml"] >= MIN_ML]
     groups = [
         *((f"{a:g}..{b:g} mL", [r for r in rows if a <= r["ml"] < b]) for a, b in VOLUME_CLASSES),
         *((f"{a:g}..{b:g} HU", [r for r in large if a <= r["contrast_hu"] < b]) for a, b in CONTRAST_CLASSES),

@@ -16,7 +16,7 @@ ROWS = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class PanelRow:
     """One slice of a panel, all (y, x). What is None has no column."""
 
     hu: np.ndarray
@@ -29,7 +29,7 @@ class Shown:
     caption: str = ""  # in the slice's corner
 
 
-def panel(slices: list[Shown], hu_range: tuple[float, float]) -> np.ndarray:
+def panel(slices: list[PanelRow], hu_range: tuple[float, float]) -> np.ndarray:
     """One row per slice: slice, activation map, clusters, pseudo-label, prediction, reference; uint8 (y, x, 3), BGR.
 
     At most eight rows, spread over the lesion.
@@ -45,13 +45,13 @@ def panel(slices: list[Shown], hu_range: tuple[float, float]) -> np.ndarray:
     return np.vstack([header, *rows])
 
 
-def write_panel(slices: list[Shown], hu_range: tuple[float, float], path: Path) -> None:
+def write_panel(slices: list[PanelRow], hu_range: tuple[float, float], path: Path) -> None:
     """Write `panel` as a picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), panel(slices, hu_range))
 
 
-def _columns(slice_: Shown, hu_range: tuple[float, float]) -> dict[str, np.ndarray]:
+def _columns(slice_: PanelRow, hu_range: tuple[float, float]) -> dict[str, np.ndarray]:
     low, high = hu_range
     gray = np.clip((slice_.hu - low) / (high - low) * 255, 0, 255).astype(np.uint8)
     plain = cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR)

@@ -17,9 +17,9 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from hemseg.compare.comparison import compare, prepared
+from hemseg.compare.comparison import compare, prepare_scan
 from hemseg.compare.page import page as compare_page
-from hemseg.compare.tables import figures
+from hemseg.compare.tables import comparison_report
 from hemseg.errors import HemsegError
 from hemseg.io.writers import to_itk
 from hemseg.model import Model, load
@@ -64,8 +64,8 @@ def _comparison(model: Model) -> str:
     """The page of a phantom and of the same head later, turned, with a larger bleed."""
     phantom = make_phantom(GROWN_SEED, ("intraparenchymal",), GRID)
     grown = replace(phantom.volume, hu=_larger_bleed(phantom.volume, phantom.mask > 0))
-    comparison = compare(prepared(phantom.volume, model), prepared(_turned(grown), model), model)
-    return compare_page(comparison, figures(comparison, model, "baseline-follow-up"))
+    comparison = compare(prepare_scan(phantom.volume, model), prepare_scan(_turned(grown), model), model)
+    return compare_page(comparison, comparison_report(comparison, model, "baseline-follow-up"))
 
 
 def _larger_bleed(volume: Volume, bleed: np.ndarray) -> np.ndarray:

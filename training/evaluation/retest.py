@@ -3,7 +3,7 @@
     python -m training retest --data phe-sich-heads --out docs/results/retest
 
 Each head is there twice: as it is, and turned, shifted, sampled on another grid that is off by half a slice, with fresh
-noise. Phantoms are painted anew on the turned grid; real heads (val, never test) are interpolated, which blurs them
+noise. Phantoms are painted again on the turned grid; real heads (val, never test) are interpolated, which blurs them
 more than a second scan would be. What differs, although nothing changed, is what a change has to exceed: the command
 also writes the limits that `hemseg compare` reads (``hemseg/compare/retest_limits.json``).
 """
@@ -24,7 +24,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 import hemseg.compare
-from hemseg.compare.comparison import compare, prepared
+from hemseg.compare.comparison import compare, prepare_scan
 from hemseg.compare.poses import BONE_HU
 from hemseg.compare.retest_limits import FILE, MEASURED_WITH, RetestLimits
 from hemseg.errors import HemsegError
@@ -43,13 +43,14 @@ from .evaluate import write_table
 
 ABOVE_ML = 3.0
 TARGET_PERCENT, TARGET_ML = 8.0, 1.0  # whichever is more
-MOST_DEGREES, MOST_MM = 10.0, 8.0
+MAX_DEGREES, MAX_MM = 10.0, 8.0
 PHANTOM_NOISE_HU, HEAD_NOISE_HU = 4.0, 2.0  # what interpolation takes from a real head's own noise, and a little more
-BEFORE, AFTER = Grid((30, 200, 200), (1.1, 1.1, 5.0)), Grid((30, 230, 230), (0.95, 0.95, 5.0))
+FIRST_GRID, SECOND_GRID = Grid((30, 200, 200), (1.1, 1.1, 5.0)), Grid((30, 230, 230), (0.95, 0.95, 5.0))
 HALF_SLICE_MM = 2.5
-SMALL, NONE = "small", "none"  # a ball of 0.3 to 2.5 mL in a healthy head; what is found there once and not again
+SMALL = "small"  # a ball of 0.3 to 2.5 mL in a healthy head
+NO_HEMORRHAGE = "none"  # a healthy head: what is found there in one of the scans only
 KINDS_OF_HEADS = (
-    "intraparenchymal", SMALL, "subdural", "intraventricular", SMALL, "epidural", NONE, SMALL, "subarachnoid",
+    "intraparenchymal", SMALL, "subdural", "intraventricular", SMALL, "epidural", NO_HEMORRHAGE, SMALL, "subarachnoid",
 )  # fmt: skip
 SMALL_ML, SMALL_HU = (0.3, 2.5), (62.0, 75.0)
 SUBSLICES = 5
@@ -57,8 +58,8 @@ LIMITS = Path(hemseg.compare.__file__).parent / FILE
 
 
 @dataclass(frozen=True, eq=False)
-class Twice:
-    """A head that was scanned twice, and nothing changed."""
+class ScanRescan:
+    """Two scans of a head in which nothing changed."""
 
     name: str
     kind: str
@@ -67,31 +68,31 @@ class Twice:
     degrees: float
 
 
-def phantom_twice(number: int, seed: int = 0) -> Twice:
+def rescan_phantom(number: int, seed: int = 0) -> ScanRescan:
     """A phantom, painted on a straight and on a turned grid; the numbers from 0 have each kind of hemorrhage in turn, a
     small one, and none.
     """
     rng = np.random.default_rng([seed, 11, number])
     kind = KINDS_OF_HEADS[number % len(KINDS_OF_HEADS)]
-    turn = _turn(rng)
-    left_mm = float(rng.uniform(-MOST_MM, MOST_MM))
-    turned = replace(AFTER, direction=tuple(turn.as_matrix().ravel()), left_mm=left_mm, lower_mm=HALF_SLICE_MM)
+    turn = _random_rotation(rng)
+    left_mm = float(rng.uniform(-MAX_MM, MAX_MM))
+    turned = replace(SECOND_GRID, direction=tuple(turn.as_matrix().ravel()), left_mm=left_mm, lower_mm=HALF_SLICE_MM)
     own = np.random.default_rng([seed, 13, number])
     at = np.array([32 * own.choice([-1, 1]), own.uniform(-35, 35), own.uniform(24, 40)])
     ball = at, float(own.uniform(*SMALL_ML)), float(own.uniform(*SMALL_HU))
     volumes = []
-    for grid, straight in ((BEFORE, BEFORE), (turned, AFTER)):
+    for grid, straight in ((FIRST_GRID, FIRST_GRID), (turned, SECOND_GRID)):
         volume = make_phantom(900 + number, (kind,) if kind in KINDS else (), grid, noise_hu=0.0).volume
         if kind == SMALL:
-            volume = _with_ball(volume, *ball)
+            volume = _add_ball(volume, *ball)
         placed = replace(volume, direction=IDENTITY, origin=straight.origin)  # the head lies turned in it
-        volumes.append(_noisy(placed, rng, PHANTOM_NOISE_HU))
+        volumes.append(_add_noise(placed, rng, PHANTOM_NOISE_HU))
     first, second = volumes
-    return Twice(f"phantom-{900 + number}", kind, first, second, float(np.degrees(turn.magnitude())))
+    return ScanRescan(f"phantom-{900 + number}", kind, first, second, float(np.degrees(turn.magnitude())))
 
 
-def _with_ball(volume: Volume, centre: np.ndarray, ml: float, hu: float) -> Volume:
-    """A round hemorrhage, with the partial volume of its slices.
+def _add_ball(volume: Volume, centre: np.ndarray, ml: float, hu: float) -> Volume:
+    """Add a round hemorrhage, with the partial volume of its slices.
 
     Args:
         centre: (x, y, z) in mm.
@@ -111,11 +112,11 @@ def _with_ball(volume: Volume, centre: np.ndarray, ml: float, hu: float) -> Volu
     return replace(volume, hu=(volume.hu * (1 - share) + hu * share).astype(np.float32))
 
 
-def head_twice(case: Case, seed: int = 0) -> Twice:
+def rescan_head(case: Case, seed: int = 0) -> ScanRescan:
     """A real head, and the same turned, shifted and brought to another grid."""
     rng = np.random.default_rng([seed, 12, zlib.crc32(case.name.encode())])
     first = read(case.image)
-    turn = _turn(rng)
+    turn = _random_rotation(rng)
     low, high = float(first.hu.min()), float(first.hu.max())
     bone = np.float32(max(high, BONE_HU))  # a scanner averages bone before a window cuts it off
     image = to_itk(np.where(first.hu >= high - 0.5, bone, first.hu), first)
@@ -123,7 +124,7 @@ def head_twice(case: Case, seed: int = 0) -> Twice:
     transform.SetMatrix(turn.as_matrix().ravel().tolist())
     transform.SetCenter(image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()]))
     slices = float(rng.choice([-0.5, 0.5]))
-    transform.SetTranslation([*rng.uniform(-MOST_MM, MOST_MM, 2).tolist(), slices * first.spacing[2]])
+    transform.SetTranslation([*rng.uniform(-MAX_MM, MAX_MM, 2).tolist(), slices * first.spacing[2]])
     ratios = [float(rng.uniform(0.9, 1.1))] * 2 + [1.0]  # another field of view
     grid = sitk.Image([round(n / r) for n, r in zip(image.GetSize(), ratios)], sitk.sitkUInt8)
     grid.SetSpacing([mm * r for mm, r in zip(first.spacing, ratios)])
@@ -132,18 +133,18 @@ def head_twice(case: Case, seed: int = 0) -> Twice:
     moved = sitk.Clamp(
         sitk.Resample(image, grid, transform, sitk.sitkLinear, low, sitk.sitkFloat32), lowerBound=low, upperBound=high
     )
-    second = _noisy(from_itk(moved), rng, HEAD_NOISE_HU)
-    return Twice(case.name, "real", first, second, float(np.degrees(turn.magnitude())))
+    second = _add_noise(from_itk(moved), rng, HEAD_NOISE_HU)
+    return ScanRescan(case.name, "real", first, second, float(np.degrees(turn.magnitude())))
 
 
-def _turn(rng: np.random.Generator) -> Rotation:
-    """By up to `MOST_DEGREES` about any axis."""
+def _random_rotation(rng: np.random.Generator) -> Rotation:
+    """A rotation by up to `MAX_DEGREES` about any axis."""
     axis = rng.normal(size=3)
-    return Rotation.from_rotvec(axis / np.linalg.norm(axis) * np.radians(rng.uniform(0, MOST_DEGREES)))
+    return Rotation.from_rotvec(axis / np.linalg.norm(axis) * np.radians(rng.uniform(0, MAX_DEGREES)))
 
 
-def _noisy(volume: Volume, rng: np.random.Generator, noise_hu: float) -> Volume:
-    """Noise with a scanner's grain; what is saturated in a window stays saturated."""
+def _add_noise(volume: Volume, rng: np.random.Generator, noise_hu: float) -> Volume:
+    """Add noise with a scanner's grain; what is saturated in a window stays saturated."""
     hu = volume.hu
     low, high = float(hu.min()), float(hu.max())
     grain = ndimage.gaussian_filter(rng.standard_normal(hu.shape, dtype=np.float32), (0, 0.8, 0.8))
@@ -151,16 +152,16 @@ def _noisy(volume: Volume, rng: np.random.Generator, noise_hu: float) -> Volume:
     return replace(volume, hu=np.clip(np.round(noisy), low, high).astype(np.float32))
 
 
-def measured(twice: Twice, model: Model) -> dict[str, Any]:
+def measure_pair(pair: ScanRescan, model: Model) -> dict[str, Any]:
     """Volumes of both scans: as `hemseg segment` finds them in each alone, and as `hemseg compare` does."""
-    scans = [prepared(volume, model) for volume in (twice.first, twice.second)]
+    scans = [prepare_scan(volume, model) for volume in (pair.first, pair.second)]
     alone = [segment(scan.volume, model, scan.working).volume_ml for scan in scans]
     first, second = scans
     found = compare(first, second, model)
     return {
-        "name": twice.name,
-        "kind": twice.kind,
-        "degrees": twice.degrees,
+        "name": pair.name,
+        "kind": pair.kind,
+        "degrees": pair.degrees,
         "alone_first_ml": alone[0],
         "alone_second_ml": alone[1],
         "first_ml": found.baseline.volume_ml,
@@ -170,16 +171,16 @@ def measured(twice: Twice, model: Model) -> dict[str, Any]:
     }
 
 
-def measure(heads: Sequence[Callable[[], Twice]], model: Model) -> list[dict[str, Any]]:
+def measure(heads: Sequence[Callable[[], ScanRescan]], model: Model) -> list[dict[str, Any]]:
     """A row for each head; one that cannot be compared has no volumes, and is counted."""
     rows = []
     for make in track(heads, "scanned twice", console=console):
-        twice = make()
+        pair = make()
         try:
-            rows.append(measured(twice, model))
+            rows.append(measure_pair(pair, model))
         except HemsegError as error:
-            console.print(f"{twice.name}: {error}", markup=False)
-            rows.append({"name": twice.name, "kind": twice.kind, "degrees": twice.degrees})
+            console.print(f"{pair.name}: {error}", markup=False)
+            rows.append({"name": pair.name, "kind": pair.kind, "degrees": pair.degrees})
     return rows
 
 
@@ -225,7 +226,7 @@ def _limits(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
     }
 
 
-def limits_of(rows: list[dict[str, Any]], model: Model) -> RetestLimits:
+def retest_limits(rows: list[dict[str, Any]], model: Model) -> RetestLimits:
     """What `hemseg compare` reads.
 
     Raises:
@@ -271,7 +272,7 @@ def write(rows: list[dict[str, Any]], model: Model, out: Path, limits: Path = LI
     write_table(summary, out / "summary.csv")
     failed = [row["name"] for row in rows if "first_ml" not in row]
     (out / "table.md").write_text(table(summary, failed, model), encoding="utf-8")
-    found = limits_of(rows, model)
+    found = retest_limits(rows, model)
     limits.write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
     return found
 
@@ -282,8 +283,8 @@ def table(summary: list[dict[str, Any]], failed: list[str], model: Model) -> str
         "# Scanned twice, nothing changed",
         "",
         f"Made by `python -m training retest`, weights {model.manifest.name} {model.manifest.version} "
-        f"({model.manifest.sha256[:12]}). Each head is there twice: turned by up to {MOST_DEGREES:g} degrees, shifted "
-        f"by up to {MOST_MM:g} mm and by half a slice, on another grid, with fresh noise. `compare`: aligned, and "
+        f"({model.manifest.sha256[:12]}). Each head is there twice: turned by up to {MAX_DEGREES:g} degrees, shifted "
+        f"by up to {MAX_MM:g} mm and by half a slice, on another grid, with fresh noise. `compare`: aligned, and "
         "segmented in the same poses; `alone`: each scan by `hemseg segment`. Limits: mean ± 1.96 standard deviations "
         f"of the differences. Target: within {TARGET_PERCENT:g} % or {TARGET_ML:g} mL, whichever is more.",
         "",

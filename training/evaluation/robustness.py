@@ -33,7 +33,7 @@ from ..data.datasets import DataSet
 from ..data.phantom import Grid, make_phantom
 from ..data.references import read_reference
 from .metrics import overlap
-from .scan_changes import CHANGES, Change, cut_slices, windowed
+from .scan_changes import CHANGES, ScanChange, cut_slices, window_change
 from .stripping import intracranial_reference, kept_slices
 from .tables import write_table
 
@@ -42,7 +42,7 @@ OUTSIDE_MM = 2.0  # so far outside the intracranial space a voxel may lie: the r
 FAR_SLICES = 2  # blanked slices so far from those with brain hold none
 DEEP_MM, CSF_HU, CSF_SHARE = 12.0, 18.0, 0.2  # blood in a ventricle lies deep in the brain and touches fluid
 ML_PER_SLICE = 1.0
-LEAST_ML = 0.1  # of a false lesion
+MIN_ML = 0.1  # of a false lesion
 HEADS = {
     "straight": Options(),
     "roll 90": Options(roll=90),
@@ -95,7 +95,7 @@ def false_lesions(result: Segmentation, reference: np.ndarray) -> tuple[int, int
     reach = max(1, round(3 / mm))
     for i, box in enumerate(boxes(labels), start=1):
         part = labels[box] == i
-        if part.sum() * result.volume.voxel_ml < LEAST_ML or (part & (reference[box] > 0)).any():
+        if part.sum() * result.volume.voxel_ml < MIN_ML or (part & (reference[box] > 0)).any():
             continue
         found += 1
         window = (
@@ -112,7 +112,7 @@ def false_lesions(result: Segmentation, reference: np.ndarray) -> tuple[int, int
 
 
 def changed_scans(
-    dataset: DataSet, split: str, model: Model, stripped: Path | None = None, changes: tuple[Change, ...] = CHANGES
+    dataset: DataSet, split: str, model: Model, stripped: Path | None = None, changes: tuple[ScanChange, ...] = CHANGES
 ) -> list[dict[str, Any]]:
     """One row per scan and change: Dice, volume, false lesions, mL outside the intracranial space, warnings."""
     kinds = kept_slices(stripped) if stripped else {}
@@ -127,7 +127,7 @@ def changed_scans(
             allowed = allowed_space(bare, own, volume.hu.shape, volume.spacing[0])
         rows += [
             {"case": case.name, "split": split, "kind": change.kind, "change": change.name}
-            | _one(
+            | _measure_scan(
                 change.apply(volume),
                 change.carry(reference),
                 None if allowed is None else change.carry(allowed),
@@ -138,7 +138,7 @@ def changed_scans(
     return rows
 
 
-def _one(volume: Volume, reference: np.ndarray, allowed: np.ndarray | None, model: Model) -> dict[str, Any]:
+def _measure_scan(volume: Volume, reference: np.ndarray, allowed: np.ndarray | None, model: Model) -> dict[str, Any]:
     try:
         result = check_and_segment(volume, model)
     except HemsegError as error:
@@ -196,7 +196,7 @@ def phantom_heads(model: Model, seeds: tuple[int, ...] = (301, 302, 303)) -> lis
     for name, seed, kinds in track(todo, "robustness, phantoms", console=console):
         wide = replace(grid, shape=(30, 208, 360), left_mm=80.0) if HEADS[name].second_head else grid
         phantom = make_phantom(seed, kinds, wide, options=HEADS[name])
-        changes = [Change("window", "full", lambda v: v), *(windowed(*w) for w in FULL_WINDOWS)]
+        changes = [ScanChange("window", "full", lambda v: v), *(window_change(*w) for w in FULL_WINDOWS)]
         for change in changes if name == "straight" else changes[:1]:
             result = check_and_segment(change.apply(phantom.volume), model)
             outside = result.mask.astype(bool) & ~phantom.intracranial

@@ -17,7 +17,7 @@ SHIFTS = (-10.0, -5.0, 5.0, 10.0)
 
 
 @dataclass(frozen=True)
-class Change:
+class ScanChange:
     """What is done to a scan before it is segmented."""
 
     kind: str
@@ -26,12 +26,12 @@ class Change:
     carry: Callable[[np.ndarray], np.ndarray] = np.asarray  # brings masks (z, y, x) of the scan along
 
 
-def windowed(low: float, high: float) -> Change:
+def window_change(low: float, high: float) -> ScanChange:
     """Clip to a window."""
-    return Change("window", f"{low:g}..{high:g}", lambda v: replace(v, hu=v.hu.clip(low, high)))
+    return ScanChange("window", f"{low:g}..{high:g}", lambda v: replace(v, hu=v.hu.clip(low, high)))
 
 
-def shifted(hu: float) -> Change:
+def hu_shift(hu: float) -> ScanChange:
     """Shift tissue by some HU; what is saturated stays saturated, air stays air."""
 
     def apply(volume: Volume) -> Volume:
@@ -39,24 +39,24 @@ def shifted(hu: float) -> Change:
         inner = (volume.hu > low) & (volume.hu < high)
         return replace(volume, hu=np.where(inner, volume.hu + hu, volume.hu).clip(low, high).astype(np.float32))
 
-    return Change("shift", f"{hu:+g}", apply)
+    return ScanChange("shift", f"{hu:+g}", apply)
 
 
-def rolled(quarters: int) -> Change:
+def quarter_turn(quarters: int) -> ScanChange:
     """Turn in the picture by quarters of a circle, without interpolation: a patient who lies on the side."""
 
     def turn(array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(np.rot90(array, quarters, axes=(1, 2)))
 
-    return Change("roll", f"{90 * quarters}", lambda v: replace(v, hu=turn(v.hu), path=None), turn)
+    return ScanChange("roll", f"{90 * quarters}", lambda v: replace(v, hu=turn(v.hu), path=None), turn)
 
 
-def blurred(pixels: float) -> Change:
+def in_plane_blur(pixels: float) -> ScanChange:
     """Smooth in plane, as a soft kernel does."""
-    return Change("artefact", f"blur {pixels:g} px", lambda v: replace(v, hu=_each(v.hu, _blur, pixels), path=None))
+    return ScanChange("artefact", f"blur {pixels:g} px", lambda v: replace(v, hu=_each(v.hu, _blur, pixels), path=None))
 
 
-def grainy(hu: float) -> Change:
+def white_noise(hu: float) -> ScanChange:
     """White noise of so many HU more."""
 
     def apply(volume: Volume) -> Volume:
@@ -64,10 +64,10 @@ def grainy(hu: float) -> Change:
         low, high = float(volume.hu.min()), float(volume.hu.max())
         return replace(volume, hu=(volume.hu + grain).clip(low, high), path=None)
 
-    return Change("artefact", f"noise {hu:g} HU", apply)
+    return ScanChange("artefact", f"noise {hu:g} HU", apply)
 
 
-def streaky(hu: float) -> Change:
+def streak_artefact(hu: float) -> ScanChange:
     """Beams of up to so many HU through a few slices."""
 
     def apply(volume: Volume) -> Volume:
@@ -75,12 +75,12 @@ def streaky(hu: float) -> Change:
         changed = add_streaks(volume.hu, np.random.default_rng(volume.hu.shape), hu)
         return replace(volume, hu=changed.clip(low, high).astype(np.float32), path=None)
 
-    return Change("artefact", f"streaks {hu:g} HU", apply)
+    return ScanChange("artefact", f"streaks {hu:g} HU", apply)
 
 
-def through_jpeg(quality: int) -> Change:
+def jpeg_round_trip(quality: int) -> ScanChange:
     """Stored as 8-bit JPEG of the window -20..100 HU and read back."""
-    return Change("artefact", f"JPEG {quality}", lambda v: replace(v, hu=_each(v.hu, _jpeg, quality), path=None))
+    return ScanChange("artefact", f"JPEG {quality}", lambda v: replace(v, hu=_each(v.hu, _jpeg, quality), path=None))
 
 
 def _each(hu: np.ndarray, change: Callable[..., np.ndarray], value: float) -> np.ndarray:
@@ -101,13 +101,13 @@ def _jpeg(hu: np.ndarray, quality: float) -> np.ndarray:
 
 
 CHANGES = (
-    *(windowed(*w) for w in WINDOWS),
-    *(shifted(hu) for hu in SHIFTS),
-    rolled(1),
-    blurred(1.5),
-    grainy(5.0),
-    streaky(100.0),
-    *(through_jpeg(q) for q in (20, 75)),
+    *(window_change(*w) for w in WINDOWS),
+    *(hu_shift(hu) for hu in SHIFTS),
+    quarter_turn(1),
+    in_plane_blur(1.5),
+    white_noise(5.0),
+    streak_artefact(100.0),
+    *(jpeg_round_trip(q) for q in (20, 75)),
 )
 
 

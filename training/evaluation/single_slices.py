@@ -29,7 +29,7 @@ from .metrics import wilson
 from .robustness import check_and_segment
 
 BRAIN_LEVEL_PX = 6000  # of clearly intracranial area in the original picture: a slice through the brain
-LEAST_MM2 = 10.0  # of a mask that counts as blood
+MIN_MM2 = 10.0  # of a mask that counts as blood
 RESAMPLED = 1000  # of a bootstrap
 
 
@@ -53,7 +53,7 @@ def single_slices(
             mm2 = float(result.mask.sum() * volume.spacing[0] * volume.spacing[1])
             score, refused = float(result.slice_probability.max()), 0
             doubtful = int(bool(result.doubtful_slices))
-            opinion = _opinion(result, model)
+            opinion = _classifier_probability(result, model)
         except HemsegError:  # users get no mask of it either: nothing is found, nothing marked
             mm2, score, refused, doubtful, opinion = 0.0, 0.0, 1, 0, 0.0
         row = {
@@ -73,12 +73,12 @@ def single_slices(
     return rows
 
 
-def _opinion(result: Segmentation, model: Model) -> float:
+def _classifier_probability(result: Segmentation, model: Model) -> float:
     """What the weights' slice classifier says of a slice, whatever the U-Net says; 0 where they have none."""
     if model.classifier is None:
         return 0.0
     everything, settings = np.ones(result.working.hu.shape, np.float32), model.manifest.preprocessing
-    return float(model.classifier.opinion(everything, 0.5, result.working, settings).probability.max())
+    return float(model.classifier.classify_marked(everything, 0.5, result.working, settings).probability.max())
 
 
 def single_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -87,19 +87,19 @@ def single_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for name, of_split in _by_split(rows).items():
         for level in (1, 0):
             own = [row for row in of_split if row["brain_level"] >= level]
-            healthy, ill = ([r for r in own if r["label"] == label] for label in (0, 1))
+            healthy, positive = ([r for r in own if r["label"] == label] for label in (0, 1))
             row: dict[str, Any] = {
                 "split": name,
                 "slices": "brain level" if level else "all",
                 "without_blood": len(healthy),
-                **_share("marked", [r["mm2"] >= LEAST_MM2 for r in healthy]),
-                **_share("marked_or_doubtful", [_said(r) for r in healthy]),
-                "with_blood": len(ill),
-                **_share("found", [r["mm2"] >= LEAST_MM2 for r in ill]),
-                **_share("found_or_doubtful", [_said(r) for r in ill]),
+                **_share("marked", [r["mm2"] >= MIN_MM2 for r in healthy]),
+                **_share("marked_or_doubtful", [_is_reported(r) for r in healthy]),
+                "with_blood": len(positive),
+                **_share("found", [r["mm2"] >= MIN_MM2 for r in positive]),
+                **_share("found_or_doubtful", [_is_reported(r) for r in positive]),
                 "refused": sum(r["refused"] for r in own),
                 "doubtful_without_blood": sum(r["doubtful"] for r in healthy),
-                "doubtful_with_blood": sum(r["doubtful"] for r in ill),
+                "doubtful_with_blood": sum(r["doubtful"] for r in positive),
             }
             for key in ("score", "classifier"):
                 if own and key in own[0]:
@@ -116,15 +116,15 @@ def kinds_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for kind in SUBTYPES:
             own = [row for row in brain if kind in row["kinds"].split()]
             alone = [row for row in own if row["kinds"] == kind]
-            counts = {"with_blood": len(own), **_share("found", [r["mm2"] >= LEAST_MM2 for r in own])}
-            only = {"alone": len(alone), **_share("found_alone", [r["mm2"] >= LEAST_MM2 for r in alone])}
+            counts = {"with_blood": len(own), **_share("found", [r["mm2"] >= MIN_MM2 for r in own])}
+            only = {"alone": len(alone), **_share("found_alone", [r["mm2"] >= MIN_MM2 for r in alone])}
             result.append({"split": name, "kind": kind, **counts, **only})
     return result
 
 
-def _said(row: dict[str, Any]) -> bool:
+def _is_reported(row: dict[str, Any]) -> bool:
     """Whether users are told of hemorrhage: by an outline, or by the slice being called doubtful."""
-    return bool(row["mm2"] >= LEAST_MM2 or row["doubtful"])
+    return bool(row["mm2"] >= MIN_MM2 or row["doubtful"])
 
 
 def _by_split(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -158,9 +158,9 @@ def auc_with_interval(name: str, labels: list[int], scores: list[float], seed: i
 
 def area_under_curve(truth: np.ndarray, score: np.ndarray) -> float:
     """Area under the ROC curve from ranks (Mann and Whitney 1947): twenty times as fast as by way of the curve."""
-    ill = int(truth.sum())
-    above = rankdata(score)[truth > 0].sum() - ill * (ill + 1) / 2
-    return float(above / (ill * (len(truth) - ill)))
+    positive = int(truth.sum())
+    above = rankdata(score)[truth > 0].sum() - positive * (positive + 1) / 2
+    return float(above / (positive * (len(truth) - positive)))
 
 
 def intracranial_areas(folder: Path) -> dict[str, float]:

@@ -28,7 +28,7 @@ from scipy import ndimage
 from hemseg.model import load, load_strip
 from hemseg.preprocessing import working_image
 from hemseg.scan import read
-from hemseg.strip import AIR_HU, LOST, brain_of, disc, saturation
+from hemseg.strip import AIR_HU, MAX_LOST_SHARE, brain_of, disc, saturation
 from hemseg.volume import Volume
 
 from ..console import console
@@ -207,7 +207,7 @@ def lost_summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     result = []
     for key in dict.fromkeys((row["dataset"], row["split"]) for row in rows):
         own = [row for row in rows if (row["dataset"], row["split"]) == key]
-        losing = [row for row in own if row["lost"] > LOST]
+        losing = [row for row in own if row["lost"] > MAX_LOST_SHARE]
         result.append(
             {
                 "dataset": key[0],
@@ -259,7 +259,10 @@ def stripping(
         stripped: folder of the stripped scans, by the name of the data set of whole heads.
     """
     lost = [row for dataset in datasets for row in lost_brain_table(dataset, strip)]
-    tables = {"lost_brain_summary": lost_summary(lost), "lost_brain": [row for row in lost if row["lost"] > LOST]}
+    tables = {
+        "lost_brain_summary": lost_summary(lost),
+        "lost_brain": [row for row in lost if row["lost"] > MAX_LOST_SHARE],
+    }
     heads = [row for d in datasets if d.name in stripped for row in whole_heads_table(d, stripped[d.name], strip)]
     if heads:
         tables |= {"whole_heads_summary": heads_summary(heads), "whole_heads": heads}

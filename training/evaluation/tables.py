@@ -1,4 +1,4 @@
-"""Tables of figures: CSV files, and the same as Markdown."""
+"""Tables of metrics: CSV files, and the same as Markdown."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from ..data.datasets import IMAGES, Prepared
 from ..data.field_of_view import network_slices
 from ..fitting.classifier import predict
 from ..networks.slice_network import SliceNetwork
-from .panels import Shown, write_panel
+from .panels import PanelRow, write_panel
 from .tables import write_table
 
 CRITERIA = ("mirrored_ml", "disputed_slices", "second_ml")
@@ -53,7 +53,7 @@ class Committee:
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class CommitteeAnswers:
     """What the committee says about a scan, on the working grid of the weights in question.
 
     Attributes:
@@ -93,7 +93,7 @@ class Answers:
         return np.abs(self.slices - self.unet.max(axis=(1, 2))) * present
 
 
-def ask(path: Path, committee: Committee) -> Answers:
+def ask_committee(path: Path, committee: Committee) -> CommitteeAnswers:
     """What the committee says about a scan.
 
     Raises:
@@ -112,17 +112,19 @@ def ask(path: Path, committee: Committee) -> Answers:
         case = Prepared("", "", hu, inside, np.zeros(len(hu), np.int8))
         slices = predict(network, network_slices(case, config)).sigmoid().numpy()
     if other := committee.second:
-        again = working_image(volume, other.manifest.preprocessing, other.strip)
+        other_working = working_image(volume, other.manifest.preprocessing, other.strip)
         probability = network_probability(
-            again.hu, again.intracranial, other.manifest.preprocessing, other, other.manifest.patch
+            other_working.hu, other_working.intracranial, other.manifest.preprocessing, other, other.manifest.patch
         )
-        shape = again.grid.scan_shape
-        whole = again.grid.to_scan(probability, slice(0, shape[1]), slice(0, shape[2]))
+        shape = other_working.grid.scan_shape
+        whole = other_working.grid.to_scan(probability, slice(0, shape[1]), slice(0, shape[2]))
         second = working.grid.from_scan(np.ascontiguousarray(whole, np.float32))
-    return Answers(working, network_probability(hu, inside, settings, unet, patch), flipped[..., ::-1], slices, second)
+    return CommitteeAnswers(
+        working, network_probability(hu, inside, settings, unet, patch), flipped[..., ::-1], slices, second
+    )
 
 
-def ranked(rows: list[dict[str, float]]) -> np.ndarray:
+def disagreement_scores(rows: list[dict[str, float]]) -> np.ndarray:
     """A score of each row, float (n,), 1 for the most disagreement by every criterion, 0 for the least.
 
     The criteria have different units, so their ranks are averaged, not their values.
@@ -170,11 +172,11 @@ def rank_scans(
     files = scans_in(folder)
     for name, path in track(files.items(), "uncertain", console=console):
         try:
-            measured.append(ask(path, committee).disagreement())
+            measured.append(ask_committee(path, committee).disagreement())
             names.append(name)
         except HemsegError as error:
             faults.append(str(error))
-    scores = ranked(measured)
+    scores = disagreement_scores(measured)
     order = np.argsort(-scores, kind="stable")
     rows: list[dict[str, object]] = [
         {"place": place, "case": names[i], "score": float(scores[i]), **measured[i]}
@@ -184,12 +186,12 @@ def rank_scans(
         write_table(rows, out / "ranking.csv")
     hu_range = committee.unet.manifest.preprocessing.hu_range
     for row in rows[:panels]:
-        shown = shown_slices(ask(files[str(row["case"])], committee), committee.unet.manifest.threshold)
+        shown = shown_slices(ask_committee(files[str(row["case"])], committee), committee.unet.manifest.threshold)
         write_panel(shown, hu_range, out / f"{row['place']:03d}-{row['case']}.png")
     return rows, faults
 
 
-def shown_slices(answers: Answers, threshold: float, most: int = 8) -> list[Shown]:
+def shown_slices(answers: CommitteeAnswers, threshold: float, most: int = 8) -> list[PanelRow]:
     """The slices of a scan with most disagreement, in order: what each member of the committee outlines."""
     worst = np.sort(np.argsort(-answers.by_slice(), kind="stable")[:most])
     members = {"U-Net": answers.unet, "mirrored": answers.mirrored}
@@ -199,5 +201,5 @@ def shown_slices(answers: Answers, threshold: float, most: int = 8) -> list[Show
     for z in worst:
         says = "" if answers.slices is None else f"classifier {answers.slices[z]:.2f}"
         outlines = {name: probability[z] >= threshold for name, probability in members.items()}
-        rows.append(replace(Shown(answers.working.hu[z]), outlines=outlines, caption=f"slice {z} {says}".strip()))
+        rows.append(replace(PanelRow(answers.working.hu[z]), outlines=outlines, caption=f"slice {z} {says}".strip()))
     return rows

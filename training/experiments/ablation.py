@@ -2,7 +2,7 @@
 
     python -m training ablate --config phe_sich --data FOLDER --run RUN --out docs/results/ablation
 
-Stages that rows share are run once. Stars mark figures that are significantly better than in the row before
+Stages that rows share are run once. Stars mark metrics that are significantly better than in the row before
 (two-tailed paired t-test, * p < 0.05, ** p < 0.001), as the paper has them.
 """
 
@@ -22,8 +22,8 @@ from ..evaluation.tables import markdown_table, read_cases, write_table
 from ..fitting.hardware import Hardware, rank
 from ..pipeline.recipe import build_stages
 from ..pipeline.runner import Stage, run_stage
-from ..pipeline.train_masks import described, masked_cases
-from ..stage_names import WITHOUT_LEARNING, Variant, stage_names
+from ..pipeline.train_masks import describe_mask_supervision, train_cases_with_masks
+from ..stage_names import THRESHOLD_BASELINE, Variant, stage_names
 from .paper_results import DIFFERS, beside_paper, with_paper_columns
 
 ROWS: dict[str, Variant | None] = {
@@ -34,7 +34,7 @@ ROWS: dict[str, Variant | None] = {
     "ResNet-LSTM + K-means + U-Net": Variant(),
     "fully supervised U-Net": Variant(reference=True),
 }
-FIGURES = {"dice": 1, "rvd": -1, "tpr": 1, "hd": -1, "surface_dice": 1}  # and whether more is better
+METRICS = {"dice": 1, "rvd": -1, "tpr": 1, "hd": -1, "surface_dice": 1}  # and whether more is better
 
 
 def rows_of(dataset: DataSet, masks: bool = False) -> dict[str, Variant | None]:
@@ -42,7 +42,7 @@ def rows_of(dataset: DataSet, masks: bool = False) -> dict[str, Variant | None]:
     rows = dict(ROWS)
     if masks:
         upper = rows.popitem()
-        rows[f"the same + {described(masked_cases(dataset), dataset)}"] = Variant(masks=True)
+        rows[f"the same + {describe_mask_supervision(train_cases_with_masks(dataset), dataset)}"] = Variant(masks=True)
         rows |= [upper]
     return rows
 
@@ -59,13 +59,13 @@ def ablate(
     before: list[dict[str, Any]] | None = None
     for name, variant in rows_of(dataset.without(config.without.segment), masks).items():
         stage, stages = _row(config, dataset, run, variant, hardware)
-        figures = run_stage(stage, run, stages)
+        metrics = run_stage(stage, run, stages)
         cases = read_cases(run / stage.name / "per_case.csv")
-        table.append({"row": name, **_shown(figures, cases, before)})
+        table.append({"row": name, **_formatted(metrics, cases, before)})
         per_case += [{"row": name, **case} for case in cases]
         before = cases
         if rank() == 0:
-            console.print(f"[bold]{name}[/bold]: Dice {figures['dice_mean']:.3f}")
+            console.print(f"[bold]{name}[/bold]: Dice {metrics['dice_mean']:.3f}")
     if rank() > 0:
         return
     write_table(table, out / "table.csv")
@@ -100,8 +100,8 @@ def control(
     result = {}
     for name, variant in rows.items():
         stage, stages = _row(config, dataset, run, variant, hardware)
-        figures = run_stage(stage, run, stages)
-        means = {key.removesuffix("dice_mean").strip(): value for key, value in figures.items() if "dice_mean" in key}
+        metrics = run_stage(stage, run, stages)
+        means = {key.removesuffix("dice_mean").strip(): value for key, value in metrics.items() if "dice_mean" in key}
         result[name] = {source: float(value) for source, value in means.items() if "surface" not in source}
     return result
 
@@ -113,7 +113,7 @@ def _row(
         stages = build_stages(config, dataset, run, variant, hardware)
         return stages[stage_names(variant).evaluate], stages
     stage = Stage(
-        WITHOUT_LEARNING,
+        THRESHOLD_BASELINE,
         (),
         (config.preprocessing, dataset.fingerprint, dataset.splits, METRICS_VERSION),
         lambda folder: evaluate(dataset, threshold_predictor(config.preprocessing), folder),
@@ -121,17 +121,19 @@ def _row(
     return stage, {stage.name: stage}
 
 
-def _shown(figures: dict[str, Any], cases: list[dict[str, Any]], before: list[dict[str, Any]] | None) -> dict[str, str]:
+def _formatted(
+    metrics: dict[str, Any], cases: list[dict[str, Any]], before: list[dict[str, Any]] | None
+) -> dict[str, str]:
     shown = {}
-    for key, sign in FIGURES.items():
+    for key, sign in METRICS.items():
         stars = significance(cases, before, key, sign) if before else ""
-        mean, spread = figures.get(f"{key}_mean", float("nan")), figures.get(f"{key}_sd", float("nan"))
-        extra = f" ({figures['hd_infinite']} inf)" if key == "hd" and figures["hd_infinite"] else ""
+        mean, spread = metrics.get(f"{key}_mean", float("nan")), metrics.get(f"{key}_sd", float("nan"))
+        extra = f" ({metrics['hd_infinite']} inf)" if key == "hd" and metrics["hd_infinite"] else ""
         shown[key] = f"{mean:.2f} ± {spread:.2f}{stars}{extra}"
-    shown["dice median"] = f"{figures['dice_median']:.2f}"
-    shown["lesions found"] = f"{figures['lesions_found']:.2f} of {figures['lesions']}"
-    shown["false lesions a scan"] = f"{figures['false_lesions_per_scan']:.2f}"
-    shown["slice AUC"] = f"{figures['slice_auc']:.3f}"
+    shown["dice median"] = f"{metrics['dice_median']:.2f}"
+    shown["lesions found"] = f"{metrics['lesions_found']:.2f} of {metrics['lesions']}"
+    shown["false lesions a scan"] = f"{metrics['false_lesions_per_scan']:.2f}"
+    shown["slice AUC"] = f"{metrics['slice_auc']:.3f}"
     return shown
 
 

@@ -78,8 +78,8 @@ def crossvalidate(config: Config, dataset: DataSet, run: Path, folds: int, out: 
         run_stage(stages[names.evaluate], place, stages)
         cases = read_cases(place / names.evaluate / "per_case.csv")
         per_case += [{"fold": number, **case} for case in cases]
-        table.append({"fold": str(number), **_shown(cases)})
-    table.append({"fold": "all", **_shown(per_case)})
+        table.append({"fold": str(number), **_formatted(cases)})
+    table.append({"fold": "all", **_formatted(per_case)})
     if rank() > 0:
         return
     write_table(per_case, out / "per_case.csv")
@@ -92,13 +92,13 @@ def crossvalidate(config: Config, dataset: DataSet, run: Path, folds: int, out: 
     (out / "table.md").write_text("\n".join([text, "", *markdown_table(table)]) + "\n")
 
 
-def _shown(cases: list[dict[str, Any]]) -> dict[str, str]:
+def _formatted(cases: list[dict[str, Any]]) -> dict[str, str]:
     keys = ("dice", "rvd", "tpr", "hd", "surface_dice")
-    figures = summary(cases, keys)
+    metrics = summary(cases, keys)
     shown = {"patients": str(len(cases))}
     for key in keys:
-        if f"{key}_mean" in figures:
-            shown[key] = f"{figures[f'{key}_mean']:.2f} ± {figures[f'{key}_sd']:.2f}"
+        if f"{key}_mean" in metrics:
+            shown[key] = f"{metrics[f'{key}_mean']:.2f} ± {metrics[f'{key}_sd']:.2f}"
         else:
             shown[key] = "-"
     return shown

@@ -19,7 +19,7 @@ import numpy as np
 from hemseg.errors import HemsegError
 
 from ..config import Config
-from ..data.datasets import DataSet, together
+from ..data.datasets import DataSet, merge_datasets
 from ..evaluation.evaluate import METRICS_VERSION, evaluate, network_predictor
 from ..evaluation.tables import markdown_table, write_table
 from ..fitting.hardware import Hardware, rank
@@ -27,14 +27,14 @@ from ..pipeline.initial_weights import find_initial_weights
 from ..pipeline.recipe import build_stages
 from ..pipeline.runner import Stage, run_stage
 
-FORGOTTEN = 0.01  # of Dice on an old data set: no more may be lost
+MAX_DICE_LOSS = 0.01  # on an old data set
 
 
 def finetuning(
     config: Config,
-    mine: DataSet,
-    beside: list[DataSet],
-    old: list[DataSet],
+    new_data: DataSet,
+    extra: list[DataSet],
+    old_data: list[DataSet],
     patients: list[int],
     run: Path,
     out: Path,
@@ -43,10 +43,10 @@ def finetuning(
     """Fine-tune on groups of patients and measure; writes ``table.md``, ``table.csv`` and ``finetuning.png``.
 
     Args:
-        config: its ``init`` names the weights that have not seen ``mine``.
-        mine: the new scans.
-        beside: data sets that every run learns from, too (phantoms).
-        old: data sets that the initial weights learned from.
+        config: its ``init`` names the weights that have not seen ``new_data``.
+        new_data: the new scans.
+        extra: data sets that every run learns from, too (phantoms).
+        old_data: data sets that the initial weights learned from.
         patients: sizes of the groups; all of the train split come last in any case.
 
     Raises:
@@ -55,20 +55,24 @@ def finetuning(
     initial = find_initial_weights(config.init)
     if initial is None:
         raise HemsegError("finetuning: give --init, the weights to start from, which have not seen these scans.")
-    groups = [*sorted(patients), len(train_patients(mine))]
-    measured = [mine, *old]
+    groups = [*sorted(patients), len(train_patients(new_data))]
+    measured = [new_data, *old_data]
     before = Stage(
-        "before", (), (*_marks(measured), *initial.hashes.values()), _measure(measured, initial.folder.parent)
+        "before", (), (*_fingerprints(measured), *initial.hashes.values()), _measure(measured, initial.folder.parent)
     )
-    rows = [{"patients": 0} | _figures(run_stage(before, run, {"before": before}), mine, old)]
+    rows = [{"patients": 0} | _metrics_row(run_stage(before, run, {"before": before}), new_data, old_data)]
     for size in dict.fromkeys(groups):
         place = run / f"patients{size}"
         place.mkdir(parents=True, exist_ok=True)
-        stages = build_stages(config, together([group(mine, size, config.seed), *beside]), place, hardware=hardware)
-        after = Stage("after", ("export",), _marks(measured), _measure(measured, place / "export"))
-        rows.append({"patients": size} | _figures(run_stage(after, place, stages | {"after": after}), mine, old))
+        stages = build_stages(
+            config, merge_datasets([with_train_patients(new_data, size, config.seed), *extra]), place, hardware=hardware
+        )
+        after = Stage("after", ("export",), _fingerprints(measured), _measure(measured, place / "export"))
+        rows.append(
+            {"patients": size} | _metrics_row(run_stage(after, place, stages | {"after": after}), new_data, old_data)
+        )
     if rank() == 0:
-        _write(rows, config, mine, out)
+        _write(rows, config, new_data, out)
     return rows
 
 
@@ -77,7 +81,7 @@ def train_patients(dataset: DataSet) -> list[str]:
     return sorted({case.patient for case in dataset.part("train")})
 
 
-def group(dataset: DataSet, size: int, seed: int) -> DataSet:
+def with_train_patients(dataset: DataSet, size: int, seed: int) -> DataSet:
     """The data set with so many of its train patients, and all of val and test; smaller groups lie in larger ones.
 
     Raises:
@@ -90,7 +94,7 @@ def group(dataset: DataSet, size: int, seed: int) -> DataSet:
     return replace(dataset, cases=tuple(c for c in dataset.cases if c.split != "train" or c.patient in kept))
 
 
-def _marks(datasets: list[DataSet]) -> tuple[Any, ...]:
+def _fingerprints(datasets: list[DataSet]) -> tuple[Any, ...]:
     return METRICS_VERSION, *((d.fingerprint, d.splits) for d in datasets)
 
 
@@ -102,38 +106,39 @@ def _measure(datasets: list[DataSet], weights: Path) -> Any:
     return work
 
 
-def _figures(measured: dict[str, dict[str, Any]], mine: DataSet, old: list[DataSet]) -> dict[str, Any]:
+def _metrics_row(measured: dict[str, dict[str, Any]], new_data: DataSet, old_data: list[DataSet]) -> dict[str, Any]:
     """The row of a table: found and false on the new scans, Dice and false lesions on those that have masks."""
-    new = measured[mine.name]
+    new = measured[new_data.name]
     row = {
         "found": new.get("patients_found_count", "-"),
         "false mL, median": new.get("healthy_median_ml", float("nan")),
         "healthy with 0.5 mL": new.get("healthy_with_half_ml_count", "-"),
         "slice AUC": new["slice_auc"],
     }
-    for dataset in (mine, *old):
+    for dataset in (new_data, *old_data):
         if "dice_mean" in measured[dataset.name]:
             row[f"Dice, {dataset.name}"] = measured[dataset.name]["dice_mean"]
             row[f"false lesions a scan, {dataset.name}"] = measured[dataset.name]["false_lesions_per_scan"]
     return row
 
 
-def forgotten(rows: list[dict[str, Any]], old: list[str]) -> dict[str, float]:
+def dice_lost(rows: list[dict[str, Any]], old_data: list[str]) -> dict[str, float]:
     """The most Dice that any row loses against the first one, by old data set; negative where all rows gain."""
     return {
         name: max(rows[0][f"Dice, {name}"] - row[f"Dice, {name}"] for row in rows[1:])
-        for name in old
+        for name in old_data
         if f"Dice, {name}" in rows[0]
     }
 
 
-def _write(rows: list[dict[str, Any]], config: Config, mine: DataSet, out: Path) -> None:
+def _write(rows: list[dict[str, Any]], config: Config, new_data: DataSet, out: Path) -> None:
     write_table(rows, out / "table.csv")
-    lost = forgotten(rows, [key.removeprefix("Dice, ") for key in rows[0] if key.startswith("Dice, ")])
-    verdicts = [f"{name}: {max(0, v):.3f}{'' if v <= FORGOTTEN else ' (too much)'}" for name, v in lost.items()]
+    lost = dice_lost(rows, [key.removeprefix("Dice, ") for key in rows[0] if key.startswith("Dice, ")])
+    verdicts = [f"{name}: {max(0, v):.3f}{'' if v <= MAX_DICE_LOSS else ' (too much)'}" for name, v in lost.items()]
     shown = [{k: f"{v:.3f}" if isinstance(v, float) else str(v) for k, v in row.items()} for row in rows]
     text = [
-        f"`python -m training finetuning --config {config.name} --data {mine.name}`, test splits, seed {config.seed}. "
+        f"`python -m training finetuning --config {config.name} --data {new_data.name}`, test splits, "
+        f"seed {config.seed}. "
         f"Row 0: the weights that training started from. Dice lost at most against it: {', '.join(verdicts) or '-'}.",
         "",
         *markdown_table(shown),

@@ -1,4 +1,4 @@
-"""The paper's figures, to stand beside ours in tables of the paper's configurations (its Tables 1 and 2).
+"""The paper's results, to stand beside ours in tables of the paper's configurations (its Tables 1 and 2).
 
 They were measured on INSTANCE 2022 (512 x 512, five kinds of hemorrhage, expert outlines), ours on other data with
 other references: they say what to expect of the method, and are no comparison.
@@ -23,7 +23,7 @@ DIFFERS = (
 
 
 def beside_paper(config: Config) -> bool:
-    """Whether a configuration has the paper's steps and values, so that its tables show the paper's figures, too."""
+    """Whether a configuration has the paper's steps and values, so that its tables show the paper's results, too."""
     return config.name.startswith("paper")
 
 
@@ -34,7 +34,7 @@ def crossvalidation_row(keys: list[str]) -> dict[str, str]:
 
 
 def with_paper_columns(table: list[dict[str, str]]) -> list[dict[str, str]]:
-    """An ablation's table with the paper's figures as further columns."""
+    """An ablation's table with the paper's results as further columns."""
     none = dict.fromkeys(("dice", "rvd", "tpr"), "-")
     return [
         row | {f"paper: {key}": value.replace("*", "\\*") for key, value in ABLATION.get(row["row"], none).items()}

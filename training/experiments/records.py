@@ -4,7 +4,7 @@
     python -m training experiments
 
 ``record`` writes ``docs/results/runs/<id>.json``: recipe, hash of the configuration, seed, minutes, Dice of the
-pseudo-labels on val, figures and Dice per patient on test. ``experiments`` makes ``docs/results/experiments.md``.
+pseudo-labels on val, metrics and Dice per patient on test. ``experiments`` makes ``docs/results/experiments.md``.
 Of the first runs the printed row is all that was kept: their files have ``row``, as it stands in the table.
 """
 
@@ -56,13 +56,13 @@ def gather(evaluation: Path) -> dict[str, Any]:
         raise HemsegError(f"{evaluation}: holds no evaluation; run `python -m training evaluate` first.")
     result = {}
     for path in found:
-        figures = json.loads(path.read_text())
-        name = figures["dataset"]
+        metrics = json.loads(path.read_text())
+        name = metrics["dataset"]
         rows = read_cases(path.parent / "per_case.csv")
         dice = {row["case"].removeprefix(f"{name}_"): row["dice"] for row in rows if "dice" in row}
         result[name] = {
-            "split": figures["split"],
-            "figures": {k: figures[k] for k in KEPT if k in figures},
+            "split": metrics["split"],
+            "figures": {k: metrics[k] for k in KEPT if k in metrics},
             "dice": dice,
         }
     return result

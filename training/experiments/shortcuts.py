@@ -29,7 +29,7 @@ from ..data.datasets import DataSet, prepared
 from ..data.field_of_view import network_slices
 from ..fitting.classifier import predict
 from ..fitting.trainer import load_network
-from ..networks.slice_network import SliceNetwork, empty_network
+from ..networks.slice_network import SliceNetwork, untrained_network
 from ..stage_names import NETWORK, stage_names
 
 FOLDS = 5
@@ -92,7 +92,7 @@ def _negatives(
 def slice_answers(run: Path, dataset: DataSet, config: Config, splits: tuple[str, ...]) -> dict[str, float]:
     """The highest probability that the run's classifier gives to a slice of each case of some splits."""
     stages = stage_names()
-    network = empty_network(config.classifier)
+    network = untrained_network(config.classifier)
     load_network(network, run / stages.sequence / NETWORK)
     answers = {}
     for case in dataset.part(*splits):

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from hemseg.errors import HemsegError
-from hemseg.kinds import Head
+from hemseg.kinds import KindHead
 from hemseg.manifest import FORMAT, Manifest
 
-from ..data.tables import Row, read_table, whole_number
+from ..data.tables import Row, parse_integer, read_table
 
 NUMBERS = "kinds.npz"
 
@@ -33,7 +33,7 @@ def attach_kinds(source: Path, weights: Path, measured: Path | None = None) -> N
     manifest = Manifest.read(weights)
     if not (source / NUMBERS).is_file():
         raise HemsegError(f"{source}: has no {NUMBERS}; run `python -m training kinds-train` first.")
-    head = Head.read(source / NUMBERS)
+    head = KindHead.read(source / NUMBERS)
     if head.has_maps and str(head.classifier) != manifest.classifier_sha256:
         raise HemsegError(f"{source / NUMBERS}: was made for another slice classifier than {weights} has.")
     if measured:
@@ -59,4 +59,4 @@ def right_in_test(summary: Path) -> tuple[int, int]:
 
 
 def _total(rows: list[Row], column: str) -> int:
-    return sum(whole_number(row.get(column)) or 0 for row in rows)
+    return sum(parse_integer(row.get(column)) or 0 for row in rows)

@@ -29,7 +29,7 @@ from ..data.augmentation import augmented_slices
 from ..data.datasets import Prepared
 from ..data.field_of_view import network_slices
 from ..data.slice_kinds import UNKNOWN
-from ..networks.slice_network import SequenceNetwork, SliceNetwork, empty_network
+from ..networks.slice_network import SequenceNetwork, SliceNetwork, untrained_network
 from ..stage_names import NETWORK
 from .hardware import Hardware
 from .trainer import Task, fit, load_network, loader, micro_batch, save_network
@@ -55,7 +55,7 @@ class Volumes(Dataset):
             known = torch.from_numpy((case.labels >= 0) & case.intracranial.any(axis=(1, 2)))
             if known.any():
                 self.items.append((network_slices(case, config)[known], torch.from_numpy(case.labels)[known].float()))
-                kinds.append(torch.from_numpy(kinds_of(case, answers or {}))[known].float())
+                kinds.append(torch.from_numpy(slice_kind_labels(case, answers or {}))[known].float())
         self.kinds = kinds if answers else []
 
     def __len__(self) -> int:
@@ -66,10 +66,10 @@ class Volumes(Dataset):
 
     def sequences(self) -> Volumes:
         """Those of two slices and more: a single slice has no neighbours to learn from."""
-        longer = Volumes.__new__(Volumes)
-        longer.kinds = []
-        longer.items = [item for item in self.items if len(item[1]) > 1]
-        return longer
+        result = Volumes.__new__(Volumes)
+        result.kinds = []
+        result.items = [item for item in self.items if len(item[1]) > 1]
+        return result
 
     def slices(self) -> Slices:
         """The same slices, one by one."""
@@ -77,7 +77,7 @@ class Volumes(Dataset):
         return Slices(torch.cat([i[0] for i in self.items]), torch.cat([i[1] for i in self.items]), kinds)
 
 
-def kinds_of(case: Prepared, answers: Mapping[str, np.ndarray]) -> np.ndarray:
+def slice_kind_labels(case: Prepared, answers: Mapping[str, np.ndarray]) -> np.ndarray:
     """Which kinds of hemorrhage the slices of a case hold, int8 (slice, kind) of 1, 0 and -1 (unknown)."""
     if case.name in answers and len(answers[case.name]) == len(case.labels):  # not where slices were averaged
         return answers[case.name][:, : len(KINDS)]
@@ -98,7 +98,7 @@ class Slices(Dataset):
         pair = self.hu[index], self.labels[index]
         return pair if self.kinds is None else (*pair, self.kinds[index])
 
-    def with_more(self, others: Slices) -> Slices:
+    def concatenated(self, others: Slices) -> Slices:
         """These and others."""
         kinds = None if self.kinds is None or others.kinds is None else torch.cat([self.kinds, others.kinds])
         return Slices(torch.cat([self.hu, others.hu]), torch.cat([self.labels, others.labels]), kinds)
@@ -106,11 +106,11 @@ class Slices(Dataset):
 
 def training_slices(slices: Slices, settings: Classifier, seed: int, workers: int = 0) -> DataLoader:
     """Batches of slices, moved and roughened at random where the recipe says so."""
-    change = partial(_augmented, settings=settings) if settings.augment else None
+    change = partial(_augment, settings=settings) if settings.augment else None
     return loader(slices, settings.optimization, seed, workers, change)
 
 
-def _augmented(batch: list[Tensor], generator: torch.Generator, settings: Classifier) -> list[Tensor]:
+def _augment(batch: list[Tensor], generator: torch.Generator, settings: Classifier) -> list[Tensor]:
     hu, *labels = batch
     windows = torch.tensor(settings.windows, dtype=torch.float32)
     hu = augmented_slices(hu, generator, windows, share_degraded=settings.degrade, share_narrow=settings.narrow)
@@ -188,7 +188,7 @@ def train_classifier(
         start: weights to go on from; from scratch when None. They stay as they are where the recipe has 0 epochs.
     """
     torch.manual_seed(config.seed)
-    network = empty_network(config.classifier) if start else SliceNetwork(config.classifier)
+    network = untrained_network(config.classifier) if start else SliceNetwork(config.classifier)
     if start:
         load_network(network, start)
     if start and not config.classifier.optimization.epochs:
@@ -198,11 +198,11 @@ def train_classifier(
     optimization = config.classifier.optimization
     slices = train.slices()
     if painted:
-        slices = slices.with_more(painted)
+        slices = slices.concatenated(painted)
     batches = training_slices(slices, config.classifier, config.seed, hardware.workers)
-    figures = fit(task, batches, DataLoader(val.slices(), micro_batch(optimization)), folder, hardware)
+    metrics = fit(task, batches, DataLoader(val.slices(), micro_batch(optimization)), folder, hardware)
     save_network(network, folder / NETWORK)
-    return figures | {"val_auc": slice_auc(network, val)}
+    return metrics | {"val_auc": slice_auc(network, val)}
 
 
 def slice_auc(network: SliceNetwork, volumes: Volumes) -> float:
@@ -258,7 +258,7 @@ def collate_volumes(volumes: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tenso
 def train_sequence(
     train: Volumes, val: Volumes, start: Path, config: Config, folder: Path, hardware: Hardware
 ) -> dict[str, Any]:
-    """ResNet-LSTM from the classifier's weights, then the linear layer anew; writes ``network.pt``, without LSTM.
+    """ResNet-LSTM from the classifier's weights, then its linear layer refitted; writes ``network.pt``, without LSTM.
 
     Single slices take part in the linear layer and in the AUC, not in the LSTM.
 
@@ -269,18 +269,18 @@ def train_sequence(
         folder: where checkpoints, curves and weights go.
         hardware: what to train on.
     """
-    network = empty_network(config.classifier)
+    network = untrained_network(config.classifier)
     load_network(network, start)
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     if config.sequence.enabled:
         torch.manual_seed(config.seed + 1)
         task = SequenceTask(SequenceNetwork(network, config.sequence), config)
         batches = loader(train.sequences(), config.sequence.optimization, config.seed + 1)
         batches.collate_fn = collate_volumes
-        figures = fit(task, batches, DataLoader(val.sequences(), 1, collate_fn=collate_volumes), folder, hardware)
+        metrics = fit(task, batches, DataLoader(val.sequences(), 1, collate_fn=collate_volumes), folder, hardware)
         refit_linear_layer(network, train)
     save_network(network, folder / NETWORK)
-    return figures | {"val_auc": slice_auc(network, val)}
+    return metrics | {"val_auc": slice_auc(network, val)}
 
 
 def refit_linear_layer(network: SliceNetwork, train: Volumes) -> None:

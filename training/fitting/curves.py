@@ -1,4 +1,4 @@
-"""Loss and other figures of a training stage over its epochs, as a table and as a picture."""
+"""Loss and other metrics of a training stage over its epochs, as a table and as a picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .hardware import rank
 
 
 class History(L.Callback):
-    """Writes a row of figures after each epoch; a run that goes on keeps the rows of the epochs before."""
+    """Writes a row of metrics after each epoch; a run that goes on keeps the rows of the epochs before."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -22,9 +22,9 @@ class History(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # after the validation
         if rank() > 0:
             return
-        figures = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         rows = [row for row in read_rows(self.path) if int(row["epoch"]) < trainer.current_epoch]
-        rows.append({"epoch": str(trainer.current_epoch), **{k: f"{v:.6g}" for k, v in figures.items()}})
+        rows.append({"epoch": str(trainer.current_epoch), **{k: f"{v:.6g}" for k, v in metrics.items()}})
         names = list(dict.fromkeys(name for row in rows for name in row))
         with atomic_write(self.path) as partial, partial.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, fieldnames=names)
@@ -41,7 +41,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def read_metrics(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Figures of a stage's ``metrics.csv``: name -> (epoch, value), the last value of each epoch.
+    """Metrics of a stage's ``metrics.csv``: name -> (epoch, value), the last value of each epoch.
 
     Raises:
         HemsegError: the stage has not logged anything.

@@ -16,8 +16,8 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")  # Lightning's names
 # as long as in float32 over a step of either network (docs/training.md); others emulate it, several times slower.
 BF16_FLAG = "amx_bf16"
 CPU_INFO = Path("/proc/cpuinfo")
-MOST_WORKERS = 4  # loader's processes beside a training process that needs the cores itself
-MOST_BESIDE_GPU = 16  # and beside one that a GPU does the computing for: making the samples is what takes the time then
+MAX_WORKERS = 4  # loader's processes beside a training process that needs the cores itself
+MAX_WORKERS_BESIDE_GPU = 16  # and beside one that computes on a GPU: then making the samples takes the time
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ def default_workers(processes: int) -> int:
     if sys.platform != "linux":
         return 0
     if cuda_devices():
-        return min(MOST_BESIDE_GPU, max(0, cores() // processes - 1))
-    return min(MOST_WORKERS, cores() // 2 // processes)
+        return min(MAX_WORKERS_BESIDE_GPU, max(0, cores() // processes - 1))
+    return min(MAX_WORKERS, cores() // 2 // processes)
 
 
 def _compiler() -> str | None:

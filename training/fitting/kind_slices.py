@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 from hemseg.errors import HemsegError
 from hemseg.fields_of_view import fields_of_view
-from hemseg.kinds import KINDS, Head
+from hemseg.kinds import KINDS, KindHead
 from hemseg.manifest import Manifest
 from hemseg.onnx_session import check_file, session
 from hemseg.resources import cores
@@ -47,7 +47,7 @@ class PooledSlices:
     cases: np.ndarray
 
     @classmethod
-    def together(cls, parts: list[PooledSlices]) -> PooledSlices:
+    def merge(cls, parts: list[PooledSlices]) -> PooledSlices:
         """All slices of several."""
         return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
@@ -100,7 +100,7 @@ def pooled_slices(
     return PooledSlices(np.concatenate(pooled), np.concatenate(labels), np.array(names))
 
 
-def linear_maps(slices: PooledSlices, classifier: str) -> Head:
+def fit_linear_maps(slices: PooledSlices, classifier: str) -> KindHead:
     """A head that makes maps, and names nothing yet.
 
     Args:
@@ -119,13 +119,15 @@ def linear_maps(slices: PooledSlices, classifier: str) -> Head:
         fitted = LogisticRegression(C=PENALTY, max_iter=100, tol=1e-3).fit(scaled, positive)
         weights.append(fitted.coef_[0] / scale)
         biases.append(float(fitted.intercept_[0] - weights[-1] @ mean))
-    return nothing_named(classifier, np.array(weights, np.float32), np.array(biases, np.float32))
+    return head_without_regression(classifier, np.array(weights, np.float32), np.array(biases, np.float32))
 
 
-def nothing_named(classifier: str = "", maps: np.ndarray | None = None, bias: np.ndarray | None = None) -> Head:
+def head_without_regression(
+    classifier: str = "", maps: np.ndarray | None = None, bias: np.ndarray | None = None
+) -> KindHead:
     """A head with maps alone, (kind, channel) and (kind,), or with none: its regression is yet to be fitted."""
     kinds, inputs = len(KINDS), 0
-    return Head(
+    return KindHead(
         classifier=np.array(classifier),
         maps=np.zeros((kinds, 0), np.float32) if maps is None else maps,
         bias=np.zeros(kinds, np.float32) if bias is None else bias,

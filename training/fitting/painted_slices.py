@@ -24,11 +24,11 @@ from ..data.painted import KINDS as PAINTED
 from ..data.painted import ODDS, add_bleed, add_distractor
 from ..data.painted_place import place_of
 from ..data.slice_kinds import KIND_OF
-from .classifier import Slices, kinds_of
-from .trainer import one_thread
+from .classifier import Slices, slice_kind_labels
+from .trainer import use_one_thread
 
-SEEN_MM2 = 25.0  # so much of a slice must be painted for a yes
-DISTRACTED = 0.5  # share of the copies with something bright that is no blood, too
+MIN_VISIBLE_MM2 = 25.0  # so much of a slice must be painted for a yes
+DISTRACTOR_SHARE = 0.5  # share of the copies with something bright that is no blood, too
 
 
 def painted_slices(
@@ -36,8 +36,8 @@ def painted_slices(
 ) -> Slices:
     """Slices of copies of scans with bleeds painted in, as the classifier sees them (`network_slices`).
 
-    A slice in which `SEEN_MM2` and more were painted is positive. Slices that only got something else that is bright
-    keep the label that they have; unchanged slices, and those with a trace of blood, are left out.
+    A slice in which `MIN_VISIBLE_MM2` and more were painted is positive. Slices that only got something else that is
+    bright keep the label that they have; unchanged slices, and those with a trace of blood, are left out.
 
     Args:
         cases: of the training split; their slice labels are used, nothing else.
@@ -46,21 +46,23 @@ def painted_slices(
         workers: processes that paint; 0: this one does. The slices are the same.
     """
     copies = range(config.classifier.painted)
-    tasks = [(n, copy, case, kinds_of(case, answers or {})) for n, case in enumerate(cases) for copy in copies]
-    one = partial(_of_copy, config=config)
+    tasks = [(n, copy, case, slice_kind_labels(case, answers or {})) for n, case in enumerate(cases) for copy in copies]
+    one = partial(_slices_of_copy, config=config)
     if workers:
-        with ProcessPoolExecutor(workers, get_context("fork"), one_thread) as pool:
-            made = list(track(pool.map(one, tasks, chunksize=16), "painted", len(tasks), console=console))
+        with ProcessPoolExecutor(workers, get_context("fork"), use_one_thread) as pool:
+            results = list(track(pool.map(one, tasks, chunksize=16), "painted", len(tasks), console=console))
     else:
-        made = [one(task) for task in track(tasks, "painted", console=console)]
-    hu, labels, kinds = (torch.cat(parts) for parts in zip(*(m for m in made if m), strict=True))
+        results = [one(task) for task in track(tasks, "painted", console=console)]
+    hu, labels, kinds = (torch.cat(parts) for parts in zip(*(m for m in results if m), strict=True))
     return Slices(hu, labels, kinds if answers else None)
 
 
-def _of_copy(task: tuple[int, int, Prepared, np.ndarray], config: Config) -> tuple[Tensor, Tensor, Tensor] | None:
+def _slices_of_copy(
+    task: tuple[int, int, Prepared, np.ndarray], config: Config
+) -> tuple[Tensor, Tensor, Tensor] | None:
     number, copy, case, own = task
     rng = np.random.default_rng([config.seed, 17, number, copy])
-    changed, known, kinds = painted_copy(case, own, config, rng)
+    changed, known, kinds = paint_copy(case, own, config, rng)
     if not known.any():
         return None
     part = torch.from_numpy(known)
@@ -68,7 +70,7 @@ def _of_copy(task: tuple[int, int, Prepared, np.ndarray], config: Config) -> tup
     return network_slices(changed, config)[part], labels.float(), of_kinds.float()
 
 
-def painted_copy(
+def paint_copy(
     case: Prepared, kinds: np.ndarray, config: Config, rng: np.random.Generator
 ) -> tuple[Prepared, np.ndarray, np.ndarray]:
     """A scan with bleeds painted in and the labels of its slices; which slices are of use, bool (z,); and their kinds,
@@ -82,25 +84,25 @@ def painted_copy(
     for _ in range(int(rng.integers(1, 4))):
         kind = str(rng.choice(PAINTED, p=ODDS))
         paint, one = add_bleed(paint, np.zeros_like(label), place, rng, kind)
-        where = np.flatnonzero(seen_slices(one, mm)) + box[0].start
+        where = np.flatnonzero(visibly_painted_slices(one, mm)) + box[0].start
         kinds[where, KINDS.index(KIND_OF[kind])] = 1
         label = np.where(one != 0, one, label)
-    if rng.random() < DISTRACTED:
+    if rng.random() < DISTRACTOR_SHARE:
         paint = add_distractor(paint, place, rng)
     whole, drawn = case.hu.copy(), np.zeros(case.hu.shape, np.int8)
     whole[box], drawn[box] = paint, label
-    seen = seen_slices(drawn, mm)
+    seen = visibly_painted_slices(drawn, mm)
     trace = (drawn != 0).any(axis=(1, 2)) & ~seen
     changed = (whole != case.hu).any(axis=(1, 2))
     labels = np.where(seen, 1, case.labels).astype(case.labels.dtype)
     return replace(case, hu=whole, labels=labels), changed & ~trace & (labels >= 0), kinds
 
 
-def seen_slices(painted: np.ndarray, mm: tuple[float, float, float]) -> np.ndarray:
-    """The slices of which `SEEN_MM2` and more were painted (label 1), bool (z,).
+def visibly_painted_slices(painted: np.ndarray, mm: tuple[float, float, float]) -> np.ndarray:
+    """The slices of which `MIN_VISIBLE_MM2` and more were painted (label 1), bool (z,).
 
     Args:
         painted: label (z, y, x).
         mm: a voxel, (z, y, x).
     """
-    return np.asarray((painted == 1).sum(axis=(1, 2)) * mm[1] * mm[2] >= SEEN_MM2)
+    return np.asarray((painted == 1).sum(axis=(1, 2)) * mm[1] * mm[2] >= MIN_VISIBLE_MM2)

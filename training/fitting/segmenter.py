@@ -32,21 +32,21 @@ from ..networks.unet import (
     UNLOCATED,
     build_unet,
     combined_loss,
-    laid_out,
     lesion_loss,
     multiples,
     slice_head_loss,
     slice_loss,
+    to_fast_memory_format,
 )
 from ..stage_names import NETWORK
 from .hardware import Hardware, rank
 from .trainer import Task, fit, load_network, loader, save_network
 
-ILL_SINGLES = 0.4  # of the single slices of an epoch hold a bleed
-LEAST_ODDS = 0.15  # of drawing a healthy single slice that the U-Net before already knows to be so, against 1.15
-LEAST_LESION = 4  # pixels: a lesion of fewer in a slice counts for less than one
+POSITIVE_SINGLES_SHARE = 0.4  # of the single slices of an epoch hold a bleed
+MIN_ODDS = 0.15  # of drawing a healthy single slice that the U-Net before already knows to be so, against 1.15
+MIN_LESION_PIXELS = 4  # pixels: a lesion of fewer in a slice counts for less than one
 IN_PLANE = np.stack([np.zeros((3, 3), bool), np.ones((3, 3), bool), np.zeros((3, 3), bool)])
-VALIDATED_SINGLES = 50  # single slices that a validation looks at, at most
+MAX_VALIDATION_SINGLES = 50  # single slices that a validation looks at, at most
 
 
 class Patches(Dataset):
@@ -57,7 +57,7 @@ class Patches(Dataset):
     `lesion_shares`; with an encoder, which sees one slice at a time, whether the patch's slices lie apart: single
     slices then fill a patch together, in place of one that is repeated, and are moved and roughened alike.
 
-    Where the scan itself is changed at random (`changed_scan`), the network's input is made anew for each patch.
+    Where the scan itself is changed at random (`augment_scan`), the network's input is recomputed for each patch.
     """
 
     def __init__(
@@ -72,28 +72,34 @@ class Patches(Dataset):
         self.per_case = config.segmenter.patches_per_case
         s = self.settings
         changes = (s.narrow, s.few_slices, s.loose_mask, s.painted, s.distractors, s.artefacts, s.denoised)
-        self.fresh = s.augment and any(changes)
+        self.changes_scans = s.augment and any(changes)
         volumes, singles = cases, []
         if s.single_slices:
             volumes = [c for c in cases if len(c.hu) > 1]
             least = UNLOCATED if s.unlocated else 0
             singles = [
-                c for c in cases if len(c.hu) == 1 and c.intracranial.any() and (known_label(c, labels) >= least).any()
+                c
+                for c in cases
+                if len(c.hu) == 1 and c.intracranial.any() and (leave_out_unlabelled_slices(c, labels) >= least).any()
             ]
-        ill = [bool((labels[c.name] != 0).any()) for c in singles]
+        positive = [bool((labels[c.name] != 0).any()) for c in singles]
         self.volumes = len(volumes)
-        self.ill, self.healthy = (self.volumes + np.flatnonzero(np.equal(ill, has)) for has in (True, False))
+        self.positive_singles, self.healthy_singles = (
+            self.volumes + np.flatnonzero(np.equal(positive, has)) for has in (True, False)
+        )
         self.odds = None
-        if false_peaks and len(self.healthy):
-            usual = float(np.mean(list(false_peaks.values())))  # of those that it was not shown
-            odds = [LEAST_ODDS + false_peaks.get(singles[i - self.volumes].name, usual) for i in self.healthy]
+        if false_peaks and len(self.healthy_singles):
+            mean_peak = float(np.mean(list(false_peaks.values())))  # of those that it was not shown
+            odds = [MIN_ODDS + false_peaks.get(singles[i - self.volumes].name, mean_peak) for i in self.healthy_singles]
             self.odds = np.array(odds) / np.sum(odds)
         cases = [*volumes, *singles]
-        self.scans = [around_brain(c, labels[c.name], config.preprocessing) for c in cases]
-        paints = self.fresh and (s.painted or s.distractors)
+        self.scans = [crop_to_input_box(c, labels[c.name], config.preprocessing) for c in cases]
+        paints = self.changes_scans and (s.painted or s.distractors)
         self.places = [place_of(hu, inside, self.spacing) for hu, inside, _ in self.scans] if paints else []
-        self.singles_a_patch = singles_a_patch(s)
-        self.items = [] if self.fresh else [self._item(*s, self._size(n)) for n, s in enumerate(self.scans)]
+        self.singles_per_patch = singles_per_patch(s)
+        self.items = (
+            [] if self.changes_scans else [self._make_item(*s, self._part_size(n)) for n, s in enumerate(self.scans)]
+        )
         self.channels = len(config.preprocessing.channels)
         self.positive = [np.argwhere(item[self.channels] > 0) for item in self.items]
 
@@ -103,25 +109,27 @@ class Patches(Dataset):
         return self.preprocessing.slice_mm, self.preprocessing.in_plane_mm, self.preprocessing.in_plane_mm
 
     def __len__(self) -> int:
-        singles = -(-self.settings.single_slices // self.singles_a_patch)
+        singles = -(-self.settings.single_slices // self.singles_per_patch)
         return self.volumes * self.per_case + singles * (len(self.scans) > self.volumes)
 
-    def _number(self, index: int, rng: np.random.Generator) -> int:
+    def _draw_scan(self, index: int, rng: np.random.Generator) -> int:
         """The scan of a sample: each volume in turn, single slices as they are drawn."""
         if index < self.volumes * self.per_case:
             return index % self.volumes
-        ill = rng.random() < ILL_SINGLES
-        if (ill and len(self.ill)) or not len(self.healthy):
-            return int(rng.choice(self.ill))
-        return int(rng.choice(self.healthy, p=self.odds))
+        positive = rng.random() < POSITIVE_SINGLES_SHARE
+        if (positive and len(self.positive_singles)) or not len(self.healthy_singles):
+            return int(rng.choice(self.positive_singles))
+        return int(rng.choice(self.healthy_singles, p=self.odds))
 
-    def _item(self, hu: np.ndarray, inside: np.ndarray, label: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+    def _make_item(
+        self, hu: np.ndarray, inside: np.ndarray, label: np.ndarray, size: tuple[int, int, int]
+    ) -> np.ndarray:
         """Network input and target of a scan or a part of it, at least of the size (z, y, x)."""
         image = network_input(hu, inside, self.preprocessing)
         target = [label]
         if self.settings.slice_loss:
-            well, somewhere = ((label == value).all(axis=(1, 2), keepdims=True) for value in (0, UNLOCATED))
-            verdict = well.astype(np.float32) - (somewhere & self.settings.unlocated)
+            negative, unlocated = ((label == value).all(axis=(1, 2), keepdims=True) for value in (0, UNLOCATED))
+            verdict = negative.astype(np.float32) - (unlocated & self.settings.unlocated)
             target.append(np.broadcast_to(verdict, label.shape))
         if self.settings.lesion_loss:
             target.append(lesion_shares(label))
@@ -133,25 +141,27 @@ class Patches(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = (0, key) if isinstance(key, int) else key
         rng = np.random.default_rng([self.seed, epoch, index])
-        if self.singles_a_patch > 1 and index >= self.volumes * self.per_case:
-            patch = np.concatenate([self._part(self._number(index, rng), rng) for _ in range(self.singles_a_patch)], 1)
+        if self.singles_per_patch > 1 and index >= self.volumes * self.per_case:
+            patch = np.concatenate(
+                [self._draw_part(self._draw_scan(index, rng), rng) for _ in range(self.singles_per_patch)], 1
+            )
         else:
-            patch = self._part(self._number(index, rng), rng)
+            patch = self._draw_part(self._draw_scan(index, rng), rng)
         both = torch.from_numpy(patch)
         return both[: self.channels], both[self.channels :]
 
-    def _size(self, number: int) -> tuple[int, int, int]:
+    def _part_size(self, number: int) -> tuple[int, int, int]:
         """Of what a scan gives to a patch, (z, y, x)."""
-        return (1, *self.size[1:]) if self.singles_a_patch > 1 and number >= self.volumes else self.size
+        return (1, *self.size[1:]) if self.singles_per_patch > 1 and number >= self.volumes else self.size
 
-    def _part(self, number: int, rng: np.random.Generator) -> np.ndarray:
+    def _draw_part(self, number: int, rng: np.random.Generator) -> np.ndarray:
         """Network input and target of a part of a scan, which is changed at random where the recipe says so."""
-        size = self._size(number)
-        if self.fresh:
+        size = self._part_size(number)
+        if self.changes_scans:
             scan = self.scans[number]
             if self.places:
-                scan = with_paint(*scan, self.places[number], self.settings, rng)
-            item = self._item(*changed_scan(*scan, self.settings, rng), size)
+                scan = paint_scan(*scan, self.places[number], self.settings, rng)
+            item = self._make_item(*augment_scan(*scan, self.settings, rng), size)
             positive = np.argwhere(item[self.channels] > 0)
         else:
             item, positive = self.items[number], self.positive[number]
@@ -165,7 +175,7 @@ class Patches(Dataset):
         return item[(slice(None), *(slice(c, c + p) for c, p in zip(corner, size, strict=True)))].copy()
 
 
-def singles_a_patch(settings: Segmenter) -> int:
+def singles_per_patch(settings: Segmenter) -> int:
     """How many single slices share a patch: as many as it has slices where the network sees them one at a time."""
     return settings.train_patch[0] if settings.encoder.name else 1
 
@@ -179,10 +189,12 @@ def target_channels(settings: Segmenter) -> dict[str, int]:
     return {name: number for number, name in enumerate(names)}
 
 
-def around_brain(case: Prepared, label: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def crop_to_input_box(
+    case: Prepared, label: np.ndarray, settings: Settings
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """HU, intracranial mask and label in the box that inference sees, all (z, y, x); slices that carry no slice label
     (blanked ones, or missing) are left out."""
-    label = known_label(case, {case.name: label})
+    label = leave_out_unlabelled_slices(case, {case.name: label})
     box = input_box(case.intracranial, settings) or (slice(None),) * 3
     return case.hu[box], case.intracranial[box], label[box]
 
@@ -191,17 +203,17 @@ def lesion_shares(label: np.ndarray) -> np.ndarray:
     """What each voxel of a label is of its lesion in its slice: one over the lesion's pixels; float32 (z, y, x)."""
     lesions, _ = ndimage.label(label > 0, IN_PLANE)
     sizes = np.bincount(lesions.ravel())
-    shares = 1 / np.maximum(sizes, LEAST_LESION).astype(np.float32)
+    shares = 1 / np.maximum(sizes, MIN_LESION_PIXELS).astype(np.float32)
     shares[0] = 0
     return np.asarray(shares[lesions])
 
 
-def known_label(case: Prepared, labels: dict[str, np.ndarray]) -> np.ndarray:
+def leave_out_unlabelled_slices(case: Prepared, labels: dict[str, np.ndarray]) -> np.ndarray:
     """The label of a case, int8 (z, y, x), `LEFT_OUT` on slices that carry no slice label."""
     return np.where(case.labels[:, None, None] < 0, np.int8(LEFT_OUT), labels[case.name])
 
 
-def with_paint(
+def paint_scan(
     hu: np.ndarray, inside: np.ndarray, label: np.ndarray, place: Place, settings: Segmenter, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A scan with bleeds and other bright things that it does not have, each (z, y, x).
@@ -220,17 +232,17 @@ def with_paint(
     for _ in range(count):
         hu = add_distractor(hu, place, rng, dura=settings.dura)
     if count:
-        label = forgotten(label, (hu != bare).any(axis=(1, 2)))
+        label = forget_unlocated(label, (hu != bare).any(axis=(1, 2)))
     return hu, inside, label
 
 
-def forgotten(label: np.ndarray, slices: np.ndarray) -> np.ndarray:
+def forget_unlocated(label: np.ndarray, slices: np.ndarray) -> np.ndarray:
     """The label without what is known of the slices (z,) as a whole, where that is all: what is brightest in them now
     may be what was put there."""
     return np.where((label == UNLOCATED) & slices[:, None, None], np.int8(LEFT_OUT), label)
 
 
-def changed_scan(
+def augment_scan(
     hu: np.ndarray, inside: np.ndarray, label: np.ndarray, settings: Segmenter, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A scan as others might have it: less noise or more, fewer slices, a narrower window, a mask that is too wide.
@@ -243,7 +255,7 @@ def changed_scan(
         hu = denoised(hu, rng)
     elif settings.artefacts and rng.random() < settings.artefacts:
         hu = add_streaks(hu, rng) if rng.random() < 0.4 else add_noise(hu, rng)
-        label = forgotten(label, np.ones(len(hu), bool))
+        label = forget_unlocated(label, np.ones(len(hu), bool))
     if few:
         count = int(rng.integers(1, min(5, len(hu)) + 1))
         bleeding = np.flatnonzero((label > 0).any(axis=(1, 2)))
@@ -260,11 +272,11 @@ def changed_scan(
 
 def training_batches(patches: Patches, settings: Segmenter, seed: int, workers: int = 0) -> DataLoader:
     """Batches of patches, moved and roughened at random where the recipe says so."""
-    change = partial(_augmented, settings=settings) if settings.augment else None
+    change = partial(_augment, settings=settings) if settings.augment else None
     return loader(patches, settings.optimization, seed, workers, change)
 
 
-def _augmented(batch: list[Tensor], generator: torch.Generator, settings: Segmenter) -> tuple[Tensor, Tensor]:
+def _augment(batch: list[Tensor], generator: torch.Generator, settings: Segmenter) -> tuple[Tensor, Tensor]:
     image, target = batch
     return augmented_patches(image, target, generator, settings.degrade, settings.turned)
 
@@ -278,29 +290,29 @@ class SegmenterTask(Task):
         step: Callable[..., Any] = network.forward  # no module, or its weights would be saved twice
         if isinstance(network, PretrainedUNet):
             network.freeze(settings.encoder.frozen_stages)
-            step = network.voxels_and_slices
+            step = network.voxel_and_slice_logits
         self.step = torch.compile(step) if compiled else step  # in training alone, where all patches have one size
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         image, targets = batch
         image = image.contiguous(memory_format=MEMORY_FORMAT)
         target = {name: targets[:, n : n + 1] for name, n in target_channels(self.settings).items()}
-        of_slices: Tensor | None = None
+        slice_logits: Tensor | None = None
         if "apart" in target:
             apart = target["apart"].flatten(1).amax(1) > 0.5  # moving a patch brings zeros in
-            logits, of_slices = self.step(image, apart)
+            logits, slice_logits = self.step(image, apart)
         else:
             logits = self.step(image)
         loss = combined_loss(logits, target["label"])
-        settings, others = self.settings, {}
+        settings, extra_losses = self.settings, {}
         if settings.slice_loss:
-            others["slice_loss"] = settings.slice_loss, slice_loss(logits, target["label"], target["verdict"])
-        if settings.encoder.slice_head and of_slices is not None:
-            head = slice_head_loss(of_slices, target["label"], target["verdict"])
-            others["slice_head_loss"] = settings.encoder.slice_head, head
+            extra_losses["slice_loss"] = settings.slice_loss, slice_loss(logits, target["label"], target["verdict"])
+        if settings.encoder.slice_head and slice_logits is not None:
+            head = slice_head_loss(slice_logits, target["label"], target["verdict"])
+            extra_losses["slice_head_loss"] = settings.encoder.slice_head, head
         if settings.lesion_loss:
-            others["lesion_loss"] = settings.lesion_loss, lesion_loss(logits, target["label"], target["shares"])
-        for name, (weight, value) in others.items():
+            extra_losses["lesion_loss"] = settings.lesion_loss, lesion_loss(logits, target["label"], target["shares"])
+        for name, (weight, value) in extra_losses.items():
             self.log(f"train_{name}", value, on_step=False, on_epoch=True, batch_size=len(image))
             loss = loss + weight * value
         self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(image))
@@ -354,18 +366,18 @@ def train_segmenter(
         if rank() == 0:
             console.print("[yellow]segment: no training scan has a hemorrhage label; the U-Net will find none[/yellow]")
         settings = replace(settings, optimization=replace(settings.optimization, epochs=1))
-    laid_out(network)
+    to_fast_memory_format(network)
     task = SegmenterTask(network, settings, config.seed, hardware.compile)
     patches = Patches(train, labels, config, false_peaks)
     batches = training_batches(patches, settings, config.seed, hardware.workers)
-    figures = fit(task, batches, DataLoader(_whole_scans(val, labels, config), 1), folder, hardware)
+    metrics = fit(task, batches, DataLoader(_whole_scans(val, labels, config), 1), folder, hardware)
     if start and settings.start_share:
-        blend(network, start, settings.start_share)
+        average_weights(network, start, settings.start_share)
     save_network(network, folder / NETWORK)
-    return figures
+    return metrics
 
 
-def blend(network: nn.Module, start: Path, share: float) -> None:
+def average_weights(network: nn.Module, start: Path, share: float) -> None:
     """Mean of a network's weights and those that its training went on from, in place: between the two, what was learned
     last is there and what was known before is not lost (Wortsman et al., CVPR 2022, arXiv:2109.01903).
 
@@ -384,9 +396,9 @@ def _whole_scans(cases: list[Prepared], labels: dict[str, np.ndarray], config: C
     step = multiples(config.segmenter)
     result = []
     singles = [case.name for case in cases if len(case.hu) == 1]
-    passed_over = set(singles) - set(singles[:: max(1, -(-len(singles) // VALIDATED_SINGLES))])
-    for case in (c for c in cases if c.name not in passed_over):
-        hu, inside, label = around_brain(case, labels[case.name], config.preprocessing)
+    skipped = set(singles) - set(singles[:: max(1, -(-len(singles) // MAX_VALIDATION_SINGLES))])
+    for case in (c for c in cases if c.name not in skipped):
+        hu, inside, label = crop_to_input_box(case, labels[case.name], config.preprocessing)
         item = np.concatenate([network_input(hu, inside, config.preprocessing), label[None].astype(np.float32)])
         size = tuple(int(-(-n // s) * s) for n, s in zip(item.shape[1:], step, strict=True))
         tensor = torch.from_numpy(pad_to_patch(item, size, config.preprocessing.edge_slices))  # type: ignore[arg-type]

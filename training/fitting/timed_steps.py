@@ -16,11 +16,11 @@ import torch
 
 from .trainer import Task
 
-KINDS = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+AUTOCAST_TYPES = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class Timed:
+class StepTimes:
     """What some steps took.
 
     Attributes:
@@ -43,13 +43,13 @@ def training_device(accelerator: str = "auto") -> torch.device:
     return torch.device("cpu")
 
 
-def mixed(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """The arithmetic of a precision (`hardware.PRECISIONS`) on a device."""
-    kind = KINDS.get(precision)
+    kind = AUTOCAST_TYPES.get(precision)
     return torch.autocast(device.type, kind, enabled=kind is not None)
 
 
-def moved(batch: Any, device: torch.device) -> Any:
+def to_device(batch: Any, device: torch.device) -> Any:
     """A batch, with all its tensors on a device."""
     return tuple(part.to(device, non_blocking=True) for part in batch)
 
@@ -64,7 +64,7 @@ def synchronize(device: torch.device) -> None:
 
 def timed_steps(
     task: Task, batches: Iterable[Any], device: torch.device, precision: str, steps: int, warm_up: int = 1
-) -> Timed:
+) -> StepTimes:
     """Train for some steps; the task's network is changed, and stays on the device.
 
     Args:
@@ -84,9 +84,9 @@ def timed_steps(
         if batch is None:
             stream = iter(batches)
             batch = next(stream)
-        with mixed(device, precision), warnings.catch_warnings():
+        with autocast(device, precision), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*self.trainer. reference is not registered.*")  # nothing is logged
-            loss: torch.Tensor = task.training_step(moved(batch, device), number)  # type: ignore[assignment]
+            loss: torch.Tensor = task.training_step(to_device(batch, device), number)  # type: ignore[assignment]
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -95,7 +95,7 @@ def timed_steps(
         if number >= warm_up:
             seconds.append(time.perf_counter() - start)
             losses.append(float(loss.detach()))
-    return Timed(statistics.median(seconds), tuple(losses), peak_bytes(device))
+    return StepTimes(statistics.median(seconds), tuple(losses), peak_bytes(device))
 
 
 def peak_bytes(device: torch.device) -> int:

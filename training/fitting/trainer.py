@@ -40,8 +40,8 @@ warnings.filterwarnings("ignore", ".*fewer than the logging interval.*")
 warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
 
 
-KEEP = ("best", "last")  # checkpoints
-LARGEST_GRADIENT = 1e8  # beyond is none: uninitialised memory
+KEPT_CHECKPOINTS = ("best", "last")
+MAX_GRADIENT = 1e8  # beyond is none: uninitialised memory
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -124,10 +124,10 @@ def micro_batch(optimization: Optimization) -> int:
     return micro
 
 
-Change = Callable[[Any, torch.Generator], Any]  # of a batch, at random
+BatchAugmentation = Callable[[Any, torch.Generator], Any]  # of a batch, at random
 
 
-class Named(Dataset):
+class KeyedDataset(Dataset):
     """A dataset whose samples come with their (epoch, index): what a batch's random numbers are drawn from."""
 
     def __init__(self, dataset: Dataset) -> None:
@@ -140,7 +140,7 @@ class Named(Dataset):
         return key, self.dataset[key]
 
 
-def collate_changed(items: list[tuple[tuple[int, int], Any]], change: Change, seed: int) -> Any:
+def collate_and_augment(items: list[tuple[tuple[int, int], Any]], change: BatchAugmentation, seed: int) -> Any:
     """A batch, changed at random as a function of the seed and of its first sample's (epoch, index).
 
     A loader's process gives the last batch's memory back first: between its pieces others come to lie, and over an
@@ -149,12 +149,12 @@ def collate_changed(items: list[tuple[tuple[int, int], Any]], change: Change, se
     if get_worker_info():
         release_memory()
     epoch, index = items[0][0]
-    numbers = torch.Generator().manual_seed(((seed * 1009 + epoch) * 1_000_003 + index) % 2**63)
-    return change(default_collate([sample for _, sample in items]), numbers)
+    generator = torch.Generator().manual_seed(((seed * 1009 + epoch) * 1_000_003 + index) % 2**63)
+    return change(default_collate([sample for _, sample in items]), generator)
 
 
 def loader(
-    dataset: Dataset, optimization: Optimization, seed: int, workers: int = 0, change: Change | None = None
+    dataset: Dataset, optimization: Optimization, seed: int, workers: int = 0, change: BatchAugmentation | None = None
 ) -> DataLoader:
     """Training batches in seeded order; an incomplete last batch is dropped unless it is the only one.
 
@@ -168,18 +168,18 @@ def loader(
     sampler = EpochSampler(len(dataset), seed)  # type: ignore[arg-type]
     micro = micro_batch(optimization)
     return DataLoader(
-        Named(dataset) if change else dataset,
+        KeyedDataset(dataset) if change else dataset,
         micro,
         sampler=sampler,
         drop_last=len(sampler) >= micro,
         num_workers=workers,
-        worker_init_fn=one_thread,
+        worker_init_fn=use_one_thread,
         persistent_workers=workers > 0,
-        collate_fn=partial(collate_changed, change=change, seed=seed) if change else None,
+        collate_fn=partial(collate_and_augment, change=change, seed=seed) if change else None,
     )
 
 
-def one_thread(worker: int = 0) -> None:
+def use_one_thread(worker: int = 0) -> None:
     """Begin a forked process: threads of OpenCV and torch do not survive a fork, and would be waited for, for ever."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -237,10 +237,10 @@ class FiniteSteps(L.Callback):
         if trainer.precision == "16-mixed":  # its scaler meets infinite gradients, and leaves those steps out
             return
         gradients = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
-        if get_total_norm(gradients.values(), torch.inf) < LARGEST_GRADIENT:
+        if get_total_norm(gradients.values(), torch.inf) < MAX_GRADIENT:
             return
         largest = {name: float(gradient.abs().max()) for name, gradient in gradients.items()}
-        name = next(name for name, value in largest.items() if not value < LARGEST_GRADIENT)
+        name = next(name for name, value in largest.items() if not value < MAX_GRADIENT)
         torch.save(self.batch, self.path)
         raise HemsegError(
             f"{self.path.parent}: the gradient of {name} is {largest[name]:.3g} in epoch "
@@ -273,11 +273,11 @@ def fit(task: Task, train: DataLoader, val: DataLoader, folder: Path, hardware: 
     epoch, and all of them validate on everything. Batch-norm statistics come from the micro-batch.
 
     Returns:
-        epochs trained, the best epoch's ``val_loss`` and other validation figures.
+        epochs trained, the best epoch's ``val_loss`` and other validation metrics.
     """
     o = task.optimization
-    if o.keep not in KEEP:
-        raise HemsegError(f"keep {o.keep!r} is not known; known: {', '.join(KEEP)}.")
+    if o.keep not in KEPT_CHECKPOINTS:
+        raise HemsegError(f"keep {o.keep!r} is not known; known: {', '.join(KEPT_CHECKPOINTS)}.")
     best = ModelCheckpoint(folder, "best", monitor="val_loss", enable_version_counter=False)
     last = ModelCheckpoint(folder, "last", enable_version_counter=False)  # without a monitor: the newest epoch's
     trainer = L.Trainer(

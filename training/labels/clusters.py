@@ -16,7 +16,7 @@ from ..config import Pseudolabels
 from .differential import Choice, Probe, SliceView
 
 
-def region_of(activation: np.ndarray, intracranial: np.ndarray, settings: Pseudolabels) -> np.ndarray:
+def threshold_map(activation: np.ndarray, intracranial: np.ndarray, settings: Pseudolabels) -> np.ndarray:
     """The thresholded map, bool (y, x), cut to the intracranial mask if so configured."""
     region = activation >= settings.threshold
     return region & intracranial if settings.intracranial else region
@@ -58,19 +58,19 @@ def choose_cluster(view: SliceView, probe: Probe, settings: Pseudolabels) -> Cho
     is chosen in a slice where no cluster's removal lowers the logit by more: what the classifier does not miss is not
     what it saw. A classifier that learned nothing then labels next to nothing.
     """
-    region = region_of(view.activation, view.intracranial, settings)
+    region = threshold_map(view.activation, view.intracranial, settings)
     clusters = np.zeros(view.hu.shape, np.int8)
     if not region.any():
         return Choice(region, clusters)
     if settings.clusters == 0:
-        return Choice(_without_small_parts(region, settings), region.astype(np.int8))
+        return Choice(_drop_small_components(region, settings), region.astype(np.int8))
     clusters[region] = intensity_clusters(view.intensities[region], settings.clusters, view.seed)
     logits = probe.logits(trial_images(view.hu, clusters, view.background, settings.replace))
     drops = (logits[0] - logits[1:]).tolist()
     chosen = int(np.argmax(drops)) + 1 if not settings.min_drop or max(drops) > settings.min_drop else 0
     present = range(1, int(clusters.max()) + 1)
     return Choice(
-        mask=_without_small_parts((clusters == chosen) & (chosen > 0), settings),
+        mask=_drop_small_components((clusters == chosen) & (chosen > 0), settings),
         candidates=clusters,
         sizes=tuple(int((clusters == i).sum()) for i in present),
         means=tuple(float(view.hu[clusters == i].mean()) for i in present),
@@ -79,6 +79,6 @@ def choose_cluster(view: SliceView, probe: Probe, settings: Pseudolabels) -> Cho
     )
 
 
-def _without_small_parts(mask: np.ndarray, settings: Pseudolabels) -> np.ndarray:
+def _drop_small_components(mask: np.ndarray, settings: Pseudolabels) -> np.ndarray:
     """A mask (y, x) without its components below ``min_pixels``; the largest stays in any case."""
     return drop_small_components(mask, settings.min_pixels, corners=True, keep_largest=True)

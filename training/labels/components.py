@@ -16,8 +16,8 @@ from ..data.brain import brain_level
 from .differential import Choice, Probe, SliceView
 
 CLIPPED_HU = 97.0  # bone and what saturates the window
-WITH_FIRST = 0.3  # components whose removal costs this share of the first one's are taken out together with it
-WORTH = 0.15  # a later one that costs less than this share of the first one's is not blood
+JOINT_DROP_SHARE = 0.3  # components whose removal costs this share of the first one's are taken out together with it
+MIN_DROP_SHARE = 0.15  # a later one that costs less than this share of the first one's is not blood
 
 
 def choose_components(view: SliceView, probe: Probe, settings: Pseudolabels) -> Choice:
@@ -28,12 +28,12 @@ def choose_components(view: SliceView, probe: Probe, settings: Pseudolabels) -> 
     by more than ``min_drop``.
     """
     brain = np.float32(brain_level(view.intensities, view.intracranial))
-    candidates = ranked(*bright_components(view, float(brain), settings), view.activation, settings)
+    candidates = rank_candidates(*bright_components(view, float(brain), settings), view.activation, settings)
     n = int(candidates.max(initial=0))
     if not n:
         return Choice(np.zeros(view.hu.shape, bool), candidates)
     footprints = {i: ndimage.binary_dilation(candidates == i) for i in range(1, n + 1)}
-    taken, drops = _needed(view.hu, footprints, brain, probe, settings)
+    taken, drops = _remove_until_negative(view.hu, footprints, brain, probe, settings)
     return Choice(
         mask=np.isin(candidates, taken) if taken else np.zeros(view.hu.shape, bool),
         candidates=candidates,
@@ -56,7 +56,7 @@ def bright_components(view: SliceView, brain: float, settings: Pseudolabels) -> 
     return connected, count
 
 
-def _needed(
+def _remove_until_negative(
     hu: np.ndarray, footprints: dict[int, np.ndarray], brain: np.float32, probe: Probe, settings: Pseudolabels
 ) -> tuple[list[int], dict[int, float]]:
     """Numbers of the candidates that had to go, the first ones first; and by how much each one's removal costs."""
@@ -67,15 +67,15 @@ def _needed(
     first = logits(hu, list(footprints))
     drops = dict(zip(footprints, (first[0] - first[1:]).tolist(), strict=True))
     most = max(drops.values())
-    taken = [i for i, drop in drops.items() if drop >= WITH_FIRST * most] if most > settings.min_drop else []
+    taken = [i for i, drop in drops.items() if drop >= JOINT_DROP_SHARE * most] if most > settings.min_drop else []
     image = _without(hu, taken, footprints, brain)
     for _ in range(settings.rounds if taken else 0):
         left = [i for i in footprints if i not in taken]
-        now = logits(image, left)
-        if now[0] <= 0 or not left:
+        current = logits(image, left)
+        if current[0] <= 0 or not left:
             break
-        best = int(np.argmin(now[1:]))
-        if now[0] - now[1 + best] < WORTH * most:
+        best = int(np.argmin(current[1:]))
+        if current[0] - current[1 + best] < MIN_DROP_SHARE * most:
             break
         taken.append(left[best])
         image = _without(image, taken[-1:], footprints, brain)
@@ -88,7 +88,7 @@ def _without(image: np.ndarray, numbers: list[int], footprints: dict[int, np.nda
     return image
 
 
-def ranked(components: np.ndarray, n: int, activation: np.ndarray, settings: Pseudolabels) -> np.ndarray:
+def rank_candidates(components: np.ndarray, n: int, activation: np.ndarray, settings: Pseudolabels) -> np.ndarray:
     """The candidates among ``n`` bright components, numbered 1.. by rank: int8 (y, x)."""
     result = np.zeros(components.shape, np.int8)
     if not n:

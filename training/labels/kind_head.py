@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hemseg.kinds import KINDS, MOST_SCALES, Head
+from hemseg.kinds import KINDS, MAX_DEVIATIONS, KindHead
 
 from .lesion_kinds import LesionSample
 
@@ -25,7 +25,7 @@ NAMED_RIGHT = 0.75  # of the lesions that are named, so many are to be right
 CANDIDATES = np.round(np.arange(0.3, 0.91, 0.02), 2)
 
 
-def fitted_head(samples: list[LesionSample], maps: Head) -> Head:
+def fit_head(samples: list[LesionSample], maps: KindHead) -> KindHead:
     """A head whose regression was fitted to lesions; ``unsure_below`` is 0.
 
     Args:
@@ -35,7 +35,7 @@ def fitted_head(samples: list[LesionSample], maps: Head) -> Head:
     inputs, allowed = np.stack([s.inputs for s in samples]), np.stack([s.allowed for s in samples])
     mean, scale = inputs.mean(axis=0), inputs.std(axis=0) + 1e-6
     weight, offset = _regression(
-        ((inputs - mean) / scale).clip(-MOST_SCALES, MOST_SCALES), allowed, sample_weights(samples)
+        ((inputs - mean) / scale).clip(-MAX_DEVIATIONS, MAX_DEVIATIONS), allowed, sample_weights(samples)
     )
     return replace(maps, mean=mean, scale=scale, weight=weight, offset=offset, unsure_below=np.array(0.0))
 

@@ -22,10 +22,10 @@ from ..data.painted import add_bleed
 from ..data.painted_place import place_of
 from ..data.slice_kinds import allowed_kinds
 
-LEAST_ML = 0.05
+MIN_ML = 0.05
 SMALLER, LARGER = 0.3, 0.6  # of painted masks: up to here a pixel smaller, up to here larger, the others as they are
 SINGLE = 0.4  # of the painted bleeds of a scan, seen in one slice
-MOST_PARTS = 3  # of a painted bleed
+MAX_COMPONENTS = 3  # of a painted bleed
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ Inputs = Callable[[list[np.ndarray], np.ndarray, np.ndarray], np.ndarray]
 """Lesions, each bool (z, y, x), HU and intracranial mask (z, y, x) -> (lesion, input)."""
 
 
-def lesions_of(mask: np.ndarray, mm: tuple[float, float, float], least_ml: float = LEAST_ML) -> list[np.ndarray]:
+def lesions_of(mask: np.ndarray, mm: tuple[float, float, float], least_ml: float = MIN_ML) -> list[np.ndarray]:
     """Connected components of a mask (z, y, x) from ``least_ml`` on, largest first, each bool (z, y, x)."""
     numbers, sizes = numbered_components(mask)
     ml = sizes * np.prod(mm) / 1000
@@ -110,7 +110,7 @@ def painted_lesions(
                 z = int(rng.choice(np.flatnonzero(mask.any(axis=(1, 2)))))
                 part = slice(z, z + 1)
             inside = case.intracranial[part]
-            lesions = lesions_of(outlined_otherwise(mask[part], inside, rng), mm)[:MOST_PARTS]
+            lesions = lesions_of(vary_outline(mask[part], inside, rng), mm)[:MAX_COMPONENTS]
             if not lesions:
                 continue
             own = np.array([kind == kinds[name] for kind in KINDS])
@@ -119,7 +119,7 @@ def painted_lesions(
                 yield LesionSample(case.name, "painted", own, row, i == 0)
 
 
-def outlined_otherwise(mask: np.ndarray, inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def vary_outline(mask: np.ndarray, inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A mask (z, y, x) as it is, or a pixel smaller or larger in plane; it never loses more than two thirds."""
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     drawn = rng.random()

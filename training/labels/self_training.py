@@ -61,8 +61,8 @@ def relabel_case(
     result = np.zeros_like(label)
     intensities = smoothed(case.hu, grid)
     for z in np.flatnonzero(case.labels == 1):
-        kept = _components_that(label[z], probability[z], lambda p: p.mean() >= settings.doubt)
-        added = _components_that(probability[z] >= settings.core, probability[z], lambda p: p.max() >= settings.sure)
+        kept = _components_where(label[z], probability[z], lambda p: p.mean() >= settings.doubt)
+        added = _components_where(probability[z] >= settings.core, probability[z], lambda p: p.max() >= settings.sure)
         result[z] = kept | added
         if settings.keep_emptied and not result[z].any():
             result[z] = label[z]  # with the outline that it has
@@ -72,7 +72,7 @@ def relabel_case(
     return result
 
 
-def _components_that(mask: np.ndarray, probability: np.ndarray, wanted: Callable[[np.ndarray], bool]) -> np.ndarray:
+def _components_where(mask: np.ndarray, probability: np.ndarray, criterion: Callable[[np.ndarray], bool]) -> np.ndarray:
     components, n = ndimage.label(mask, _IN_PLANE)
-    keep = [False] + [bool(wanted(probability[components == i])) for i in range(1, n + 1)]
+    keep = [False] + [bool(criterion(probability[components == i])) for i in range(1, n + 1)]
     return np.array(keep)[components]

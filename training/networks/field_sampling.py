@@ -25,9 +25,11 @@ class FieldSampling(nn.Module):
         super().__init__()
         self.rows: Tensor
         self.columns: Tensor
-        for name, length, wanted in zip(("rows", "columns"), field, size, strict=True):
-            eye = torch.eye(length)[None, None]
-            sampled = F.interpolate(eye, (wanted, length), mode="bilinear", antialias=True, align_corners=False)
+        for name, length, target_length in zip(("rows", "columns"), field, size, strict=True):
+            identity = torch.eye(length)[None, None]
+            sampled = F.interpolate(
+                identity, (target_length, length), mode="bilinear", antialias=True, align_corners=False
+            )
             self.register_buffer(name, sampled[0, 0], persistent=False)
 
     def forward(self, hu: Tensor) -> Tensor:

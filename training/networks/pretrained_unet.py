@@ -26,8 +26,8 @@ SLICES_AT_ONCE = 8  # of what sees each slice alone, at full and half resolution
 class PretrainedUNet(nn.Module):
     """Input (n, channel, z, y, x) in 0..1, output logits (n, 1, z, y, x); y and x multiples of 32, z as it comes.
 
-    The encoder also says of each slice whether it holds hemorrhage (`voxels_and_slices`): that keeps its features those
-    of blood while the decoder is still learning.
+    The encoder also says of each slice whether it holds hemorrhage (`voxel_and_slice_logits`): that keeps its features
+    those of blood while the decoder is still learning.
 
     Args:
         channels: of the input; the first is a window of HU, which the encoder sees. The last layer sees all.
@@ -65,9 +65,9 @@ class PretrainedUNet(nn.Module):
             layer.requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.voxels_and_slices(image)[0]
+        return self.voxel_and_slice_logits(image)[0]
 
-    def voxels_and_slices(self, image: Tensor, apart: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def voxel_and_slice_logits(self, image: Tensor, apart: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits of voxels (n, 1, z, y, x) and of slices (n, z).
 
         Args:
@@ -76,13 +76,13 @@ class PretrainedUNet(nn.Module):
         """
         n, _, z = image.shape[:3]
         flat = image.transpose(1, 2)
-        half, quarter = in_parts(self._fine, flat)
+        half, quarter = map_in_chunks(self._fine, flat)
         maps, head = self.encoder.coarse_maps(quarter.flatten(0, 1))
         pooled = head.mean((2, 3), keepdim=True)
         x = self.bottom(maps[-1]) + self.whole(pooled)
         for up, beside in zip(self.up[:-1], [*maps[-2::-1], quarter.flatten(0, 1)], strict=True):
             x = up(x, beside, n, apart)
-        (logits,) = in_parts(self._logits, x.reshape(n, z, *x.shape[1:]), half, flat)
+        (logits,) = map_in_chunks(self._logits, x.reshape(n, z, *x.shape[1:]), half, flat)
         return logits.transpose(1, 2), self.slice_logit(pooled.flatten(1)).reshape(n, z)
 
     def _fine(self, flat: Tensor) -> list[Tensor]:
@@ -96,7 +96,7 @@ class PretrainedUNet(nn.Module):
         return [self.logit(self.last(torch.cat([x, flat], 1)))]
 
 
-def in_parts(step: Callable[..., list[Tensor]], *stacks: Tensor) -> list[Tensor]:
+def map_in_chunks(step: Callable[..., list[Tensor]], *stacks: Tensor) -> list[Tensor]:
     """What a step gives of stacks (n, z, channel, y, x), a few slices at a time: what looks at each slice alone has the
     largest maps, and would take most of the memory at inference.
 
@@ -138,10 +138,10 @@ class Up(nn.Module):
         x = F.relu(self.norm(x))
         x = F.relu(self.plane_norm(self.plane(x)) + x)
         if self.joins:
-            x = F.relu(self.slices_norm(self.joined(x, n, apart)) + x)
+            x = F.relu(self.slices_norm(self.join_neighbors(x, n, apart)) + x)
         return x
 
-    def joined(self, x: Tensor, n: int, apart: Tensor | None) -> Tensor:
+    def join_neighbors(self, x: Tensor, n: int, apart: Tensor | None) -> Tensor:
         """`slices` of maps (n * z, channel, y, x) beside those of the slice before and after.
 
         The three parts of its weights take turns, and what they give is moved: that is the same, and takes half the

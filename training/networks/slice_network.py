@@ -39,7 +39,9 @@ class SliceNetwork(nn.Module):
         self.windows: Tensor
         self.register_buffer("windows", torch.tensor(settings.windows, dtype=torch.float32), persistent=False)
         self.backbone: ResNet | EfficientNetLite
-        self.backbone, features = lite(settings) if settings.backbone == LITE else resnet(settings)
+        self.backbone, features = (
+            build_efficientnet_lite(settings) if settings.backbone == LITE else build_resnet(settings)
+        )
         self.fc = nn.Linear(features, 1)
 
     def channels(self, hu: Tensor) -> Tensor:
@@ -81,12 +83,12 @@ def windowed(image: Tensor, windows: Tensor) -> Tensor:
     return ((image - low) / (high - low)).clamp(0, 1) * 2 - 1
 
 
-def empty_network(settings: Classifier) -> SliceNetwork:
+def untrained_network(settings: Classifier) -> SliceNetwork:
     """A network with random weights, whatever the recipe begins with: others are loaded into it, or none matter."""
     return SliceNetwork(replace(settings, pretrained=""))
 
 
-def resnet(settings: Classifier) -> tuple[ResNet, int]:
+def build_resnet(settings: Classifier) -> tuple[ResNet, int]:
     """A ResNet of MONAI's as the recipe wants it, and how many features it gives."""
     block, layers = LAYERS[settings.backbone]
     backbone = ResNet(
@@ -110,7 +112,7 @@ def resnet(settings: Classifier) -> tuple[ResNet, int]:
     return backbone, settings.widths[3] * (4 if block == "bottleneck" else 1)
 
 
-def lite(settings: Classifier) -> tuple[EfficientNetLite, int]:
+def build_efficientnet_lite(settings: Classifier) -> tuple[EfficientNetLite, int]:
     """An EfficientNet-Lite0 as the recipe wants it, and how many features it gives."""
     if len(settings.windows) != 3:
         raise HemsegError(f"classifier.windows: {LITE} takes three, one a color, not {len(settings.windows)}.")

@@ -22,8 +22,8 @@ MEMORY_FORMAT = torch.channels_last_3d  # two CPU cores train 1.9 times as fast 
 
 
 LEFT_OUT = UNKNOWN  # label of voxels that do not count
-UNLOCATED = LEFT_OUT - 1  # of all voxels of a slice that holds a bleed of which nobody knows where; they do not count
-HARDEST = 16  # voxels of a slice; 16 mm² on a working grid of 1 mm
+UNLOCATED = LEFT_OUT - 1  # of all voxels of a slice that holds a bleed at an unknown place; they do not count
+HARDEST_VOXELS = 16  # voxels of a slice; 16 mm² on a working grid of 1 mm
 
 
 def build_unet(settings: Segmenter, channels: int) -> nn.Module:
@@ -49,7 +49,7 @@ def build_unet(settings: Segmenter, channels: int) -> nn.Module:
     return nn.Sequential(unet, nn.BatchNorm3d(width), nn.PReLU(), logit)
 
 
-def laid_out(network: nn.Module) -> nn.Module:
+def to_fast_memory_format(network: nn.Module) -> nn.Module:
     """The network with its weights in the order in which CPUs train it fastest, in place."""
     flat = isinstance(network, PretrainedUNet)
     return network.to(memory_format=torch.channels_last if flat else MEMORY_FORMAT)  # type: ignore[call-overload]
@@ -78,11 +78,11 @@ def slice_loss(logits: Tensor, target: Tensor, verdict: Tensor) -> Tensor:
     """Binary cross-entropy in which each slice counts once, however small its bleed (beyond the paper).
 
     In `combined_loss` a bright falx of fifty voxels is nothing beside a million dark ones, and a thin bleed nothing
-    beside a large one. Here a slice that was labelled without hemorrhage is as wrong as its `HARDEST` brightest
+    beside a large one. Here a slice that was labelled without hemorrhage is as wrong as its `HARDEST_VOXELS` brightest
     voxels, all of which are surely none (the one label that is exact); a slice with a bleed is as wrong as the
-    `HARDEST` surest voxels of that bleed: it is to be found, and its outline is left to the other loss. Where nobody
-    knows where the bleed is, they are the surest of the whole slice (multiple-instance learning, Dietterich et al.
-    1997).
+    `HARDEST_VOXELS` surest voxels of that bleed: it is to be found, and its outline is left to the other loss. Where
+    nobody knows where the bleed is, they are the surest of the whole slice (multiple-instance learning, Dietterich et
+    al. 1997).
 
     Args:
         logits, target: (n, 1, z, y, x); target as for `combined_loss`.
@@ -91,13 +91,13 @@ def slice_loss(logits: Tensor, target: Tensor, verdict: Tensor) -> Tensor:
     """
     logits, target, verdict = (t.float().flatten(3) for t in (logits, target, verdict))
     bleeding = target > 0.5
-    ill, well, somewhere = bleeding.any(-1), verdict.amax(-1) > 0.5, verdict.amin(-1) < -0.5
-    count = min(HARDEST, logits.shape[-1])
-    brightest = logits[well & ~ill].topk(count).values
-    surest = logits.masked_fill(~bleeding, -torch.inf)[ill].topk(count).values
+    positive, negative, holds_unlocated = bleeding.any(-1), verdict.amax(-1) > 0.5, verdict.amin(-1) < -0.5
+    count = min(HARDEST_VOXELS, logits.shape[-1])
+    brightest = logits[negative & ~positive].topk(count).values
+    surest = logits.masked_fill(~bleeding, -torch.inf)[positive].topk(count).values
     there = surest.isfinite()
     found = F.softplus(-surest.masked_fill(~there, 0)) * there
-    unlocated = logits[somewhere & ~ill & ~well].topk(count).values
+    unlocated = logits[holds_unlocated & ~positive & ~negative].topk(count).values
     losses = torch.cat([F.softplus(brightest).mean(-1), found.sum(-1) / there.sum(-1), F.softplus(-unlocated).mean(-1)])
     return losses.sum() / max(1, len(losses))
 
@@ -110,10 +110,10 @@ def slice_head_loss(logits: Tensor, target: Tensor, verdict: Tensor) -> Tensor:
         logits: (n, z).
         target, verdict: as for `slice_loss`.
     """
-    ill = ((target > 0.5) | (verdict < -0.5)).flatten(3).any(-1)[:, 0]
-    well = (verdict > 0.5).flatten(3).any(-1)[:, 0] & ~ill
-    known = ill | well
-    losses = F.binary_cross_entropy_with_logits(logits.float(), ill.float(), reduction="none")
+    positive = ((target > 0.5) | (verdict < -0.5)).flatten(3).any(-1)[:, 0]
+    negative = (verdict > 0.5).flatten(3).any(-1)[:, 0] & ~positive
+    known = positive | negative
+    losses = F.binary_cross_entropy_with_logits(logits.float(), positive.float(), reduction="none")
     return (losses * known).sum() / known.sum().clamp_min(1)
 
 

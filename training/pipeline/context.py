@@ -20,12 +20,12 @@ from ..data.slice_kinds import kinds_of_data_sets
 from ..fitting.classifier import Volumes
 from ..fitting.hardware import Hardware
 from ..fitting.trainer import load_network
-from ..networks.slice_network import SliceNetwork, empty_network
+from ..networks.slice_network import SliceNetwork, untrained_network
 from ..networks.unet import UNLOCATED, build_unet
 from ..rounds import later_rounds, round_config
 from ..stage_names import NETWORK, StageNames, Variant, stage_names
 from .initial_weights import InitialWeights, find_initial_weights
-from .train_masks import described, masked_cases
+from .train_masks import describe_mask_supervision, train_cases_with_masks
 
 UNPAINTED = "unpainted"  # folder, in the classifier's, of the one without painted slices
 WEAK = ("train", "val")  # what the weakly supervised stages may see, and of it the slice labels alone
@@ -70,11 +70,11 @@ class Context:
         return found
 
     @cached_property
-    def masked(self) -> list[Case]:
-        """The train cases whose reference masks the U-Net learns from; none but in a variant with `masks`."""
+    def cases_with_masks(self) -> list[Case]:
+        """The train cases whose reference masks the U-Net learns from; none except in a variant with `masks`."""
         if not self.variant.masks:
             return []
-        return masked_cases(self.dataset.without(self.config.without.segment))
+        return train_cases_with_masks(self.dataset.without(self.config.without.segment))
 
     @property
     def supervision(self) -> str:
@@ -82,7 +82,9 @@ class Context:
         if self.variant.reference:
             return "reference masks"
         labels = "permuted slice labels" if self.variant.permuted else "slice labels"
-        return labels + (f"; {described(self.masked, self.dataset)}" if self.masked else "")
+        return labels + (
+            f"; {describe_mask_supervision(self.cases_with_masks, self.dataset)}" if self.cases_with_masks else ""
+        )
 
     @cached_property
     def classifier(self) -> SliceNetwork:
@@ -90,13 +92,13 @@ class Context:
         return self.slice_network(self.names.sequence)
 
     @cached_property
-    def map_maker(self) -> SliceNetwork:
+    def cam_network(self) -> SliceNetwork:
         """The same with the finer maps that `config.Cam` wants."""
         stride = self.config.cam.output_stride
         return self.slice_network(self.names.sequence, stride) if stride else self.classifier
 
     @cached_property
-    def doubters(self) -> list[SliceNetwork]:
+    def second_opinion_networks(self) -> list[SliceNetwork]:
         """The slice classifiers that give the second opinion: before the LSTM, and that without painted slices."""
         stages = [self.names.classify]
         if self.config.classifier.unpainted:
@@ -106,7 +108,7 @@ class Context:
     def slice_network(self, stage: str, output_stride: int = 0) -> SliceNetwork:
         """The slice classifier as a stage left it; with another output stride than it was trained with unless 0."""
         own = self.config.classifier
-        network = empty_network(replace(own, output_stride=output_stride or own.output_stride))
+        network = untrained_network(replace(own, output_stride=output_stride or own.output_stride))
         return load_network(network, self.network_file(stage))  # type: ignore[return-value]
 
     def network_file(self, stage: str) -> Path:
@@ -164,9 +166,9 @@ class Context:
 
     def labels(self, stage: str) -> dict[str, np.ndarray]:
         """The labels that a stage wrote for all weak cases, as the U-Net is to learn them; masks where they count."""
-        found = {case.name: label_of(load_case(self.run / stage, case.name)) for case in self.dataset.part(*WEAK)}
+        found = {case.name: unet_label(load_case(self.run / stage, case.name)) for case in self.dataset.part(*WEAK)}
         masks = self.run / self.names.masks
-        return found | {case.name: label_of(load_case(masks, case.name)) for case in self.masked}
+        return found | {case.name: unet_label(load_case(masks, case.name)) for case in self.cases_with_masks}
 
     def false_peaks(self, stage: str) -> dict[str, float]:
         """How sure the U-Net of the round before was of blood in healthy single slices, where ``stage`` wrote it."""
@@ -201,7 +203,7 @@ def strip_path(config: Config) -> Path | None:
     return path
 
 
-def label_of(saved: dict[str, np.ndarray]) -> np.ndarray:
+def unet_label(saved: dict[str, np.ndarray]) -> np.ndarray:
     """A saved pseudo-label as the U-Net is to learn it, int8 (z, y, x): 1, 0, and `UNLOCATED` for whole slices."""
     label = saved["mask"].astype(np.int8)
     if "left_out" in saved:

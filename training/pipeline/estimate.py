@@ -26,11 +26,11 @@ from ..config import Config, Optimization, Segmenter
 from ..data.datasets import DataSet, Prepared
 from ..fitting.classifier import SliceTask, Volumes, training_slices
 from ..fitting.hardware import Hardware, processor, world_size
-from ..fitting.segmenter import Patches, SegmenterTask, singles_a_patch, training_batches
+from ..fitting.segmenter import Patches, SegmenterTask, singles_per_patch, training_batches
 from ..fitting.timed_steps import timed_steps, training_device
 from ..fitting.trainer import Task, micro_batch
-from ..networks.slice_network import empty_network
-from ..networks.unet import build_unet, laid_out
+from ..networks.slice_network import untrained_network
+from ..networks.unet import build_unet, to_fast_memory_format
 from ..rounds import round_config
 from .runner import Stage, fingerprint, is_done
 from .steps import without_paint
@@ -58,10 +58,10 @@ class Estimate:
     def sentence(self) -> str:
         """What is printed before a run starts."""
         total = sum(self.minutes.values())
-        parts = ", ".join(f"{name} {_spoken(value)}" for name, value in self.minutes.items() if value >= 1)
+        parts = ", ".join(f"{name} {_rounded_minutes(value)}" for name, value in self.minutes.items() if value >= 1)
         memory = f"; {self.memory_bytes / 1e9:.1f} GB of {'GPU ' * self.on_gpu}memory" if self.memory_bytes else ""
         listed = f" ({parts})" if len(self.minutes) > 1 and parts else ""
-        return f"about {_spoken(total)} minutes on this machine, beside reading the scans{listed}{memory}"
+        return f"about {_rounded_minutes(total)} minutes on this machine, beside reading the scans{listed}{memory}"
 
     def warning(self) -> str:
         """A sentence where the memory will not do; '' where it will, or nobody knows."""
@@ -72,15 +72,15 @@ class Estimate:
 
 
 def estimate(
-    config: Config, dataset: DataSet, run: Path, wanted: list[str], stages: dict[str, Stage], hardware: Hardware
+    config: Config, dataset: DataSet, run: Path, requested: list[str], stages: dict[str, Stage], hardware: Hardware
 ) -> Estimate | None:
     """Time and memory of the stages that a run still has before it; None where nothing is left to train.
 
     Args:
-        wanted: names of the stages that were asked for.
+        requested: names of the stages that were asked for.
         stages: all of the run's.
     """
-    missing = [name for name in needed(wanted, stages) if not is_done(stages[name], run, stages)]
+    missing = [name for name in needed(requested, stages) if not is_done(stages[name], run, stages)]
     kinds = [name.partition("@")[0].rstrip("0123456789") for name in missing]
     if not {"classify", "sequence", "segment", "resegment"} & set(kinds):
         return None
@@ -92,7 +92,7 @@ def estimate(
     return Estimate(minutes, cost.memory_bytes(kinds), training_device(hardware.accelerator).type == "cuda")
 
 
-def needed(wanted: list[str], stages: dict[str, Stage]) -> list[str]:
+def needed(requested: list[str], stages: dict[str, Stage]) -> list[str]:
     """The stages that were asked for with all that they need, in order."""
     found: dict[str, None] = {}
 
@@ -101,7 +101,7 @@ def needed(wanted: list[str], stages: dict[str, Stage]) -> list[str]:
             add(before)
         found[name] = None
 
-    for name in wanted:
+    for name in requested:
         add(name)
     return list(found)
 
@@ -128,7 +128,7 @@ def measured_steps(config: Config, run: Path, hardware: Hardware, kinds: list[st
         return dict(known[key])
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        head = made_up_head(config)
+        head = synthetic_head(config)
         steps = {}
         made: dict[str, Callable[[], tuple[Task, Any]]] = {"classifier": lambda: _classifier(head, config)}
         for name, settings in segmenters.items():
@@ -142,7 +142,7 @@ def measured_steps(config: Config, run: Path, hardware: Hardware, kinds: list[st
     return steps
 
 
-def made_up_head(config: Config) -> Prepared:
+def synthetic_head(config: Config) -> Prepared:
     """An ellipse of brain in a ring of bone on the working grid, as large as a head, with a bright ball in it."""
     grid = config.preprocessing
     shape = (SLICES, *(round((mm + 40) / grid.in_plane_mm) for mm in HEAD_MM))
@@ -166,7 +166,7 @@ def finer_maps_cost(config: Config) -> float:
         return 1.0
     counts = []
     for stride in (config.classifier.output_stride, config.cam.output_stride):
-        network = empty_network(replace(config.classifier, output_stride=stride)).eval()
+        network = untrained_network(replace(config.classifier, output_stride=stride)).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(torch.zeros(1, *config.classifier.image_size))
         counts.append(counter.get_total_flops())
@@ -178,12 +178,12 @@ def _classifier(head: Prepared, config: Config) -> tuple[SliceTask, Any]:
     optimization = _alone(config.classifier.optimization)
     copies = -(-micro_batch(optimization) // len(slices))
     slices.hu, slices.labels = slices.hu.repeat(copies, 1, 1), slices.labels.repeat(copies)
-    task = SliceTask(empty_network(config.classifier), config.classifier, config.seed)
+    task = SliceTask(untrained_network(config.classifier), config.classifier, config.seed)
     return task, training_slices(slices, replace(config.classifier, optimization=optimization), config.seed)
 
 
 def _segmenters(config: Config, later: bool) -> dict[str, Segmenter]:
-    """The settings of the first U-Net, and of a later round's if that is wanted, too."""
+    """The settings of the first U-Net, and of a later round's if that is requested, too."""
     return {"unet": config.segmenter} | ({"later unet": round_config(config, 1).segmenter} if later else {})
 
 
@@ -192,7 +192,7 @@ def _unet(head: Prepared, config: Config, settings: Segmenter) -> tuple[Segmente
     heads = [replace(head, name=str(i)) for i in range(micro_batch(optimization))]
     settings = replace(settings, single_slices=0, patches_per_case=1)
     labels = {h.name: (h.hu > 60) & h.intracranial for h in heads}
-    network = laid_out(build_unet(settings, len(config.preprocessing.channels)))
+    network = to_fast_memory_format(build_unet(settings, len(config.preprocessing.channels)))
     patches = Patches(heads, labels, replace(config, segmenter=settings))
     task = SegmenterTask(network, settings, config.seed)
     return task, training_batches(patches, replace(settings, optimization=optimization), config.seed)
@@ -282,7 +282,7 @@ class _Cost:
         singles = settings.single_slices and any(len(case.labels) == 1 for case in train)
         volumes = sum(len(case.labels) > 1 for case in train) if singles else len(train)
         samples = volumes * settings.patches_per_case
-        samples += -(-settings.single_slices // singles_a_patch(settings)) if singles else 0
+        samples += -(-settings.single_slices // singles_per_patch(settings)) if singles else 0
         val = sum(len(case.labels) > 1 for case in part.part("val"))
         of_epoch = samples * self.per_patch[name] / world_size() + val * self._whole(name)
         return settings.optimization.epochs * of_epoch
@@ -295,7 +295,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _spoken(minutes: float) -> str:
+def _rounded_minutes(minutes: float) -> str:
     """Minutes as one says them: no more digits than the estimate is good for."""
     if minutes < 1:
         return "1"

@@ -25,12 +25,12 @@ from hemseg.manifest import MANIFEST, Manifest, default_weights
 
 from ..config import Config, classifier_settings, load_config
 from ..export.to_onnx import SETTINGS, STATES, network_settings
-from ..networks.slice_network import SliceNetwork, empty_network
+from ..networks.slice_network import SliceNetwork, untrained_network
 
 LICENSE = "LICENSE"  # a file beside the manifest
 CARRIED_OVER = "; carried over from the weights that training started from"
-FREE = "MIT"  # the licence that adds no condition to another one
-MOST_NAMED = 3  # arrays or settings in a sentence
+UNRESTRICTED_LICENSE = "MIT"  # the licence that adds no condition to another one
+MAX_NAMED = 3  # arrays or settings in a sentence
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,16 @@ class InitialWeights:
     @property
     def provenance(self) -> dict[str, Any]:
         """What the manifest of the trained weights says about those that they started from."""
-        own = self.manifest
-        said: dict[str, Any] = {"name": own.name, "version": own.version, "sha256": own.sha256, "license": own.license}
-        before = ("data", "supervision", "initial_weights", "classifier_began_with", "unet_began_with")  # theirs, too
-        kept = {key: own.provenance[key] for key in before if key in own.provenance}
-        return said | {"torch_sha256": self.hashes} | kept
+        initial = self.manifest
+        inherited = ("data", "supervision", "initial_weights", "classifier_began_with", "unet_began_with")
+        return {
+            "name": initial.name,
+            "version": initial.version,
+            "sha256": initial.sha256,
+            "license": initial.license,
+            "torch_sha256": self.hashes,
+            **{key: initial.provenance[key] for key in inherited if key in initial.provenance},
+        }
 
     def check(self, config: Config) -> None:
         """Compare the settings that arrays do not show: windows, field of view, working grid.
@@ -82,26 +87,26 @@ class InitialWeights:
         Raises:
             HemsegError: the configuration gives the networks something else than they learned from.
         """
-        wanted = json.loads(json.dumps(network_settings(config)))
+        expected = json.loads(json.dumps(network_settings(config)))
         if (self.folder / SETTINGS).is_file():
-            there = _read_settings(self.folder / SETTINGS)
+            stored = _read_settings(self.folder / SETTINGS)
         else:  # weights of an older hemseg: the manifest has the working grid at least
-            there = {"preprocessing": json.loads(json.dumps(dataclasses.asdict(self.manifest.preprocessing)))}
-        if "segmenter" in there:  # exports from before there were encoders
-            there["segmenter"] = {"encoder": ""} | there["segmenter"]
+            stored = {"preprocessing": json.loads(json.dumps(dataclasses.asdict(self.manifest.preprocessing)))}
+        if "segmenter" in stored:  # exports from before there were encoders
+            stored["segmenter"] = {"encoder": ""} | stored["segmenter"]
         differing = [
-            f"{part}.{key} is {value!r} there and {wanted[part].get(key)!r} here"
-            for part, values in there.items()
-            if part in wanted
+            f"{part}.{key} is {value!r} there and {expected[part].get(key)!r} here"
+            for part, values in stored.items()
+            if part in expected
             for key, value in values.items()
-            if key in wanted[part] and wanted[part][key] != value
+            if key in expected[part] and expected[part][key] != value
         ]
         if differing:
             made_with = self.manifest.provenance.get("config", "unknown")
-            encoder = there.get("segmenter", {}).get("encoder", "")
+            encoder = stored.get("segmenter", {}).get("encoder", "")
             later = f", with `segmenter: {{encoder: {{name: {encoder}}}}}` as finetune.yaml has it" if encoder else ""
             raise HemsegError(
-                f"{self.folder}: configuration {config.name} does not fit these weights ({_some(differing)}); extend "
+                f"{self.folder}: configuration {config.name} does not fit these weights ({_listed(differing)}); extend "
                 f"the configuration that they were made with ({made_with}){later}."
             )
 
@@ -154,7 +159,7 @@ def load_initial(network: nn.Module, path: Path) -> None:
     ]
     if differing:
         raise HemsegError(
-            f"{path}: is not of the network that the configuration describes ({_some(differing)}); extend the "
+            f"{path}: is not of the network that the configuration describes ({_listed(differing)}); extend the "
             "configuration that the weights were made with."
         )
     network.load_state_dict(state)
@@ -173,17 +178,17 @@ def classifier_of(weights: InitialWeights) -> tuple[SliceNetwork, Config]:
     else:  # of an older hemseg
         settings = load_config(str(weights.manifest.provenance.get("config", "unknown"))).classifier
     config = Config(weights.manifest.name, preprocessing=preprocessing, classifier=settings)
-    network = empty_network(settings)
+    network = untrained_network(settings)
     load_initial(network, weights.classifier)
     return network.eval(), config
 
 
-def started(initial: InitialWeights | None, network: str) -> tuple[str, ...]:
-    """What the weights that a network starts from add to the fingerprint of its stage: nothing without any."""
+def initial_hash(initial: InitialWeights | None, network: str) -> tuple[str, ...]:
+    """Hash of the weights that a network starts from, for the fingerprint of its stage; empty without any."""
     return (initial.hashes[network],) if initial else ()
 
 
-def licensed(config: Config, initial: InitialWeights | None) -> Config:
+def with_combined_license(config: Config, initial: InitialWeights | None) -> Config:
     """The configuration with the licence of the weights that come out."""
     if initial is None:
         return config
@@ -207,9 +212,9 @@ def combined_license(own: str, initial: str) -> str:
         initial: of the weights that it started from.
     """
     before = initial.removesuffix(CARRIED_OVER)
-    if before in (FREE, own) or own.endswith(before + CARRIED_OVER):
+    if before in (UNRESTRICTED_LICENSE, own) or own.endswith(before + CARRIED_OVER):
         return own
-    if own == FREE or before.startswith(f"{own}; and "):
+    if own == UNRESTRICTED_LICENSE or before.startswith(f"{own}; and "):
         return before + CARRIED_OVER
     return f"{own}; and {before}{CARRIED_OVER}"
 
@@ -228,6 +233,6 @@ def _read_settings(path: Path) -> dict[str, dict[str, Any]]:
         raise HemsegError(f"{path}: cannot be read as the settings of networks ({first_line(error)}).") from None
 
 
-def _some(texts: list[str]) -> str:
-    more = len(texts) - MOST_NAMED
-    return ", ".join(texts[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+def _listed(texts: list[str]) -> str:
+    more = len(texts) - MAX_NAMED
+    return ", ".join(texts[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""Training what names kinds: slices, maps, lesions, regression; samples stay in a folder and are taken up.
+"""Train the classifier of lesion kinds: slices, maps, lesions, regression; samples are cached in a folder.
 
     python -m training kinds-train --config best --run RUN --data A --data B --out OUT [--weights WEIGHTS]
 
@@ -19,7 +19,7 @@ from rich.progress import track
 
 from hemseg.errors import HemsegError, first_line
 from hemseg.io.files import atomic_write
-from hemseg.kinds import KINDS, UNSURE, Head, lesion_inputs
+from hemseg.kinds import KINDS, UNSURE, KindHead, lesion_inputs
 from hemseg.lesion_features import FEATURES
 from hemseg.manifest import Manifest, default_weights
 from hemseg.model import load_classifier, load_kinds
@@ -36,10 +36,16 @@ from ..evaluation.kind_slices import slice_aucs
 from ..evaluation.kinds import Row, summary
 from ..evaluation.tables import write_table
 from ..export.kinds import NUMBERS
-from ..fitting.kind_slices import PooledSlices, classifier_features, linear_maps, nothing_named, pooled_slices
-from ..labels.kind_head import fitted_head, unsure_below
+from ..fitting.kind_slices import (
+    PooledSlices,
+    classifier_features,
+    fit_linear_maps,
+    head_without_regression,
+    pooled_slices,
+)
+from ..labels.kind_head import fit_head, unsure_below
 from ..labels.lesion_kinds import Inputs, LesionSample, labelled_lesions, painted_lesions
-from .runner import fingerprint, mark_of
+from .runner import fingerprint, finished_fingerprint
 
 COPIES, SINGLES = 4, 300  # painted bleeds of a scan; single slices that get one
 
@@ -54,7 +60,8 @@ class KindData:
         run: folder with the prepared scans.
         labels: folder with pseudo-labels.
         grid: scans are seen at its brain level, as in inference.
-        not_brain: cases of single slices that are not at brain level: they are learned from, and no figure counts them.
+        not_brain_level: cases of single slices that are not at brain level: they are learned from, and no metric counts
+            them.
     """
 
     dataset: DataSet
@@ -62,7 +69,7 @@ class KindData:
     run: Path
     labels: Path
     grid: Settings
-    not_brain: frozenset[str] = frozenset()
+    not_brain_level: frozenset[str] = frozenset()
 
     def scans(self, split: str) -> Iterator[Prepared]:
         """The prepared scans of a split."""
@@ -80,7 +87,7 @@ def train_kinds(data: KindData, weights: Path | None, config: Config, out: Path)
 
     Args:
         data: see `KindData`.
-        weights: folder of the weights whose slice classifier is asked; None: lesions are named by their own figures.
+        weights: folder of the weights whose slice classifier is asked; None: lesions are named by their own features.
         config: of the run.
         out: where to.
 
@@ -92,44 +99,44 @@ def train_kinds(data: KindData, weights: Path | None, config: Config, out: Path)
         raise HemsegError(f"{data.dataset.name}: no slice of train is labelled with a kind of hemorrhage.")
     manifest = Manifest.read(weights) if weights else None
     key = samples_key(data, manifest.classifier_sha256 if manifest else "", config)
-    maps, classifier = nothing_named(), None
+    maps, classifier = head_without_regression(), None
     if weights and manifest:
         slices = slice_samples(data, weights, config, out / "slices_train.npz", key)
-        maps = linear_maps(slices, manifest.classifier_sha256)
+        maps = fit_linear_maps(slices, manifest.classifier_sha256)
         classifier = load_classifier(weights, manifest, maps, cores())
-    inputs = inputs_by(classifier, config)
-    of_train, of_val = (
+    inputs = lesion_inputs_with(classifier, config)
+    train_samples, val_samples = (
         lesion_samples(data, split, inputs, config, out / f"lesions_{split}.npz", f"{key} {COPIES} {SINGLES}")
         for split in ("train", "val")
     )
-    of_val = [sample for sample in of_val if sample.case not in data.not_brain]
-    head = certain_head(fitted_head(of_train, maps), of_val)
+    val_samples = [sample for sample in val_samples if sample.case not in data.not_brain_level]
+    head = with_unsure_threshold(fit_head(train_samples, maps), val_samples)
     head.write(out / NUMBERS)
-    rows = lesion_rows(of_val, answers_of(head, of_val), "val", head)
+    rows = lesion_rows(val_samples, kind_probabilities(head, val_samples), "val", head)
     write_table(rows, out / "lesions.csv")
     write_table(summary(rows), out / "summary.csv")
     write_confusion(rows, out / "confusion.png")
-    return {"lesions": len(of_train), "unsure_below": float(head.unsure_below)}
+    return {"lesions": len(train_samples), "unsure_below": float(head.unsure_below)}
 
 
-def inputs_by(classifier: SliceClassifier | None, config: Config) -> Inputs:
-    """The inputs of lesions, with what a classifier sees in them."""
+def lesion_inputs_with(classifier: SliceClassifier | None, config: Config) -> Inputs:
+    """A function that computes the inputs of lesions, with the maps of a classifier if there is one."""
     mm, background = config.preprocessing.spacing, config.preprocessing.hu_range[0]
 
     def compute(lesions: list[np.ndarray], hu: np.ndarray, inside: np.ndarray) -> np.ndarray:
         touched = np.flatnonzero(np.logical_or.reduce([lesion.any(axis=(1, 2)) for lesion in lesions]))
-        look = classifier.look(touched, hu, inside, background) if classifier else None
-        return lesion_inputs(lesions, hu, inside, mm, look)
+        output = classifier.classify(touched, hu, inside, background) if classifier else None
+        return lesion_inputs(lesions, hu, inside, mm, output)
 
     return compute
 
 
-def certain_head(head: Head, of_val: list[LesionSample]) -> Head:
-    """The head, unsure below the probability that lesions of val ask for (`unsure_below`)."""
-    own = [s for s in of_val if s.source not in ("painted", "phantoms") and s.largest and s.allowed.sum() == 1]
+def with_unsure_threshold(head: KindHead, val_samples: list[LesionSample]) -> KindHead:
+    """The head with its threshold for "unsure" calibrated on lesions of val (`unsure_below`)."""
+    own = [s for s in val_samples if s.source not in ("painted", "phantoms") and s.largest and s.allowed.sum() == 1]
     if not own:
         return head
-    level = unsure_below(answers_of(head, own), np.stack([s.allowed for s in own]))
+    level = unsure_below(kind_probabilities(head, own), np.stack([s.allowed for s in own]))
     return replace(head, unsure_below=np.array(level))
 
 
@@ -141,12 +148,12 @@ def samples_key(data: KindData, classifier: str, config: Config) -> str:
         label = data.labels / f"{case.name}.npz"
         digest.update(repr((case.name, case.split, case.source, data.answers[case.name].tolist())).encode())
         digest.update(label.read_bytes() if label.exists() else b"none")
-    scans = mark_of(data.run / "prepare")
+    scans = finished_fingerprint(data.run / "prepare")
     settings = (data.grid, config.preprocessing, config.classifier, config.seed)
     return fingerprint(digest.hexdigest(), classifier, scans, *settings)
 
 
-def _kept(path: Path, key: str) -> dict[str, np.ndarray] | None:
+def _load_samples(path: Path, key: str) -> dict[str, np.ndarray] | None:
     """The samples of a file, if they are there, whole, and were made of the same (`samples_key`)."""
     if not path.exists():
         return None
@@ -162,8 +169,8 @@ def _kept(path: Path, key: str) -> dict[str, np.ndarray] | None:
     return None
 
 
-def _keep(columns: dict[str, np.ndarray], path: Path, key: str) -> None:
-    """Write samples whole or not at all, for `_kept` to find."""
+def _save_samples(columns: dict[str, np.ndarray], path: Path, key: str) -> None:
+    """Write samples whole or not at all, for `_load_samples` to find."""
     with atomic_write(path) as partial:
         np.savez_compressed(partial, key=np.array(key), **columns)  # type: ignore[arg-type]
 
@@ -172,21 +179,21 @@ def slice_samples(data: KindData, weights: Path, config: Config, path: Path, key
     """What the weights' slice classifier sees of the slices of train; phantoms are left out.
 
     Args:
-        path: where they are kept; what is there is taken up.
-        key: of what they are made of, `samples_key`; samples of another key are made anew.
+        path: where they are cached.
+        key: of what they are made of, `samples_key`; samples of another key are recomputed.
     """
-    columns = _kept(path, key)
+    columns = _load_samples(path, key)
     if columns is None:
         real = replace(data, dataset=data.dataset.without(("phantoms",)))
         scans = track(real.scans("train"), "kinds of slices", len(real.dataset.part("train")), console=console)
         field, background = Manifest.read(weights).classifier_field, config.preprocessing.hu_range[0]
         columns = vars(pooled_slices(scans, data.answers, classifier_features(weights), field, background))
-        _keep(columns, path, key)
+        _save_samples(columns, path, key)
     return PooledSlices(**columns)
 
 
-def measured_slices(data: KindData, weights: Path | None, splits: tuple[str, ...]) -> list[Row]:
-    """How well the slice classifier of weights tells kinds, by data set and split: rows of `slice_aucs`.
+def evaluate_slices(data: KindData, weights: Path | None, splits: tuple[str, ...]) -> list[Row]:
+    """How well the slice classifier of weights distinguishes kinds, by data set and split: rows of `slice_aucs`.
 
     Raises:
         HemsegError: the weights name no kinds, or without a classifier.
@@ -201,14 +208,14 @@ def measured_slices(data: KindData, weights: Path | None, splits: tuple[str, ...
     for source in data.dataset.sources():
         found: dict[str, PooledSlices] = {}
         for split in splits:
-            cases = tuple(c for c in source.part(split) if c.name not in data.not_brain)
+            cases = tuple(c for c in source.part(split) if c.name not in data.not_brain_level)
             if not any((data.answers[case.name][:, : len(KINDS)] == 1).any() for case in cases):
                 continue
             own = replace(data, dataset=replace(source, cases=cases))
             scans = track(own.scans(split), f"{source.name}, {split}", len(cases), console=console)
             found[split] = pooled_slices(scans, data.answers, features, field, background)
         if len(found) > 1:
-            found[" + ".join(found)] = PooledSlices.together(list(found.values()))
+            found[" + ".join(found)] = PooledSlices.merge(list(found.values()))
         for split, slices in found.items():
             rows += slice_aucs(slices, head, source.name, split)
     return rows
@@ -224,37 +231,37 @@ def lesion_samples(
         split: ``train`` or ``val``.
         inputs: what the head gets to see of lesions.
         config: working grid, seed.
-        path: where they are kept; what is there is taken up.
-        key: of what they are made of, `samples_key`; samples of another key are made anew.
+        path: where they are cached.
+        key: of what they are made of, `samples_key`; samples of another key are recomputed.
     """
-    columns = _kept(path, key)
+    columns = _load_samples(path, key)
     if columns is None:
-        made: list[LesionSample] = []
+        samples: list[LesionSample] = []
         mm, source = config.preprocessing.spacing, data.source
         count = len(data.dataset.part(split))
         for case in track(data.scans(split), f"lesions, {split}", count, console=console):
             if (label := data.labels / f"{case.name}.npz").exists():
                 with np.load(label) as file:
                     pair = [(case, file["mask"] > 0)]
-                made += labelled_lesions(pair, data.answers, source[case.name], mm, inputs)
+                samples += labelled_lesions(pair, data.answers, source[case.name], mm, inputs)
         rng = np.random.default_rng([config.seed, 31])
         names = [c.name for c in data.dataset.part(split) if source[c.name] != "phantoms"]
         healthy = [n for n in names if len(data.answers[n]) == 1 and data.answers[n][0, -1] == 0]
         chosen = {n for n in names if len(data.answers[n]) > 1} | set(rng.permutation(healthy)[:SINGLES].tolist())
         scans = (case for case in data.scans(split) if case.name in chosen)
-        made += painted_lesions(scans, KIND_OF, COPIES, mm, inputs, config.seed)
-        columns = {name: np.array([getattr(s, name) for s in made]) for name in LesionSample.__dataclass_fields__}
-        _keep(columns, path, key)
+        samples += painted_lesions(scans, KIND_OF, COPIES, mm, inputs, config.seed)
+        columns = {name: np.array([getattr(s, name) for s in samples]) for name in LesionSample.__dataclass_fields__}
+        _save_samples(columns, path, key)
     rows = zip(*columns.values(), strict=True)
     return [LesionSample(**dict(zip(columns, row, strict=True))) for row in rows]
 
 
-def answers_of(head: Head, samples: list[LesionSample]) -> np.ndarray:
+def kind_probabilities(head: KindHead, samples: list[LesionSample]) -> np.ndarray:
     """Probabilities (lesion, kind) of lesions."""
     return head.probabilities(np.stack([s.inputs for s in samples])) if samples else np.zeros((0, len(KINDS)))
 
 
-def lesion_rows(samples: list[LesionSample], probabilities: np.ndarray, split: str, head: Head) -> list[Row]:
+def lesion_rows(samples: list[LesionSample], probabilities: np.ndarray, split: str, head: KindHead) -> list[Row]:
     """The largest lesion of each scan as `training.evaluation.kinds` has it."""
     rows: list[Row] = []
     for sample, probability in zip(samples, probabilities, strict=True):

@@ -35,11 +35,11 @@ from ..networks.efficientnet_lite import imagenet_file
 from ..networks.pretrained_unet import COARSEST, HU_RANGE
 from ..networks.slice_network import IMAGENET, LITE, check_frozen_stages, check_output_stride
 from ..networks.unet import multiples
-from ..rounds import begins_anew, later_rounds, round_config
+from ..rounds import later_rounds, round_config, starts_new_network
 from ..stage_names import Variant
 from . import steps
 from .context import WEAK, Context, vary
-from .initial_weights import find_initial_weights, started
+from .initial_weights import find_initial_weights, initial_hash
 from .runner import Stage, fingerprint
 from .train_masks import mask_fingerprints
 
@@ -123,18 +123,18 @@ def check_round(config: Config, number: int) -> None:
     if not named.name and named != Encoder():
         raise HemsegError(f"{where}{part}.encoder has settings and no name, so they would not count; name it.")
     own = round_config(config, number).segmenter
-    anew = begins_anew(config, number) and (number > 0 or not config.init)
-    if number and anew and not own.optimization.epochs:
+    new_network = starts_new_network(config, number) and (number > 0 or not config.init)
+    if number and new_network and not own.optimization.epochs:
         raise HemsegError(f"{where}{part} has 0 epochs, but another network than before, which would learn nothing.")
-    if number and anew and own.optimization.frozen_statistics:
+    if number and new_network and own.optimization.frozen_statistics:
         raise HemsegError(f"{where}{part} begins anew, so frozen_statistics would keep those of no scan.")
-    if own.start_share and anew:
+    if own.start_share and new_network:
         raise HemsegError(f"{where}{part} begins anew, so start_share has no weights to take a share of.")
     if not 0 <= own.start_share < 1:
         raise HemsegError(f"{where}{part}.start_share is {own.start_share}; it is 0 or more, and less than 1.")
     if own.encoder.name:
         check_encoder(own, config, where)
-        if anew:
+        if new_network:
             imagenet_file()
 
 
@@ -176,7 +176,7 @@ def classifier(context: Context) -> list[Stage]:
                 config.seed,
                 context.dataset.splits,
                 *_unless_empty(config.without.classify),
-                *started(context.initial, "classifier"),
+                *initial_hash(context.initial, "classifier"),
                 *([fingerprint(kinds)] if kinds else []),
             ),
             partial(steps.train_on_slices, context),
@@ -199,7 +199,7 @@ def labels(context: Context) -> list[Stage]:
     config, names = context.config, context.names
     maps = Stage(names.cam, (names.sequence,), (config.cam,), partial(steps.make_maps, context))
     if context.variant.reference:
-        return [maps, Stage(names.pseudolabel, (names.prepare,), (), partial(steps.take_references, context))]
+        return [maps, Stage(names.pseudolabel, (names.prepare,), (), partial(steps.write_reference_labels, context))]
     return [
         maps,
         Stage(names.pseudolabel, (names.cam,), (config.pseudolabels,), partial(steps.make_pseudolabels, context)),
@@ -209,10 +209,10 @@ def labels(context: Context) -> list[Stage]:
 def masks(context: Context) -> list[Stage]:
     """Reference masks of train cases, where they are asked for; no stage otherwise."""
     names = context.names
-    if not context.masked:
+    if not context.cases_with_masks:
         return []
-    settings = (mask_fingerprints(context.masked),)
-    return [Stage(names.masks, (names.prepare,), settings, partial(steps.take_train_masks, context))]
+    settings = (mask_fingerprints(context.cases_with_masks),)
+    return [Stage(names.masks, (names.prepare,), settings, partial(steps.write_train_mask_labels, context))]
 
 
 def segment(context: Context) -> Stage:
@@ -220,11 +220,11 @@ def segment(context: Context) -> Stage:
     config, names = context.config, context.names
     return Stage(
         names.segment,
-        (names.pseudolabel, *((names.masks,) if context.masked else ())),
+        (names.pseudolabel, *((names.masks,) if context.cases_with_masks else ())),
         (
-            trained_part(config.segmenter),
+            training_settings(config.segmenter),
             *_unless_empty(config.without.segment),
-            *started(context.initial, "unet"),
+            *initial_hash(context.initial, "unet"),
         ),
         partial(steps.train_unet, context),
         distributed=True,
@@ -245,13 +245,13 @@ def self_training(context: Context, number: int) -> list[Stage]:
             partial(steps.relabel, context, number),
         ),
         Stage(
-            names.unets[number], (own,), (settings,), partial(steps.train_unet_on, context, number), distributed=True
+            names.unets[number], (own,), (settings,), partial(steps.continue_unet, context, number), distributed=True
         ),
     ]
 
 
 def results(context: Context) -> list[Stage]:
-    """What leaves the run: the exported U-Net, pictures, figures."""
+    """What leaves the run: the exported U-Net, pictures, metrics."""
     config, names, network = context.config, context.names, context.config.segmenter
     own_license = config.weights_license if config.weights_license != Config.weights_license else ""
     shipped = (
@@ -284,7 +284,7 @@ def results(context: Context) -> list[Stage]:
     ]
 
 
-def trained_part(settings: Segmenter) -> Segmenter:
+def training_settings(settings: Segmenter) -> Segmenter:
     """The settings that training depends on; those that clean up its answer are at their defaults."""
     return replace(
         settings,

@@ -1,4 +1,4 @@
-"""What each stage does: reads what earlier stages wrote, writes its own folder, returns figures for ``done.json``."""
+"""What each stage does: reads what earlier stages wrote, writes its own folder, returns metrics for ``done.json``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..console import console
 from ..data.datasets import Case, Prepared, prepare, prepared
 from ..data.field_of_view import crop_field_of_view, network_slices, paste, to_network_size
 from ..evaluation.evaluate import evaluate, network_predictor
-from ..evaluation.panels import Shown, write_panel
+from ..evaluation.panels import PanelRow, write_panel
 from ..evaluation.quality import reference_on_grid
 from ..evaluation.tables import write_table
 from ..export.classifier import export_classifier
@@ -37,10 +37,10 @@ from ..labels.differential import Choice, Probe, SliceView
 from ..labels.methods import choose_method
 from ..labels.outline import half_maximum
 from ..labels.self_training import false_peak, relabel_case, teacher_probability
-from ..rounds import began, begins_anew
+from ..rounds import first_round_of_network, starts_new_network
 from .context import UNPAINTED, WEAK, Context, load_case
-from .initial_weights import combined_supervision, copy_license, licensed
-from .runner import fingerprint, minutes
+from .initial_weights import combined_supervision, copy_license, with_combined_license
+from .runner import fingerprint, stage_minutes
 from .train_masks import write_mask_labels
 
 
@@ -58,12 +58,12 @@ def train_on_slices(context: Context, folder: Path) -> dict[str, Any]:
         cases, workers = context.cases("train", without=without), context.hardware.workers
         paint = painted_slices(cases, context.config, context.slice_kinds, workers)
     start, volumes = context.initial.classifier if context.initial else None, context.volumes(without)
-    figures = train_classifier(*volumes, context.config, folder, context.hardware, paint, start)
+    metrics = train_classifier(*volumes, context.config, folder, context.hardware, paint, start)
     if context.config.classifier.unpainted:
         start, config = context.initial.unpainted if context.initial else None, without_paint(context.config)
         other = train_classifier(*volumes, config, folder / UNPAINTED, context.hardware, start=start)
-        figures |= {f"{UNPAINTED}_{name}": value for name, value in other.items()}
-    return figures
+        metrics |= {f"{UNPAINTED}_{name}": value for name, value in other.items()}
+    return metrics
 
 
 def without_paint(config: Config) -> Config:
@@ -90,7 +90,7 @@ def make_maps(context: Context, folder: Path) -> dict[str, Any]:
         maps = np.zeros((0, *case.hu.shape[1:]), np.float16)
         if len(positive):
             window = torch.from_numpy(np.ascontiguousarray(hu[positive]))
-            activation = activation_maps(context.map_maker, to_network_size(window, config.classifier), config.cam)
+            activation = activation_maps(context.cam_network, to_network_size(window, config.classifier), config.cam)
             shown = torch.nn.functional.interpolate(activation[:, None], hu.shape[1:], mode="bilinear")[:, 0]
             maps = paste(shown.numpy(), corner, (len(positive), *case.hu.shape[1:])).astype(np.float16)
         np.savez_compressed(folder / f"{case.name}.npz", maps=maps, slices=positive)
@@ -164,7 +164,7 @@ def choice_rows(case: str, z: int, choice: Choice) -> list[dict[str, Any]]:
     ]
 
 
-def take_references(context: Context, folder: Path) -> dict[str, Any]:
+def write_reference_labels(context: Context, folder: Path) -> dict[str, Any]:
     """Reference masks of train and val on the working grid: for the fully supervised upper bound, and nothing else."""
     cases = context.dataset.part(*WEAK)
     for case in track(cases, "reference", console=console):
@@ -175,9 +175,9 @@ def take_references(context: Context, folder: Path) -> dict[str, Any]:
     return {"cases": len(cases)}
 
 
-def take_train_masks(context: Context, folder: Path) -> dict[str, Any]:
+def write_train_mask_labels(context: Context, folder: Path) -> dict[str, Any]:
     """Reference masks of train cases, where ``--masks-train`` asked for them."""
-    return write_mask_labels(context.masked, context.cases("train"), context.config.preprocessing, folder)
+    return write_mask_labels(context.cases_with_masks, context.cases("train"), context.config.preprocessing, folder)
 
 
 def train_unet(context: Context, folder: Path) -> dict[str, Any]:
@@ -212,8 +212,8 @@ def relabel(context: Context, number: int, folder: Path) -> dict[str, Any]:
     return {"dice_to_first": float(np.mean(changed)) if changed else float("nan"), "left_out": left_out}
 
 
-def train_unet_on(context: Context, number: int, folder: Path) -> dict[str, Any]:
-    """The U-Net before, trained on with the labels of a later round; another network than before begins anew."""
+def continue_unet(context: Context, number: int, folder: Path) -> dict[str, Any]:
+    """The U-Net before, trained on with the labels of a later round; another network starts over."""
     names, stage = context.names, context.names.labels[number]
     return train_segmenter(
         *context.train_and_val(context.config.without.segment),
@@ -221,7 +221,7 @@ def train_unet_on(context: Context, number: int, folder: Path) -> dict[str, Any]
         context.round_config(number),
         folder,
         context.hardware,
-        None if begins_anew(context.config, number) else context.network_file(names.unets[number - 1]),
+        None if starts_new_network(context.config, number) else context.network_file(names.unets[number - 1]),
         context.false_peaks(stage),
     )
 
@@ -235,7 +235,7 @@ def export(context: Context, folder: Path) -> dict[str, Any]:
         "supervision": combined_supervision(context.supervision, initial),
         "config": context.config.name,
         "config_hash": fingerprint(context.config),
-        "minutes": minutes(context.run, context.variant.labels),
+        "minutes": stage_minutes(context.run, context.variant.labels),
         "hemseg": hemseg.__version__,
         "torch": torch.__version__,
     }
@@ -243,22 +243,24 @@ def export(context: Context, folder: Path) -> dict[str, Any]:
         provenance["classifier_began_with"] = Path(context.config.classifier.pretrained).name
     last = len(context.names.unets) - 1
     encoder = context.round_config(last).segmenter.encoder.name
-    if encoder and (began(context.config, last) or not initial):
+    if encoder and (first_round_of_network(context.config, last) or not initial):
         provenance["unet_began_with"] = f"{encoder}, ImageNet"
-    networks, doubters = {"unet": network}, []
+    networks, second_opinion_networks = {"unet": network}, []
     if not context.variant.reference:
         networks["classifier"] = rounded(context.classifier)
-        doubters = [rounded(each) for each in context.doubters]
+        second_opinion_networks = [rounded(each) for each in context.second_opinion_networks]
         if context.config.classifier.unpainted:
-            networks["classifier_unpainted"] = doubters[-1]
+            networks["classifier_unpainted"] = second_opinion_networks[-1]
     write_states(networks, context.round_config(last), folder / STATES)
     if initial:
         provenance["initial_weights"] = initial.provenance
         copy_license(initial, folder)
     beside = None
-    if context.config.segmenter.min_slice_probability and doubters:
-        beside = export_classifier(doubters, context.config, folder)
-    return export_model(network, licensed(context.config, initial), folder, provenance, context.strip_file, beside)
+    if context.config.segmenter.min_slice_probability and second_opinion_networks:
+        beside = export_classifier(second_opinion_networks, context.config, folder)
+    return export_model(
+        network, with_combined_license(context.config, initial), folder, provenance, context.strip_file, beside
+    )
 
 
 def draw_panels(context: Context, folder: Path, most: int = 12) -> dict[str, Any]:
@@ -275,7 +277,7 @@ def draw_panels(context: Context, folder: Path, most: int = 12) -> dict[str, Any
         if by_name[case.name].reference:
             reference = reference_on_grid(by_name[case.name], settings)
         rows = [
-            Shown(
+            PanelRow(
                 case.hu[z],
                 activation.astype(np.float32),
                 label["clusters"][z] if "clusters" in label else None,

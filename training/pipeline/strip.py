@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from hemseg.errors import HemsegError
 from hemseg.resources import cores
 from hemseg.scan import read
-from hemseg.strip import HU_RANGE, MULTIPLE, STRIP_MM, brain_of, scaled, standardized
+from hemseg.strip import HU_RANGE, SIDE_MULTIPLE, STRIP_MM, brain_of, scaled, standardized
 from hemseg.volume import Volume
 from hemseg.working_grid import WorkingGrid
 
@@ -139,7 +139,7 @@ def _whole_head(volume: Volume, name: str, split: str, target: np.ndarray, kept:
     return StripCase(f"heads_{name}", split, _half(small), _half(own), weight)
 
 
-def drawn_options(rng: np.random.Generator) -> Options:
+def draw_options(rng: np.random.Generator) -> Options:
     """How a phantom's head differs: half are adults that lie straight; children, flaps, turned heads, two heads."""
     kind = rng.random()
     return Options(
@@ -156,7 +156,7 @@ def phantom_case(number: int, seed: int) -> StripCase:
     rng = np.random.default_rng([seed, number, 11])
     kinds = () if number % 3 == 0 else tuple(rng.choice(KINDS, 1))
     grid = Grid((34, 128, 128), (1.95, 1.95, 5.0), lower_mm=float(rng.uniform(0, 45)))
-    phantom = make_phantom(50_000 + number, kinds, grid, bool(rng.random() < 0.7), options=drawn_options(rng))
+    phantom = make_phantom(50_000 + number, kinds, grid, bool(rng.random() < 0.7), options=draw_options(rng))
     hu, working = _grid(phantom.volume)
     target = working.from_scan(phantom.intracranial.astype(np.float32))
     small = working.from_scan(hu, HU_RANGE)
@@ -196,7 +196,7 @@ class StripSlices(Dataset):
         if self.plain:
             matrix = placement(hu.shape[1:], CANVAS, 0.0, 1.0, (0.0, 0.0), False)
         else:
-            hu = changed_head(hu, target, rng)
+            hu = augment_head(hu, target, rng)
             matrix = random_placement(hu.shape[1:], rng)
         hu = np.stack([_warped(p, matrix, HU_RANGE[0]) for p in hu])
         target, weight = _warped(target, matrix, 0.0), _warped(weight, matrix, 1.0)
@@ -241,7 +241,7 @@ def random_placement(shape: tuple[int, ...], rng: np.random.Generator) -> np.nda
     return placement(shape, CANVAS, float(degrees), float(scale), shift, bool(rng.random() < 0.5))  # type: ignore[arg-type]
 
 
-def changed_head(hu: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def augment_head(hu: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """What scans can look like: other windows, levels, noise, thin or missing bone, missing neighbours.
 
     Args:
@@ -321,10 +321,10 @@ def train_strip(
     val = StripSlices([c for c in cases if c.split == "val"], seed, plain=True)
     task = StripTask(network, optimization, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    figures = fit(task, loader(train, optimization, seed), DataLoader(val, optimization.batch), folder, hardware)
+    metrics = fit(task, loader(train, optimization, seed), DataLoader(val, optimization.batch), folder, hardware)
     save_network(network, folder / NETWORK)
     export_strip(network, folder / "strip.onnx")
-    return figures | {"train_slices": len(train), "val_slices": len(val)}
+    return metrics | {"train_slices": len(train), "val_slices": len(val)}
 
 
 def export_strip(network: nn.Module, path: Path) -> float:
@@ -338,9 +338,9 @@ def export_strip(network: nn.Module, path: Path) -> float:
     """
     model = WithSigmoid(network).float().cpu().eval()
     batch, y, x = (torch.export.Dim(name, min=1, max=64) for name in ("batch", "y16", "x16"))
-    shapes = ({0: batch, 2: MULTIPLE * y, 3: MULTIPLE * x},)
-    write_onnx(model, torch.rand(2, 3, 8 * MULTIPLE, 7 * MULTIPLE), path, shapes)
-    other = torch.rand(3, 3, 6 * MULTIPLE, 9 * MULTIPLE)
+    shapes = ({0: batch, 2: SIDE_MULTIPLE * y, 3: SIDE_MULTIPLE * x},)
+    write_onnx(model, torch.rand(2, 3, 8 * SIDE_MULTIPLE, 7 * SIDE_MULTIPLE), path, shapes)
+    other = torch.rand(3, 3, 6 * SIDE_MULTIPLE, 9 * SIDE_MULTIPLE)
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     with torch.no_grad():
         difference = float(np.abs(session.run(None, {"image": other.numpy()})[0] - model(other).numpy()).max())

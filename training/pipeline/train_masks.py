@@ -22,7 +22,7 @@ from ..data.datasets import Case, DataSet, Prepared
 from ..evaluation.quality import reference_on_grid
 
 
-def masked_cases(dataset: DataSet) -> list[Case]:
+def train_cases_with_masks(dataset: DataSet) -> list[Case]:
     """The train cases that have a reference mask.
 
     Raises:
@@ -36,29 +36,31 @@ def masked_cases(dataset: DataSet) -> list[Case]:
     return found
 
 
-def described(masked: list[Case], dataset: DataSet) -> str:
+def describe_mask_supervision(cases_with_masks: list[Case], dataset: DataSet) -> str:
     """How many train cases have masks, by data set, in words."""
     counts = []
     for source in dataset.sources():
-        train, names = source.part("train"), {case.name for case in masked}
+        train, names = source.part("train"), {case.name for case in cases_with_masks}
         if have := sum(case.name in names for case in train):
             counts.append(f"{have} of {len(train)} train cases of {source.name}")
     return f"reference masks of {' and '.join(counts)}"
 
 
-def mask_fingerprints(masked: list[Case]) -> list[tuple[str, str]]:
+def mask_fingerprints(cases_with_masks: list[Case]) -> list[tuple[str, str]]:
     """Name and SHA-256 of each mask: the data set's own fingerprint does not look at masks."""
-    return [(c.name, hashlib.sha256(c.reference.read_bytes()).hexdigest()) for c in masked if c.reference]
+    return [(c.name, hashlib.sha256(c.reference.read_bytes()).hexdigest()) for c in cases_with_masks if c.reference]
 
 
-def write_mask_labels(masked: list[Case], cases: list[Prepared], settings: Settings, folder: Path) -> dict[str, Any]:
-    """Masks on the working grid as labels of the U-Net; one .npz a case, like the pseudo-labels.
+def write_mask_labels(
+    cases_with_masks: list[Case], cases: list[Prepared], settings: Settings, folder: Path
+) -> dict[str, Any]:
+    """Masks on the working grid as labels of the U-Net; one .npz per case, like the pseudo-labels.
 
     A slice whose mask and slice label contradict each other is left out of the loss, and counted.
     """
     slice_labels = {case.name: case.labels for case in cases}
     contradictions = 0
-    for case in track(masked, "masks", console=console):
+    for case in track(cases_with_masks, "masks", console=console):
         mask = reference_on_grid(case, settings)
         left_out = contradicting(mask, slice_labels[case.name])
         contradictions += int(left_out.sum())
@@ -68,7 +70,7 @@ def write_mask_labels(masked: list[Case], cases: list[Prepared], settings: Setti
             f"[yellow]masks: on {contradictions} slices mask and slice label contradict each other; these slices are "
             "left out[/yellow]"
         )
-    return {"cases": len(masked), "contradictions": contradictions}
+    return {"cases": len(cases_with_masks), "contradictions": contradictions}
 
 
 def contradicting(mask: np.ndarray, labels: np.ndarray) -> np.ndarray:
