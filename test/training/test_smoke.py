@@ -119,6 +119,7 @@ def test_status_tells_the_stages(smoke: Path, tmp_path: Path) -> None:
     for word in ("pseudolabel", "dice_mean", "minutes"):
         assert word in output
     assert "not the folder of a run" in training("status", "--run", tmp_path, check=1).stderr
+    assert "it is empty: is a variable not set?" in training("status", "--run", "", check=2).stderr
 
 
 def test_smoke_is_skipped_when_it_is_done(smoke: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hemseg.errors import HemsegError
+from hemseg.options import path
 
 from .inputs import config_and_data, hardware_of, phantoms_of, require_training
 from .options import (
@@ -109,10 +110,12 @@ def _finetuning(
     config: ConfigOption,
     run: RunOption,
     out: TablesOption,
-    data: Annotated[Path, typer.Option(help="Data set of new scans, which the initial weights have not seen.")],
+    data: Annotated[
+        Path, typer.Option(parser=path, help="Data set of new scans, which the initial weights have not seen.")
+    ],
     old: Annotated[
         list[Path] | None,
-        typer.Option(help="Data set that the initial weights learned from; may be given several times."),
+        typer.Option(parser=path, help="Data set that the initial weights learned from; may be given several times."),
     ] = None,
     patients: Annotated[
         list[int] | None,
@@ -180,11 +183,11 @@ def _shortcuts(
     stages, names, initial = build_stages(settings, dataset, run), stage_names(), find_initial_weights(init)
     run_stage(stages[names.prepare if initial else names.classify], run, stages)
     of_run = run / names.classify / NETWORK
-    for path in dict.fromkeys([initial.classifier, initial.unpainted] if initial else [of_run]):
+    for file in dict.fromkeys([initial.classifier, initial.unpainted] if initial else [of_run]):
         network = untrained_network(settings.classifier)
-        load_network(network, path)
+        load_network(network, file)
         for row in shortcuts(network, dataset, settings, run / names.prepare):
-            print(in_words({"classifier": path.stem} | row if initial else row))
+            print(in_words({"classifier": file.stem} | row if initial else row))
 
 
 @app.command("record")
@@ -193,9 +196,9 @@ def _record(
     recipe: Annotated[str, typer.Option(help="What was done, in a few words.")],
     order: Annotated[int, typer.Option(help="Position in the table.")],
     evaluation: Annotated[
-        Path | None, typer.Option(help="Folder of the evaluation; by default, that of the run.")
+        Path | None, typer.Option(parser=path, help="Folder of the evaluation; by default, that of the run.")
     ] = None,
-    run: Annotated[Path | None, typer.Option(help="Folder of the run that produced it, if any.")] = None,
+    run: Annotated[Path | None, typer.Option(parser=path, help="Folder of the run that produced it, if any.")] = None,
     variant: Annotated[str, typer.Option(help="Suffix of the run's stages, such as @supervised.")] = "",
     config: RunConfigOption = "",
     data: DataOption = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hemseg.errors import HemsegError
+from hemseg.options import path
 
 from .options import (
     ConfigOption,
@@ -32,11 +33,11 @@ app = typer.Typer()
 def _train(
     run: RunOption,
     data: DataSetsOption,
-    out: Annotated[Path, typer.Option(help="Folder for kinds.npz and the tables of val.")],
+    out: Annotated[Path, typer.Option(parser=path, help="Folder for kinds.npz and the tables of val.")],
     config: ConfigOption = "best",
     weights: Annotated[
         Path | None,
-        typer.Option(help="Weights whose slice classifier is used as well; by default, none is used."),
+        typer.Option(parser=path, help="Weights whose slice classifier is used as well; by default, none is used."),
     ] = None,
     labels: Annotated[str, typer.Option(help="Stage of the run whose masks define the lesions.")] = "relabel",
     seed: SeedOption = None,
@@ -77,11 +78,13 @@ def _data(config: str, folders: list[Path], run: Path, labels: str, seed: int | 
 
 @app.command("kinds-attach")
 def _attach(
-    source: Annotated[Path, typer.Argument(help="Folder written by `kinds-train`.")],
-    weights: Annotated[Path, typer.Argument(help="Folder with manifest.json.")],
+    source: Annotated[Path, typer.Argument(parser=path, help="Folder written by `kinds-train`.")],
+    weights: Annotated[Path, typer.Argument(parser=path, help="Folder with manifest.json.")],
     measured: Annotated[
         Path | None,
-        typer.Option(help="summary.csv of `kinds-measure`; reports then state how often kinds were right on test."),
+        typer.Option(
+            parser=path, help="summary.csv of `kinds-measure`; reports then state how often kinds were right on test."
+        ),
     ] = None,
 ) -> None:
     """Copy the output of `kinds-train` to a folder of weights and enter it in their manifest."""
@@ -95,7 +98,7 @@ def _attach(
 def _slices(
     run: RunOption,
     data: DataSetsOption,
-    out: Annotated[Path, typer.Option(help="CSV file for the table.")],
+    out: Annotated[Path, typer.Option(parser=path, help="CSV file for the table.")],
     split: SplitOption = None,
     weights: WeightsOption = None,
     config: ConfigOption = "best",
@@ -119,7 +122,7 @@ def _measure(
     weights: WeightsOption = None,
     phantoms: Annotated[int, typer.Option(help="Number of phantoms of each kind.")] = 4,
     painted: Annotated[
-        Path | None, typer.Option(help="Data set whose test heads get the planned painted bleeds.")
+        Path | None, typer.Option(parser=path, help="Data set whose test heads get the planned painted bleeds.")
     ] = None,
     painted_heads: Annotated[int, typer.Option(help="Number of these heads to use.")] = 20,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hemseg.errors import HemsegError
+from hemseg.options import path
 
 from .inputs import config_and_data, require_training
 from .options import (
@@ -35,7 +36,9 @@ def _measure(
     threshold: Annotated[
         bool, typer.Option("--threshold", help="Measure a threshold without learning instead.")
     ] = False,
-    pictures: Annotated[Path | None, typer.Option(help="Folder for panels of real scans; keep them private.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(parser=path, help="Folder for panels of real scans; keep them private.")
+    ] = None,
 ) -> None:
     """Measure weights on data sets; writes tables and plots (Bland-Altman, Dice by volume, slice ROC)."""
     from hemseg.manifest import default_weights
@@ -85,13 +88,15 @@ def _quality(
 
 @app.command("slices")
 def _slices(
-    data: Annotated[Path, typer.Option(help="Data set of single slices, such as rsna-slices.")],
+    data: Annotated[Path, typer.Option(parser=path, help="Data set of single slices, such as rsna-slices.")],
     out: TablesOption,
     split: SplitOption = None,
     weights: WeightsOption = None,
     run: Annotated[
         Path | None,
-        typer.Option(help="Folder of a run whose slice classifier is used instead of the one in the weights."),
+        typer.Option(
+            parser=path, help="Folder of a run whose slice classifier is used instead of the one in the weights."
+        ),
     ] = None,
     config: RunConfigOption = "best",
 ) -> None:
@@ -121,7 +126,9 @@ def _slices(
 @app.command()
 def kinds(
     weights: WeightsOption = None,
-    out: Annotated[Path, typer.Option(help="CSV file for the table.")] = Path("docs/results/phantom_kinds.csv"),
+    out: Annotated[Path, typer.Option(parser=path, help="CSV file for the table.")] = Path(
+        "docs/results/phantom_kinds.csv"
+    ),
 ) -> None:
     """Measure weights on phantoms of each kind of hemorrhage and on healthy ones."""
     from ..console import in_words
@@ -133,14 +140,17 @@ def kinds(
 
 @app.command("painted")
 def _painted(
-    data: Annotated[Path | None, typer.Option(help="Data set to measure on.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the tables.")] = None,
+    data: Annotated[Path | None, typer.Option(parser=path, help="Data set to measure on.")] = None,
+    out: Annotated[Path | None, typer.Option(parser=path, help="Folder for the tables.")] = None,
     split: SplitOption = None,
     weights: WeightsOption = None,
     run: Annotated[
-        Path | None, typer.Option(help="Folder of a run; bleeds are painted into its prepared training scans.")
+        Path | None,
+        typer.Option(parser=path, help="Folder of a run; bleeds are painted into its prepared training scans."),
     ] = None,
-    sheet: Annotated[Path | None, typer.Option(help="File for a picture of these; keep it private.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(parser=path, help="File for a picture of these; keep it private.")
+    ] = None,
     config: RunConfigOption = "best",
     seed: Annotated[int, typer.Option(help="Random seed of the picture.")] = 0,
 ) -> None:
@@ -207,7 +217,7 @@ def _range(
     data: DataSetsOption,
     out: TablesOption,
     weights: Annotated[
-        Path, typer.Option(help="Folder with manifest.json, to which thresholds and margin are written.")
+        Path, typer.Option(parser=path, help="Folder with manifest.json, to which thresholds and margin are written.")
     ],
     keep: Annotated[bool, typer.Option("--keep", help="Leave the manifest unchanged.")] = False,
 ) -> None:
@@ -259,7 +269,7 @@ def _stripping(
 
 @app.command("robustness")
 def _robustness(
-    data: Annotated[Path, typer.Option(help="Data set with reference masks.")],
+    data: Annotated[Path, typer.Option(parser=path, help="Data set with reference masks.")],
     out: TablesOption,
     split: SplitOption = None,
     stripped: StrippedOption = None,
@@ -301,7 +311,9 @@ def _robustness(
 @app.command("retest")
 def _retest(
     out: TablesOption,
-    data: Annotated[Path | None, typer.Option(help="Data set of whole heads; its val split is measured.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(parser=path, help="Data set of whole heads; its val split is measured.")
+    ] = None,
     phantoms: Annotated[int, typer.Option(min=0, help="Number of phantoms.")] = 12,
     weights: WeightsOption = None,
     seed: Annotated[int, typer.Option(help="Random seed of rotations, shifts and noise.")] = 0,
@@ -327,16 +339,18 @@ def _retest(
 
 @app.command("uncertain")
 def _uncertain(
-    scans: Annotated[Path, typer.Option(help="Folder of scans; labels are not needed.")],
+    scans: Annotated[Path, typer.Option(parser=path, help="Folder of scans; labels are not needed.")],
     run: RunOption,
     weights: Annotated[
         Path | None,
         typer.Option(
-            "--weights", help="Folder with manifest.json; by default, that of the run, otherwise hemseg's own."
+            "--weights",
+            parser=path,
+            help="Folder with manifest.json; by default, that of the run, otherwise hemseg's own.",
         ),
     ] = None,
     second: Annotated[
-        Path | None, typer.Option(help="Other weights to consult as well, of another seed or older.")
+        Path | None, typer.Option(parser=path, help="Other weights to consult as well, of another seed or older.")
     ] = None,
     panels: Annotated[int, typer.Option(min=0, help="Number of scans that get a picture.")] = 12,
 ) -> None:

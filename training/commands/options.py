@@ -7,28 +7,36 @@ from typing import Annotated, Literal
 
 import typer
 
+from hemseg.options import path
+
 Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]  # Lightning's names
 
 ConfigOption = Annotated[
     str, typer.Option("--config", help="A YAML file, or the name of one in training/configs without its suffix.")
 ]
 RunConfigOption = Annotated[str, typer.Option("--config", help="Configuration of the run.")]
-RunOption = Annotated[Path, typer.Option("--run", help="Folder of the run.")]
+RunOption = Annotated[Path, typer.Option("--run", parser=path, help="Folder of the run.")]
 DataOption = Annotated[
     list[Path] | None,
-    typer.Option("--data", help="Data set; may be given several times. Without it, phantoms are generated in RUN."),
+    typer.Option(
+        "--data", parser=path, help="Data set; may be given several times. Without it, phantoms are generated in RUN."
+    ),
 ]
-DataSetsOption = Annotated[list[Path], typer.Option("--data", help="Data set; may be given several times.")]
+DataSetsOption = Annotated[
+    list[Path], typer.Option("--data", parser=path, help="Data set; may be given several times.")
+]
 SplitOption = Annotated[
     list[str] | None, typer.Option("--split", help="Split to measure on; may be given several times.")
 ]
 StrippedOption = Annotated[
-    Path | None, typer.Option("--stripped", help="The same scans with everything outside the skull removed.")
+    Path | None,
+    typer.Option("--stripped", parser=path, help="The same scans with everything outside the skull removed."),
 ]
 WeightsOption = Annotated[
-    Path | None, typer.Option("--weights", help="Folder with manifest.json; by default, hemseg's own weights.")
+    Path | None,
+    typer.Option("--weights", parser=path, help="Folder with manifest.json; by default, hemseg's own weights."),
 ]
-TablesOption = Annotated[Path, typer.Option("--out", help="Folder for the tables.")]
+TablesOption = Annotated[Path, typer.Option("--out", parser=path, help="Folder for the tables.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Random seed, instead of the one in the configuration.")]
 DevicesOption = Annotated[
     str,

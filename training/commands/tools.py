@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hemseg.errors import HemsegError
+from hemseg.options import path
 
 from .inputs import config_and_data, hardware_of, require_training, run_stages
 from .options import (
@@ -27,8 +28,12 @@ app = typer.Typer()
 @app.command("strip")
 def _strip(
     run: RunOption,
-    stripped: Annotated[list[Path], typer.Option(help="Data set of scans with everything outside the skull removed.")],
-    heads: Annotated[Path | None, typer.Option(help="The scans of the first --stripped as whole heads.")] = None,
+    stripped: Annotated[
+        list[Path], typer.Option(parser=path, help="Data set of scans with everything outside the skull removed.")
+    ],
+    heads: Annotated[
+        Path | None, typer.Option(parser=path, help="The scans of the first --stripped as whole heads.")
+    ] = None,
     phantoms: Annotated[int, typer.Option(help="Number of additional phantoms.")] = 96,
     epochs: Annotated[int, typer.Option(min=1, help="Number of epochs.")] = 8,
     seed: Annotated[int, typer.Option(help="Random seed of weights, order and phantoms.")] = 0,
@@ -49,7 +54,7 @@ def _strip(
 
 @app.command()
 def phantoms(
-    folder: Annotated[Path, typer.Argument(help="Output folder.")],
+    folder: Annotated[Path, typer.Argument(parser=path, help="Output folder.")],
     cases: Annotated[int, typer.Option(help="Number of phantoms; one in five is healthy.")] = 20,
     seed: Annotated[int, typer.Option(help="Random seed of heads, hemorrhages and noise.")] = 0,
     size: Annotated[int, typer.Option(help="Pixels along each side of a slice (230 mm).")] = 256,
@@ -64,7 +69,7 @@ def phantoms(
 
 
 @app.command()
-def samples(root: Annotated[Path, typer.Option(help="Folder that contains them.")] = Path("test")) -> None:
+def samples(root: Annotated[Path, typer.Option(parser=path, help="Folder that contains them.")] = Path("test")) -> None:
     """Generate the sample scans of test/cases, their ground truth, and the masks of the current weights."""
     from ..evaluation.samples import write_samples
 
@@ -73,8 +78,8 @@ def samples(root: Annotated[Path, typer.Option(help="Folder that contains them."
 
 @app.command()
 def pictures(
-    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("docs"),
-    scans: Annotated[Path, typer.Option(help="Folder of the sample scans.")] = Path("test/cases"),
+    out: Annotated[Path, typer.Option(parser=path, help="Output folder.")] = Path("docs"),
+    scans: Annotated[Path, typer.Option(parser=path, help="Folder of the sample scans.")] = Path("test/cases"),
 ) -> None:
     """Regenerate the pictures of README.md and docs/usage.md: phantoms and the current weights. Requires Chromium."""
     from ..evaluation.pictures import write_pictures
@@ -86,7 +91,7 @@ def pictures(
 def _bundle(
     config: ConfigOption,
     run: RunOption,
-    out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
+    out: Annotated[Path, typer.Option(parser=path, help="Folder of the bundle.")],
     data: DataOption = None,
     devices: DevicesOption = "auto",
     nodes: NodesOption = 1,
@@ -103,7 +108,9 @@ def _bundle(
 
 
 @app.command()
-def optimize(folder: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Folder with manifest.json.")]) -> None:
+def optimize(
+    folder: Annotated[Path, typer.Argument(metavar="WEIGHTS", parser=path, help="Folder with manifest.json.")],
+) -> None:
     """Rewrite the graph of weights from an older export so that it runs faster; it computes the same."""
     from ..export.graph import optimize_weights
 
@@ -129,7 +136,7 @@ def _bench(
 
 @app.command("cli-pages")
 def _cli_pages(
-    context: typer.Context, out: Annotated[Path, typer.Option(help="Folder of the pages.")] = Path("docs")
+    context: typer.Context, out: Annotated[Path, typer.Option(parser=path, help="Folder of the pages.")] = Path("docs")
 ) -> None:
     """Write cli.md and training-cli.md: every command and option of `hemseg` and `python -m training`."""
     from .reference import write_pages
