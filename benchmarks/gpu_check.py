@@ -280,7 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("error: there is no CUDA device here; --device cpu --tiny tries the check itself.", file=sys.stderr)
         return 1
     steps = max(1, options.steps) if options.steps else 2 if options.tiny else 20
-    result = check(torch.device(options.device), options.tiny, steps, cases=3 if options.tiny_config else 6)
+    result = check(torch.device(options.device), options.tiny, steps, cases=3 if options.tiny else 6)
     text = json.dumps(result, indent=1) + "\n"
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
