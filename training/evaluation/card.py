@@ -288,6 +288,10 @@ def other_weights(results: Path) -> str:
         "**what ships**": (results / "best", results / "slices"),
         "the same, seed 1": (results / "others" / "seed1", results / "others" / "seed1" / "slices"),
         "`best_open`, seed 0": (results / "others" / "best_open", results / "others" / "best_open" / "slices"),
+        "control: `best_open`, permuted labels": (
+            results / "others" / "permuted",
+            results / "others" / "permuted" / "slices",
+        ),
     }
     return _table(
         (
