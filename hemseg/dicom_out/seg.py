@@ -139,7 +139,8 @@ def require_highdicom(path: Path, result: Segmentation, kind: str) -> tuple[Any,
     """
     stack = result.volume.stack
     if stack is None:
-        raise HemsegError(f"{path}: {kind} refers to DICOM slices, but {result.volume.path} has none.")
+        scan = result.volume.path or "this scan"
+        raise HemsegError(f"{path}: {kind} refers to DICOM slices, but {scan} has none.")
     try:
         import highdicom
         from pydicom.sr.codedict import codes

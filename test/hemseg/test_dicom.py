@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom as hd
@@ -373,6 +374,9 @@ def test_an_empty_segmentation_is_valid(tmp_path: Path, model: Model) -> None:
 def test_dicom_segmentations_are_of_dicom_scans(tmp_path: Path, phantom: Volume, model: Model) -> None:
     with pytest.raises(HemsegError, match="refers to DICOM slices"):
         segment(phantom, model).save(tmp_path / "mask.dcm")
+    array = replace(phantom, path=None)
+    with pytest.raises(HemsegError, match="but this scan has none"):
+        segment(array, model).save(tmp_path / "mask.dcm")
     assert not list(tmp_path.iterdir())
 
 
