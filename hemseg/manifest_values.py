@@ -32,7 +32,13 @@ RANGES = {  # of numbers; lowest and highest
     "format": (1, 1000),
 }
 MAX_PATCH_VOXELS = 1 << 27
-IN_WORDS = {float: "a number", int: "a whole number", str: "text", bool: "true or false", dict: "a set of values"}
+ACCEPTED: dict[Any, tuple[tuple[type, ...], str]] = {  # by the type of a field: types of JSON, and these in words
+    float: ((int, float), "a number"),
+    int: ((int,), "a whole number"),
+    str: ((str,), "text"),
+    bool: ((bool,), "true or false"),
+    dict: ((dict, Mapping), "a set of values"),
+}
 
 
 def check_values(values: Any, at: str = "") -> None:
@@ -80,6 +86,8 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
         for one, type_ in zip(value, expected, strict=True):
             _check_type(name, one, type_)
         return
-    accepted = {float: (int, float), int: (int,), str: (str,), bool: (bool,), dict: (dict, Mapping)}.get(origin or kind)
-    if accepted and (not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool)):
-        raise ValueError(f"{name} should be {IN_WORDS[origin or kind]}")
+    if (origin or kind) not in ACCEPTED:
+        return
+    types, words = ACCEPTED[origin or kind]
+    if not isinstance(value, types) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{name} should be {words}")

@@ -28,9 +28,8 @@ from hemseg.upright import turned
 
 SLICES_AT_ONCE = 8
 JUDGED_SLICES = 2  # of a lesion beside a larger one, in which it is judged
-MAIN_SLICE_SHARE = (
-    0.75  # of its largest area: a rim that reaches into one more slice does not speak for all of a lesion
-)
+# of its largest area: a rim that reaches into one more slice does not speak for all of a lesion
+MAIN_SLICE_SHARE = 0.75
 PAINT_MARGIN_MM = 2.0  # around what is painted over: its blurred edge
 CONFIRMING_PROBABILITY = 0.9  # of hemorrhage with the other lesions painted over: the lesion stands
 MIN_LOGIT_DROP = 0.5  # of the logit as the lesion, too, is painted over; less: it is not what the classifier sees

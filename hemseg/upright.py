@@ -11,9 +11,8 @@ import cv2
 import numpy as np
 
 MIN_SLICES = 12  # of the working grid; a few slices of an upright head are as symmetrical across now and then
-MIN_ASYMMETRY_RATIO = (
-    1.2  # so many times better the halves of a head that lies across match from top to bottom than side by side
-)
+# so many times better the halves of a head that lies across match from top to bottom than side by side
+MIN_ASYMMETRY_RATIO = 1.2
 AXIS_SEARCH_DEGREES = 30.0  # to either side of upright, or of across, in which the axis of symmetry is looked for
 RADIUS_MM, STEP_MM = 96.0, 4.0
 ANGLES = 72  # around the circle

@@ -20,10 +20,8 @@ from hemseg.dicom.header import ILL_FORMED, Header
 from hemseg.dicom.source import Source
 
 NEEDED = ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient")
-COSINE_TOLERANCE, SPACING_TOLERANCE = (
-    1e-2,
-    1e-3,
-)  # direction cosines, and pixel spacing relative, that differ by less are the same
+# direction cosines, and pixel spacing relative, that differ by less are the same
+COSINE_TOLERANCE, SPACING_TOLERANCE = 1e-2, 1e-3
 COINCIDENT_MM = 0.05  # slices nearer than this lie at one place
 MAX_STACKS = 64  # of one SeriesInstanceUID: perfusion has some 30 phases
 COMPLETE = 1.5  # gaps of at most so many thicknesses: no slice is missing between

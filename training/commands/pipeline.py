@@ -43,10 +43,10 @@ def _stage_command(name: str, text: str) -> None:
         workers: WorkersOption = "auto",
         compile: CompileOption = False,
     ) -> None:
-        require_training()
-        settings, dataset = config_and_data(config, data, run, seed, init)
         if masks and permuted:
             raise HemsegError("--masks-train and --permuted are two different trainings; leave one of them out.")
+        require_training()
+        settings, dataset = config_and_data(config, data, run, seed, init)
         hardware = hardware_of(devices, nodes, precision, workers, compile)
         run_stages(name, settings, dataset, run, hardware, Variant(masks=masks, permuted=permuted))
 

@@ -283,16 +283,14 @@ def painted(results: Path) -> str:
 
 
 def other_weights(results: Path) -> str:
-    """What ships beside the same from another seed, and beside weights without the RSNA slices."""
-    places = {
-        "**what ships**": (results / "best", results / "slices"),
-        "the same, seed 1": (results / "others" / "seed1", results / "others" / "seed1" / "slices"),
-        "`best_open`, seed 0": (results / "others" / "best_open", results / "others" / "best_open" / "slices"),
-        "control: `best_open`, permuted labels": (
-            results / "others" / "permuted",
-            results / "others" / "permuted" / "slices",
-        ),
+    """What ships beside the same from another seed, weights without the RSNA slices, and these of permuted labels."""
+    others = {
+        "the same, seed 1": results / "others" / "seed1",
+        "`best_open`, seed 0": results / "others" / "best_open",
+        "control: `best_open`, permuted labels": results / "others" / "permuted",
     }
+    rows = [["**what ships**", *_main_metrics(results / "best", results / "slices")]]
+    rows += [[title, *_main_metrics(folder, folder / "slices")] for title, folder in others.items()]
     return _table(
         (
             "weights",
@@ -305,7 +303,7 @@ def other_weights(results: Path) -> str:
             "marked",
             "AUC",
         ),
-        ([title, *_main_metrics(*folders)] for title, folders in places.items()),
+        rows,
     )
 
 

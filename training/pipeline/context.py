@@ -82,9 +82,9 @@ class Context:
         if self.variant.reference:
             return "reference masks"
         labels = "permuted slice labels" if self.variant.permuted else "slice labels"
-        return labels + (
-            f"; {describe_mask_supervision(self.cases_with_masks, self.dataset)}" if self.cases_with_masks else ""
-        )
+        if not self.cases_with_masks:
+            return labels
+        return f"{labels}; {describe_mask_supervision(self.cases_with_masks, self.dataset)}"
 
     @cached_property
     def classifier(self) -> SliceNetwork:
